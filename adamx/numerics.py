@@ -1,0 +1,199 @@
+"""The mathematics of Adam on one array: moments, bias correction, direction.
+
+The letters are those of Kingma & Ba 2015 (https://arxiv.org/abs/1412.6980): g is the gradient, m
+and v are its first and second moment, t is the step counted from 1, b the decay rate of a moment.
+Nothing here knows of trees or of optimizer state.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeGuard, get_args
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = [
+    "CONVENTIONS",
+    "BiasCorrection",
+    "Convention",
+    "Hyperparameters",
+    "bias_correction",
+    "compute_dtype",
+    "is_number",
+    "moving_average",
+    "safe_sqrt",
+    "step",
+]
+
+Convention = Literal["optax", "torch", "keras"]
+CONVENTIONS: tuple[str, ...] = get_args(Convention)
+
+
+class Hyperparameters(NamedTuple):
+    """What a step depends on besides arrays. The numbers may be traced; the rest is fixed."""
+
+    b1: chex.Numeric
+    b2: chex.Numeric
+    eps: chex.Numeric
+    eps_root: chex.Numeric
+    nesterov: bool
+    convention: Convention
+
+
+class BiasCorrection(NamedTuple):
+    """The factors by which the moments, which start at zero, fall short after t steps."""
+
+    m: chex.ArrayDevice  # 1 - b1^t
+    m_next: chex.ArrayDevice  # 1 - b1^(t+1), for Nesterov's look ahead
+    v: chex.ArrayDevice  # 1 - b2^t
+
+
+def is_number(x: object) -> TypeGuard[float]:
+    """Whether `x` is a real number of Python or NumPy, whose value can be looked at.
+
+    An array of JAX is not, even when it is not traced: looking would wait for the device.
+    """
+    if isinstance(x, np.ndarray):
+        return x.ndim == 0 and x.dtype.kind in "iuf"
+    return isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool)
+
+
+def compute_dtype(*dtypes: np.dtype) -> np.dtype:
+    """The real dtype in which to compute with `dtypes`: the widest precision, at least float32."""
+    parts = [jnp.finfo(dtype).dtype for dtype in dtypes]
+    return max([jnp.dtype(jnp.float32), *parts], key=lambda dtype: dtype.itemsize)
+
+
+def _operand(x: chex.Numeric, dtype: np.dtype) -> chex.Numeric:
+    """A hyperparameter as an operand beside arrays of `dtype`; numbers stay doubles until then."""
+    return float(x) if is_number(x) else jnp.asarray(x, dtype)
+
+
+def _by_parts(
+    op: Callable[..., chex.ArrayDevice], x: chex.ArrayDevice, real: chex.Numeric
+) -> chex.ArrayDevice:
+    """`op(x, real)`, for a complex x on each of its parts.
+
+    So nothing is promoted, and an infinite part does not turn the other one into NaN.
+    """
+    if jnp.iscomplexobj(x):
+        return jax.lax.complex(op(x.real, real), op(x.imag, real))
+    return op(x, real)
+
+
+def _square(x: chex.ArrayDevice) -> chex.ArrayDevice:
+    """|x|^2, real."""
+    if jnp.iscomplexobj(x):
+        return jnp.square(x.real) + jnp.square(x.imag)
+    return jnp.square(x)
+
+
+def moving_average(
+    mean: chex.ArrayDevice, x: chex.ArrayDevice, b: chex.Numeric
+) -> chex.ArrayDevice:
+    """One step of an exponential moving average, b * mean + (1 - b) * x; in the dtype of both.
+
+    Computed as `mean + (1 - b) * (x - mean)`, whose two weights add up to one. Rounded to float32
+    each for itself, b and 1 - b do not: with b = 0.999 the second moment is then off by 1.3e-5.
+    For b below one half the average starts from x instead, so that b = 0 gives x and loses nothing.
+    """
+    b = _operand(b, jnp.finfo(mean.dtype).dtype)
+    if isinstance(b, float):
+        start, end, weight = (mean, x, 1 - b) if b >= 0.5 else (x, mean, b)
+    else:
+        near_mean = b >= 0.5
+        start, end = jnp.where(near_mean, mean, x), jnp.where(near_mean, x, mean)
+        weight = jnp.where(near_mean, 1 - b, b)
+    return start + _by_parts(jnp.multiply, end - start, weight)
+
+
+def _one_minus_power(b: chex.Numeric, t: chex.ArrayDevice, dtype: np.dtype) -> chex.ArrayDevice:
+    """1 - b^t as -expm1(t log b), which does not cancel where b^t is close to 1."""
+    if is_number(b):
+        log_b = float(np.log(np.float64(b))) if b > 0 else -np.inf
+    else:
+        log_b = jnp.log(jnp.asarray(b, dtype))
+    return -jnp.expm1(t.astype(dtype) * log_b)
+
+
+def bias_correction(
+    t: chex.ArrayDevice, t_next: chex.ArrayDevice, hyper: Hyperparameters, dtype: np.dtype
+) -> BiasCorrection:
+    """The bias corrections in `dtype` at step t and the one after it (integers, any shape)."""
+    return BiasCorrection(
+        m=_one_minus_power(hyper.b1, t, dtype),
+        m_next=_one_minus_power(hyper.b1, t_next, dtype),
+        v=_one_minus_power(hyper.b2, t, dtype),
+    )
+
+
+@jax.custom_jvp
+def safe_sqrt(x: chex.ArrayDevice) -> chex.ArrayDevice:
+    """The square root of x >= 0, with derivative 0 instead of infinity where x is 0.
+
+    Adam multiplies this derivative by m, which is 0 where v is: 0 is right, and 0 times infinity
+    would be NaN.
+    """
+    return jnp.sqrt(x)
+
+
+@safe_sqrt.defjvp
+def _safe_sqrt_jvp(
+    primals: tuple[chex.ArrayDevice], tangents: tuple[chex.ArrayDevice]
+) -> tuple[chex.ArrayDevice, chex.ArrayDevice]:
+    root = safe_sqrt(*primals)
+    zero = root == 0
+    return root, jnp.where(zero, 0, tangents[0] / (2 * jnp.where(zero, 1, root)))
+
+
+def step(
+    g: chex.ArrayDevice,
+    moments: tuple[chex.ArrayDevice, ...],
+    correction: BiasCorrection,
+    hyper: Hyperparameters,
+) -> tuple[chex.ArrayDevice, tuple[chex.ArrayDevice, ...]]:
+    """One step of Adam on one array.
+
+    Args:
+      g: the gradient, real or complex, of any shape.
+      moments: (m, v), or (m, v, v_max) with AMSGrad (Reddi et al. 2018,
+        https://arxiv.org/abs/1904.09237). All of the shape of g; m of its dtype, the others of the
+        dtype of its real part.
+      correction: scalars of v's dtype, see `bias_correction`.
+      hyper: see `adamx.scale_by_adam`.
+
+    Returns:
+      The direction, which the optimizer follows backwards, like g; and the new moments.
+    """
+    m, v, *v_max = moments
+    amsgrad = bool(v_max)
+    eps, eps_root = _operand(hyper.eps, v.dtype), _operand(hyper.eps_root, v.dtype)
+
+    m = moving_average(m, g, hyper.b1)
+    v = moving_average(v, _square(g), hyper.b2)
+    largest = v
+    if amsgrad:
+        candidate = v / correction.v if hyper.convention == "optax" else v
+        largest = jnp.maximum(v_max[0], candidate)
+
+    if hyper.convention == "keras":  # Kingma & Ba, end of section 2: eps beside an uncorrected v
+        m_hat = _by_parts(jnp.multiply, m, jnp.sqrt(correction.v) / correction.m)
+        v_hat = largest
+    else:
+        m_hat = _corrected_mean(g, m, correction, hyper)
+        already_corrected = amsgrad and hyper.convention == "optax"
+        v_hat = largest if already_corrected else largest / correction.v
+
+    direction = _by_parts(jnp.divide, m_hat, safe_sqrt(v_hat + eps_root) + eps)
+    return direction, (m, v, largest) if amsgrad else (m, v)
+
+
+def _corrected_mean(
+    g: chex.ArrayDevice, m: chex.ArrayDevice, correction: BiasCorrection, hyper: Hyperparameters
+) -> chex.ArrayDevice:
+    if not hyper.nesterov:
+        return _by_parts(jnp.divide, m, correction.m)
+    # Dozat 2016, https://openreview.net/pdf?id=OM0jvwB8jIp57ZJjtNEZ, algorithm 2
+    ahead = _by_parts(jnp.divide, m, correction.m_next)
+    return moving_average(ahead, _by_parts(jnp.divide, g, correction.m), hyper.b1)

@@ -1,0 +1,55 @@
+"""Adam in double precision, written down once more from the papers, without JAX."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Step(NamedTuple):
+    """One step's results for one array; `scale` is what the direction's error is relative to."""
+
+    direction: np.ndarray
+    scale: np.ndarray
+    m: np.ndarray
+    v: np.ndarray
+    v_max: np.ndarray
+
+
+def adam(
+    gradients: Iterable[np.ndarray],
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+    nesterov: bool = False,
+    amsgrad: bool = False,
+    convention: str = "optax",
+) -> Iterator[Step]:
+    """Each step of Adam on one array; float64 or complex128.
+
+    `scale` is the direction that gradients of one sign would give. Where m is a small difference of
+    large gradients, an implementation is accurate relative to that, and not to the direction.
+    """
+    m = scale = v = v_max = np.float64(0)
+    for t, gradient in enumerate(gradients, 1):
+        g = np.asarray(gradient, np.complex128 if np.iscomplexobj(gradient) else np.float64)
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * np.abs(g) ** 2
+        scale = b1 * scale + (1 - b1) * np.abs(g)
+        c1, c2 = 1 - b1**t, 1 - b2**t
+        v_max = np.maximum(v_max, v / c2 if convention == "optax" else v)
+        if convention == "keras":
+            denominator = np.sqrt((v_max if amsgrad else v) + eps_root) + eps
+            numerator, size = np.sqrt(c2) / c1 * m, np.sqrt(c2) / c1 * scale
+        else:
+            v_hat = v / c2
+            if amsgrad:
+                v_hat = v_max if convention == "optax" else v_max / c2
+            denominator = np.sqrt(v_hat + eps_root) + eps
+            numerator, size = m / c1, scale / c1
+            if nesterov:
+                c1_next = 1 - b1 ** (t + 1)
+                numerator = b1 * m / c1_next + (1 - b1) * g / c1
+                size = b1 * scale / c1_next + (1 - b1) * np.abs(g) / c1
+        yield Step(numerator / denominator, size / denominator, m, v, v_max)
