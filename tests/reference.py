@@ -1,4 +1,4 @@
-"""Adam in double precision, written down once more from the papers, without JAX."""
+"""Adam in double precision or wider, written down once more from the papers, without JAX."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -26,14 +26,15 @@ def adam(
     amsgrad: bool = False,
     convention: str = "optax",
 ) -> Iterator[Step]:
-    """Each step of Adam on one array; float64 or complex128.
+    """Each step of Adam on one array, in NumPy's long double: 80 bits on x86, at least 64 elsewhere.
 
     `scale` is the direction that gradients of one sign would give. Where m is a small difference of
     large gradients, an implementation is accurate relative to that, and not to the direction.
     """
-    m = scale = v = v_max = np.float64(0)
+    b1, b2 = np.longdouble(b1), np.longdouble(b2)
+    m = scale = v = v_max = np.longdouble(0)
     for t, gradient in enumerate(gradients, 1):
-        g = np.asarray(gradient, np.complex128 if np.iscomplexobj(gradient) else np.float64)
+        g = np.asarray(gradient, np.clongdouble if np.iscomplexobj(gradient) else np.longdouble)
         m = b1 * m + (1 - b1) * g
         v = b2 * v + (1 - b2) * np.abs(g) ** 2
         scale = b1 * scale + (1 - b1) * np.abs(g)

@@ -16,13 +16,13 @@ _KINDS = {
 
 def initial_params(seed: int) -> list[np.ndarray]:
     """Float32 parameters, in the order of `SHAPES`."""
-    rng = np.random.RandomState(seed)  # noqa: NPY002
+    rng = np.random.RandomState(seed)
     return [rng.standard_normal(shape).astype(np.float32) for shape in SHAPES.values()]
 
 
 def gradients(seed: int, kind: str) -> Iterator[list[np.ndarray]]:
     """Float32 gradients like the parameters, one list for each step."""
-    rng = np.random.RandomState(seed + 1)  # noqa: NPY002
+    rng = np.random.RandomState(seed + 1)
     for t in range(max(STEPS)):
         normal = [rng.standard_normal(shape) for shape in SHAPES.values()]
         yield [_KINDS[kind](x, t).astype(np.float32) for x in normal]

@@ -1,0 +1,20 @@
+"""The bounds on the table of benchmarks/accuracy.py."""
+
+import pytest
+
+from benchmarks import accuracy
+
+
+@pytest.fixture(scope="module")
+def errors():
+    return accuracy.measure(size=256)
+
+
+@pytest.mark.parametrize("step", accuracy.STEPS)
+def test_median_error(errors, step):
+    assert errors["adamx"][step][0] <= 4e-7
+
+
+@pytest.mark.parametrize("step", [1, 100, 10_000])
+def test_ten_times_closer_than_optax(errors, step):
+    assert errors["adamx"][step][0] <= errors["optax"][step][0] / 10

@@ -1,0 +1,86 @@
+"""Derivatives through the update, at points where some gradients are exactly zero."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamx
+
+OPTIONS = [
+    {},
+    {"nesterov": True},
+    {"amsgrad": True},
+    {"convention": "torch", "amsgrad": True},
+    {"convention": "keras"},
+]
+EPS = 1e-3  # so that a finite difference can be small beside it
+
+
+def loss_after_two_steps(tx, x, data):
+    """A loss whose gradient at parameter i is x[i] * data[t, i] in step t, then zero where it is."""
+
+    def loss(params, target):
+        return jnp.sum(0.5 * params**2 * target + x * params * target)
+
+    params = jnp.zeros_like(x)
+    state = tx.init(params)
+    for target in data:
+        grads = jax.grad(loss)(params, target)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return jnp.sum(jnp.sin(params + jnp.arange(x.size, dtype=x.dtype)))
+
+
+def central_differences(function, x):
+    """The gradient of `function` at `x`. At 0 the update bends as |g| / eps does: small steps."""
+    function = jax.jit(function)
+    steps = np.diag(np.where(x == 0, 1e-10, 1e-5))
+    return [(function(x + h) - function(x - h)) / (2 * h.sum()) for h in steps]
+
+
+# Gradients are zero: in both steps (x = 0), in the first, in the second, in neither.
+X = np.array([0.0, 0.7, -0.4, 0.3, 0.0])
+DATA = np.array([[1.0, 0.0, 1.0, -0.5, 0.0], [1.0, 2.0, 0.0, 0.8, 0.0]])
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_agrees_with_finite_differences(options):
+    tx = adamx.adam(0.1, eps=EPS, eps_root=0.0, **options)
+    ours = jax.grad(lambda x: loss_after_two_steps(tx, x, jnp.asarray(DATA, "float32")))(
+        jnp.asarray(X, "float32")
+    )
+    with jax.enable_x64(True):
+        data = jnp.asarray(DATA)
+        exact = central_differences(lambda x: loss_after_two_steps(tx, x, data), X)
+    np.testing.assert_allclose(ours, exact, rtol=2e-5, atol=1e-8)
+
+
+def test_optax_gives_nan_here():
+    """So that the test above tests something."""
+    data = jnp.asarray(DATA, "float32")
+    with jax.numpy_dtype_promotion("standard"):
+        gradient = jax.grad(lambda x: loss_after_two_steps(optax.adam(0.1), x, data))
+        assert np.isnan(gradient(jnp.asarray(X, "float32"))).any()
+
+
+@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
+def test_by_hyperparameters(mode):
+    """The learning rate and the betas can be learned."""
+
+    def final(hyper):
+        tx = adamx.adam(hyper[0], b1=hyper[1], b2=hyper[2])
+        return loss_after_two_steps(tx, jnp.asarray(X, hyper.dtype), jnp.asarray(DATA, hyper.dtype))
+
+    hyper = np.array([0.1, 0.8, 0.95])
+    ours = mode(final)(jnp.asarray(hyper, "float32"))
+    with jax.enable_x64(True):
+        exact = central_differences(final, hyper)
+    np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-8)  # 4e-5 measured
+
+
+def test_second_derivative_is_finite():
+    tx = adamx.adam(0.1, eps=EPS)
+    hessian = jax.hessian(lambda x: loss_after_two_steps(tx, x, jnp.asarray(DATA, "float32")))
+    assert np.all(np.isfinite(hessian(jnp.asarray(X, "float32"))))

@@ -1,0 +1,150 @@
+"""jit, vmap, grad, scan, donation: one compilation, and no copy."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamx
+
+VARIANTS = [
+    {},
+    {"nesterov": True},
+    {"amsgrad": True},
+    {"convention": "torch", "amsgrad": True},
+    {"convention": "keras"},
+]
+
+
+def problem():
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.standard_normal((4, 3)), jnp.float32), "b": jnp.zeros(3)}
+    x = jnp.asarray(rng.standard_normal((16, 4)), jnp.float32)
+    y = jnp.asarray(rng.standard_normal((16, 3)), jnp.float32)
+    return params, lambda params: jnp.mean((x @ params["w"] + params["b"][None] - y) ** 2)
+
+
+def make_step(tx, loss):
+    def step(params, state):
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_jit(options):
+    params, loss = problem()
+    tx = adamx.adam(1e-2, **options)
+    step = make_step(tx, loss)
+    plain = compiled = (params, tx.init(params))
+    for _ in range(5):
+        plain, compiled = step(*plain), jax.jit(step)(*compiled)
+    chex.assert_trees_all_close(plain, compiled, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_scan_over_1000_steps(options):
+    params, loss = problem()
+    tx = adamx.adam(adamx.inverse_time_decay(1e-2, 1e-3), **options)
+    step = jax.jit(make_step(tx, loss))
+    looped = (params, tx.init(params))
+    scanned, _ = jax.lax.scan(lambda carry, _: (step(*carry), None), looped, length=1000)
+    for _ in range(1000):
+        looped = step(*looped)
+    chex.assert_trees_all_close(looped, scanned, rtol=1e-5, atol=1e-6)
+    assert loss(scanned[0]) < 0.7 * loss(params)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_vmap_over_an_ensemble(options):
+    """Each member has its own parameters, learning rate, b1 and count."""
+    params, loss = problem()
+    rates, b1s = jnp.array([1e-3, 1e-2, 1e-1]), jnp.array([0.5, 0.9, 0.99])
+    members = jax.tree.map(lambda p: jnp.stack([p, 2 * p, 3 * p]), params)
+
+    def train(rate, b1, params):
+        tx = adamx.adam(rate, b1=b1, **options)
+        state, step = tx.init(params), make_step(tx, loss)
+        return jax.lax.fori_loop(0, 10, lambda _, carry: step(*carry), (params, state))
+
+    together = jax.jit(jax.vmap(train))(rates, b1s, members)
+    for i in range(3):
+        alone = train(rates[i], b1s[i], jax.tree.map(lambda p, i=i: p[i], members))
+        chex.assert_trees_all_close(
+            alone, jax.tree.map(lambda x, i=i: x[i], together), rtol=1e-5, atol=1e-6
+        )
+    assert together[1][0].count.shape == (3,)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_donation_reuses_the_buffers(options):
+    params, loss = problem()
+    tx = adamx.adam(1e-2, **options)
+    state = tx.init(params)
+    step = jax.jit(make_step(tx, loss), donate_argnums=(0, 1))
+    params, state = step(jax.tree.map(jnp.copy, params), state)
+    before = jax.tree.leaves((params, state))
+    pointers = [x.unsafe_buffer_pointer() for x in before]
+    after = jax.tree.leaves(step(params, state))
+    assert all(x.is_deleted() for x in before)
+    assert sorted(pointers) == sorted(x.unsafe_buffer_pointer() for x in after)
+
+
+def test_donated_memory_is_all_that_a_step_needs():
+    """Parameters and state are written in place: nothing of their size is allocated."""
+    params = jnp.ones(100_000)
+    tx = adamx.adam(1e-2)
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    memory = jitted.lower(params, tx.init(params), params).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= 3 * params.nbytes
+    assert memory.temp_size_in_bytes < params.nbytes / 10
+
+
+def test_compiles_once():
+    """However the count, the schedule and the hyperparameters change."""
+    params, loss = problem()
+    wrapped = optax.inject_hyperparams(adamx.adam)(learning_rate=1e-2)
+    step = jax.jit(chex.assert_max_traces(make_step(wrapped, loss), n=1))
+    state = wrapped.init(params)
+    for rate in (1e-2, 1e-3, 1.0):
+        for b1 in (0.9, 0.0):
+            state.hyperparams["learning_rate"] = jnp.asarray(rate)
+            state.hyperparams["b1"] = jnp.asarray(b1)
+            params, state = step(params, state)
+    assert step._cache_size() == 1
+
+
+def test_no_transfer_in_a_step():
+    """Neither with numbers nor with arrays as hyperparameters, jitted or not."""
+    params, loss = problem()
+    for b1 in (0.9, jnp.float32(0.9)):
+        tx = adamx.adam(1e-2, b1=b1)
+        step = jax.jit(make_step(tx, loss))
+        state = tx.init(params)
+        params, state = step(params, state)
+        with jax.transfer_guard_device_to_host("disallow"):
+            jax.block_until_ready(step(params, state))
+            direction = tx.update(params, state, params)
+            jax.block_until_ready(direction)
+
+
+def test_init_under_eval_shape():
+    params, _ = problem()
+    tx = adamx.adamw(1e-2, amsgrad=True)
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(tx.init, params), tx.init(params))
+
+
+def test_trace_is_free_of_host_callbacks_and_widening():
+    params, _ = problem()
+    tx = adamx.adam(1e-2)
+    text = str(jax.make_jaxpr(tx.update)(params, tx.init(params)))
+    assert "callback" not in text
+    assert "f64" not in text
