@@ -18,15 +18,15 @@ class Step(NamedTuple):
 
 def adam(
     gradients: Iterable[np.ndarray],
-    b1: float = 0.9,
-    b2: float = 0.999,
+    b1: float | np.longdouble = 0.9,
+    b2: float | np.longdouble = 0.999,
     eps: float = 1e-8,
     eps_root: float = 0.0,
     nesterov: bool = False,
     amsgrad: bool = False,
     convention: str = "optax",
 ) -> Iterator[Step]:
-    """Each step of Adam on one array, in NumPy's long double: 80 bits on x86, at least 64 elsewhere.
+    """Each step of Adam on one array, in NumPy's long double: 80 bits on x86, never below 64.
 
     `scale` is the direction that gradients of one sign would give. Where m is a small difference of
     large gradients, an implementation is accurate relative to that, and not to the direction.

@@ -19,7 +19,7 @@ EPS = 1e-3  # so that a finite difference can be small beside it
 
 
 def loss_after_two_steps(tx, x, data):
-    """A loss whose gradient at parameter i is x[i] * data[t, i] in step t, then zero where it is."""
+    """A loss after two steps, in which x scales the gradients and data switches them on."""
 
     def loss(params, target):
         return jnp.sum(0.5 * params**2 * target + x * params * target)

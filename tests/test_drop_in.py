@@ -72,8 +72,8 @@ def test_same_structure_and_results(pair, option):
             strict=True,
         ):
             assert (mine.shape, mine.dtype) == (other.shape, other.dtype)
-            # Optax is good to 1e-5 of a learning rate of 0.01. In bfloat16 it also rounds b1 * mu, to
-            # 8 bits; after five steps 2 % were measured.
+            # Optax is good to 1e-5 of a learning rate of 0.01. In bfloat16 it also rounds b1 * mu;
+            # after five steps 2 % were measured.
             tolerance = 2**-5 if option == "mu_dtype" else 5e-5
             mine, other = np.asarray(mine, float), np.asarray(other, float)
             assert np.abs(mine - other).max() <= tolerance * max(0.01, np.abs(other).max())

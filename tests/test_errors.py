@@ -51,7 +51,7 @@ def test_values_out_of_range(arguments, message):
 
 
 def test_weight_decay_out_of_range():
-    with pytest.raises(ValueError, match="weight_decay: expected a number from 0 .* found -0.1"):
+    with pytest.raises(ValueError, match=r"weight_decay: expected a number from 0 .* found -0.1"):
         adamx.adamw(1e-3, weight_decay=-0.1)
 
 
@@ -189,18 +189,18 @@ def test_gradients_of_another_kind():
 def test_state_of_another_transformation():
     params = jnp.ones(2)
     plain, amsgrad = adamx.scale_by_adam(), adamx.scale_by_adam(amsgrad=True)
-    with pytest.raises(TypeError, match="expected ScaleByAmsgradState, .* found ScaleByAdamState"):
+    with pytest.raises(TypeError, match=r"expected ScaleByAmsgradState, .* found ScaleByAdamState"):
         amsgrad.update(params, plain.init(params))
-    with pytest.raises(TypeError, match="expected ScaleByAdamState, .* found ScaleByAmsgradState"):
+    with pytest.raises(TypeError, match=r"expected ScaleByAdamState, .* found ScaleByAmsgradState"):
         plain.update(params, amsgrad.init(params))
-    with pytest.raises(TypeError, match="expected ScaleByAdamState, .* found tuple"):
+    with pytest.raises(TypeError, match=r"expected ScaleByAdamState, .* found tuple"):
         plain.update(params, adamx.adam(1e-3).init(params))
 
 
 def test_injected_hyperparameters_in_bfloat16():
     """Optax rounds 0.999 to 1 there, and its own Adam goes on with NaN."""
     params = jnp.ones(2, jnp.bfloat16)
-    with pytest.raises(TypeError, match="b1: expected .* found bfloat16"):
+    with pytest.raises(TypeError, match=r"b1: expected .* found bfloat16"):
         optax.inject_hyperparams(adamx.adam)(1e-3).init(params)
     for arguments in (
         {"hyperparam_dtype": "float32"},

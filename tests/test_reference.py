@@ -23,8 +23,8 @@ VARIANTS = [
 ]
 DTYPES = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
 
-# What a result may be off by, in units of its dtype's epsilon. The largest seen in 38,000 entries of
-# random problems like these was 3.4.
+# What a result may be off by, in units of its dtype's epsilon. The largest seen, in 38,000 entries
+# of random problems like these, was 3.4.
 ROUNDINGS = 5
 
 
@@ -63,7 +63,8 @@ def test_equals_the_reference(problem):
     grads = [random_gradients(rng, *leaf) for leaf in leaves]
     with jax.enable_x64(True):
         tx = adamx.scale_by_adam(**hyper)
-        state = tx.init([jnp.zeros(shape, dtype) for shape, dtype in leaves])
+        directions = [jnp.zeros(shape, dtype) for shape, dtype in leaves]
+        state = tx.init(directions)
         for g in zip(*grads, strict=True):
             directions, state = tx.update([jnp.asarray(x) for x in g], state)
         assert state.count == 10
@@ -112,7 +113,8 @@ def test_b1_of_zero_forgets_everything(traced):
 def test_count_stops_at_its_largest_value():
     tx = adamx.scale_by_adam(nesterov=True)
     last = np.iinfo(np.int32).max
-    state = tx.init(jnp.ones(2))._replace(count=jnp.int32(last - 1))
+    direction = jnp.ones(2)
+    state = tx.init(direction)._replace(count=jnp.int32(last - 1))
     for _ in range(3):
         direction, state = tx.update(jnp.ones(2), state)
     assert state.count == last

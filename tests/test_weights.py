@@ -64,10 +64,9 @@ def test_a_fresh_state_goes_on_where_the_old_one_was(holder):
     """Schedules included."""
     tx = HOLDERS[holder]
     state = trained(tx)
+    fresh = tx.init(PARAMS)
     if holder == "chain":  # a state beside Adam's, which these functions do not carry
-        fresh = (*tx.init(PARAMS)[:2], state[2])
-    else:
-        fresh = tx.init(PARAMS)
+        fresh = (*fresh[:2], state[2])
     for restored in (
         adamx.set_weights(fresh, adamx.get_weights(state)),
         adamx.from_numpy(fresh, adamx.to_numpy(state)),
@@ -80,8 +79,8 @@ def test_order():
     """Keras's: count, every mu, every nu, every maximum; leaves in tree order."""
     state = trained(HOLDERS["amsgrad"])
     weights, adam = adamx.get_weights(state), state[0]
-    leaves = [jax.tree.leaves(tree) for tree in (adam.mu, adam.nu, adam.nu_max)]
-    for weight, leaf in zip(weights, [adam.count, *sum(leaves, [])], strict=True):
+    leaves = [adam.count, *jax.tree.leaves((adam.mu, adam.nu, adam.nu_max))]
+    for weight, leaf in zip(weights, leaves, strict=True):
         np.testing.assert_array_equal(weight, leaf)
     names = ["count", *(f"{field}/{p}" for field in ("mu", "nu", "nu_max") for p in PATHS)]
     arrays = adamx.to_numpy(state)
@@ -229,7 +228,7 @@ def test_two_adam_states_of_the_same_parameters():
 
 def test_two_adam_states_of_different_parameters():
     tx = adamx.adam(1e-2)
-    with pytest.raises(ValueError, match="mu: expected Adam states .* pass them one by one"):
+    with pytest.raises(ValueError, match=r"mu: expected Adam states .* pass them one by one"):
         adamx.to_numpy((tx.init({"a": 1.0}), tx.init({"b": 1.0})))
 
 

@@ -1,0 +1,30 @@
+"""The tests on every interpreter found, and with the oldest packages that pyproject.toml allows."""
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_missing_interpreters = False
+
+
+@nox.session(python=["3.11", "3.12", "3.13"])
+def tests(session: nox.Session) -> None:
+    """The newest packages; Python 3.12 and later get a newer JAX than 3.11 does."""
+    session.install("-e", ".[test]")
+    session.run("python", "-c", "import jax; print('jax', jax.__version__)")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python="3.11")
+def lowest(session: nox.Session) -> None:
+    """The oldest packages allowed."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    oldest = [bound.replace(">=", "==") for bound in project["dependencies"]]
+    session.install("-e", ".[test]", *oldest)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python="3.11")
+def torch(session: nox.Session) -> None:
+    """The accuracy table with torch in it; the CPU build is enough."""
+    session.install("-e", ".", "torch==2.13.0")
+    session.run("python", "-m", "benchmarks.accuracy")
