@@ -1,0 +1,40 @@
+"""The README says what is true."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import adamx
+
+PROMOTES = True  # the examples use Optax's schedules
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = dict.fromkeys(re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE))
+
+
+def test_python_blocks_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert len(BLOCKS) == 2
+    assert "slope" in capsys.readouterr().out
+    np.testing.assert_allclose(namespace["params"]["slope"], 3, atol=1e-3)
+    np.testing.assert_allclose(namespace["params"]["offset"], 2, atol=1e-3)
+    assert len(jax.tree.leaves(namespace["state"])) == 6
+    assert len(namespace["weights"]) == 5
+
+
+def test_exactly_two_commands():
+    commands = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    assert commands == [
+        'pip install -e ".[examples]" && python examples/train_digits.py\n',
+        'pip install -e ".[test]" && pytest\n',
+    ]
+
+
+def test_names_exist():
+    for name in set(re.findall(r"`adamx\.(\w+)", README)):
+        assert hasattr(adamx, name)
