@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -21,29 +21,40 @@ __all__ = [
     "check_precise_number",
     "explain_renamed_arguments",
     "is_none",
+    "listed",
     "path_name",
 ]
 
-_CHAIN = "a transformation of its own, as in optax.chain({}, adamx.adam(...))"
-
-# What other frameworks call an argument, or have one for, and what to write instead.
+# The names that other frameworks have for an argument.
 _RENAMED = {
     "lr": "learning_rate",
     "alpha": "learning_rate",
-    "betas": "b1 and b2",
     "beta1": "b1",
     "beta2": "b2",
     "beta_1": "b1",
     "beta_2": "b2",
     "epsilon": "eps",
     "use_nesterov": "nesterov",
-    "decay": "learning_rate=adamx.inverse_time_decay(learning_rate, decay)",
-    "weight_decay": "an argument of adamx.adamw",
-    "mask": "an argument of adamx.adamw, or optax.masked around the transformation",
-    "clipnorm": _CHAIN.format("optax.clip_by_global_norm(...)"),
-    "global_clipnorm": _CHAIN.format("optax.clip_by_global_norm(...)"),
-    "clipvalue": _CHAIN.format("optax.clip(...)"),
-    "maximize": _CHAIN.format("optax.scale(-1.0)"),
+}
+
+# Arguments of other frameworks for which there is something else.
+_ELSEWHERE = {
+    "lr": "the learning rate is an argument of adamx.adam and adamx.adamw",
+    "learning_rate": "it is an argument of adamx.adam and adamx.adamw",
+    "betas": "b1 and b2 are two arguments",
+    "decay": "as learning rate, give adamx.inverse_time_decay(learning_rate, decay)",
+    "weight_decay": (
+        "for decoupled decay use adamx.adamw; for that of torch.optim.Adam chain "
+        "optax.add_decayed_weights before adamx.adam"
+    ),
+    "mask": "wrap the transformation in optax.masked",
+    "clipnorm": (
+        "in TensorFlow 1.1 this is the norm of all gradients: chain optax.clip_by_global_norm "
+        "before; later Keras clips each variable by its own norm, which Optax does not have"
+    ),
+    "global_clipnorm": "chain optax.clip_by_global_norm before",
+    "clipvalue": "chain optax.clip before",
+    "maximize": "chain optax.scale(-1.0) before",
 }
 
 _P = ParamSpec("_P")
@@ -51,40 +62,48 @@ _R = TypeVar("_R")
 
 
 def explain_renamed_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Make `function` answer an argument that another framework calls differently with its name."""
+    """Raise a TypeError that gives the right name for an argument of another framework."""
     parameters = inspect.signature(function).parameters
 
     @functools.wraps(function)
     def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         for name in kwargs:
             if name not in parameters:
-                message = f"{function.__name__}() has no argument {name!r}"
-                if name in _RENAMED:
-                    message += f"; here it is {_RENAMED[name]}"
-                raise TypeError(f"{message}. Its arguments: {', '.join(parameters)}")
+                new = _RENAMED.get(name)
+                hint = f"here it is {new}" if new in parameters else _ELSEWHERE.get(name)
+                raise TypeError(
+                    f"{function.__name__}() has no argument {name!r}{f': {hint}' if hint else ''}. "
+                    f"Its arguments are {', '.join(parameters)}"
+                )
         return function(*args, **kwargs)
 
     return checked
 
 
-def check_number(name: str, value: object, *, below: float = np.inf) -> None:
-    """Raise unless `value` is a number in [0, below), or an array, whose value is not looked at."""
+def check_number(name: str, value: Any, *, below: float = np.inf) -> None:
+    """Raise unless `value` is a number in [0, below), or a scalar array, whatever its value."""
     if is_number(value):
         if not 0 <= value < below:
-            end = "infinity" if below == np.inf else f"{below:g}"
-            raise ValueError(f"{name}: expected a number from 0 to below {end}, found {value!r}")
-    elif not hasattr(value, "dtype") or isinstance(value, np.generic):
+            range_ = "of at least 0" if below == np.inf else f"from 0 to below {below:g}"
+            raise ValueError(f"{name}: expected a finite number {range_}, found {value!r}")
+        return
+    dtype = None if isinstance(value, np.generic) else getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.number):
         hint = "; for a schedule wrap the optimizer in optax.inject_hyperparams"
         raise TypeError(
             f"{name}: expected a real number or a scalar array, "
             f"found {type(value).__name__} {value!r}{hint if callable(value) else ''}"
         )
+    if value.shape != ():
+        raise ValueError(f"{name}: expected a scalar, found an array of shape {value.shape}")
 
 
 def check_precise_number(name: str, value: Any, *, below: float = np.inf) -> None:
     """`check_number`, and raise if `value` is an array of less than float32's precision."""
     check_number(name, value, below=below)
-    if not is_number(value) and value.dtype.itemsize < 4:
+    if is_number(value) or not jnp.issubdtype(value.dtype, jnp.floating):
+        return
+    if value.dtype.itemsize < 4:
         raise TypeError(
             f"{name}: expected a number or an array of float32 or wider, found {value.dtype}, "
             "which cannot hold 0.999 or 1e-8. optax.inject_hyperparams rounds to the dtype of the "
@@ -119,6 +138,13 @@ def path_name(path: jax.tree_util.KeyPath) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """The names with commas between them; the first few of many."""
+    names = list(names)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
 def _where(path: jax.tree_util.KeyPath) -> str:
     return path_name(path) or "the only leaf of the tree"
 
@@ -126,10 +152,12 @@ def _where(path: jax.tree_util.KeyPath) -> str:
 def _kind(leaf: object) -> str:
     """The kind of number in a leaf: "real", "complex", or the name of something else."""
     dtype = getattr(leaf, "dtype", None)
-    if dtype is None:
-        dtype = jnp.result_type(leaf) if isinstance(leaf, int | float | complex) else None
+    if dtype is None and isinstance(leaf, int | float | complex):
+        dtype = jnp.result_type(leaf)
     if dtype is None:
         return type(leaf).__name__
+    if dtype == jax.dtypes.float0:
+        return "float0, the gradient of an integer"
     if jnp.issubdtype(dtype, jnp.floating):
         return "real"
     return "complex" if jnp.issubdtype(dtype, jnp.complexfloating) else str(dtype)
@@ -159,17 +187,18 @@ def check_gradients(updates: optax.Updates, mu: optax.Updates) -> None:
     for (path, g), m in zip(leaves, moments, strict=True):
         if g is None:
             continue
-        if not hasattr(m, "dtype"):
+        if not jax.tree_util.all_leaves([m]):
             raise ValueError(_structure_message(updates, mu))
-        if jnp.shape(g) != m.shape:
-            raise ValueError(
-                f"{_where(path)}: expected a gradient of shape {m.shape}, like the parameter that "
-                f"the optimizer was initialised with; found {jnp.shape(g)}. adamx never broadcasts"
-            )
         if _kind(g) != _kind(m):
             raise TypeError(
                 f"{_where(path)}: expected a {_kind(m)} floating-point gradient, like the "
                 f"parameter; found {_kind(g)}"
+            )
+        if jnp.shape(g) != jnp.shape(m):
+            raise ValueError(
+                f"{_where(path)}: expected a gradient of shape {jnp.shape(m)}, like the parameter "
+                f"that the optimizer was initialised with; found {jnp.shape(g)}. adamx never "
+                "broadcasts"
             )
 
 
@@ -182,9 +211,9 @@ def _structure_message(updates: optax.Updates, mu: optax.Updates) -> str:
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())
     if missing:
-        message += f"; missing: {', '.join(missing)}"
+        message += f"; missing: {listed(missing)}"
     if unexpected:
-        message += f"; unexpected: {', '.join(unexpected)}"
+        message += f"; unexpected: {listed(unexpected)}"
     if not missing and not unexpected:
         message += f"; expected {jax.tree.structure(mu)}, found {jax.tree.structure(updates)}"
     return f"{message}. Initialise the optimizer with the parameters that are differentiated"

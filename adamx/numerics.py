@@ -65,9 +65,12 @@ def compute_dtype(*dtypes: np.dtype) -> np.dtype:
     return max([jnp.dtype(jnp.float32), *parts], key=lambda dtype: dtype.itemsize)
 
 
-def _operand(x: chex.Numeric, dtype: np.dtype) -> chex.Numeric:
-    """A hyperparameter as an operand beside arrays of `dtype`; numbers stay doubles until then."""
-    return float(x) if is_number(x) else jnp.asarray(x, dtype)
+def _real(x: chex.Numeric, dtype: np.dtype) -> chex.Numeric:
+    """A hyperparameter beside real arrays of `dtype`: a Python number, or a scalar of that dtype.
+
+    It may come as a complex array: `optax.inject_hyperparams` makes one for complex parameters.
+    """
+    return float(x) if is_number(x) else jnp.real(x).astype(dtype)
 
 
 def _by_parts(
@@ -89,6 +92,14 @@ def _square(x: chex.ArrayDevice) -> chex.ArrayDevice:
     return jnp.square(x)
 
 
+def _weights(b: chex.Numeric, dtype: np.dtype) -> tuple[chex.Numeric, chex.Numeric]:
+    """Return b and 1 - b; the difference is taken in b's own precision, if that is higher."""
+    if is_number(b):
+        return float(b), 1 - float(b)
+    b = jnp.real(b)
+    return b.astype(dtype), (1 - b).astype(dtype)
+
+
 def moving_average(
     mean: chex.ArrayDevice, x: chex.ArrayDevice, b: chex.Numeric
 ) -> chex.ArrayDevice:
@@ -96,25 +107,28 @@ def moving_average(
 
     Computed as `mean + (1 - b) * (x - mean)`, whose two weights add up to one. Rounded to float32
     each for itself, b and 1 - b do not: with b = 0.999 the second moment is then off by 1.3e-5.
-    For b below one half the average starts from x instead, so that b = 0 gives x and loses nothing.
+    For b below one half it starts from x instead, so that b = 0 gives x and loses nothing.
     """
-    b = _operand(b, jnp.finfo(mean.dtype).dtype)
+    if jnp.iscomplexobj(mean):
+        real, imag = moving_average(mean.real, x.real, b), moving_average(mean.imag, x.imag, b)
+        return jax.lax.complex(real, imag)
+    b, rest = _weights(b, mean.dtype)
+    difference = x - mean
+    from_mean, from_x = mean + rest * difference, x - b * difference
     if isinstance(b, float):
-        start, end, weight = (mean, x, 1 - b) if b >= 0.5 else (x, mean, b)
-    else:
-        near_mean = b >= 0.5
-        start, end = jnp.where(near_mean, mean, x), jnp.where(near_mean, x, mean)
-        weight = jnp.where(near_mean, 1 - b, b)
-    return start + _by_parts(jnp.multiply, end - start, weight)
+        return from_mean if b >= 0.5 else from_x
+    return jnp.where(b >= 0.5, from_mean, from_x)
 
 
 def _one_minus_power(b: chex.Numeric, t: chex.ArrayDevice, dtype: np.dtype) -> chex.ArrayDevice:
     """1 - b^t as -expm1(t log b), which does not cancel where b^t is close to 1."""
     if is_number(b):
         log_b = float(np.log(np.float64(b))) if b > 0 else -np.inf
-    else:
-        log_b = jnp.log(jnp.asarray(b, dtype))
-    return -jnp.expm1(t.astype(dtype) * log_b)
+        return -jnp.expm1(t.astype(dtype) * log_b)
+    b = jnp.real(b)
+    wide = dtype if jnp.issubdtype(b.dtype, jnp.integer) else compute_dtype(dtype, b.dtype)
+    log_b = jnp.log(b.astype(wide))
+    return -jnp.expm1(t.astype(wide) * log_b).astype(dtype)
 
 
 def bias_correction(
@@ -168,10 +182,11 @@ def step(
     """
     m, v, *v_max = moments
     amsgrad = bool(v_max)
-    eps, eps_root = _operand(hyper.eps, v.dtype), _operand(hyper.eps_root, v.dtype)
+    eps, eps_root = _real(hyper.eps, v.dtype), _real(hyper.eps_root, v.dtype)
 
     m = moving_average(m, g, hyper.b1)
-    v = moving_average(v, _square(g), hyper.b2)
+    # A v that has overflowed stays infinite, and its steps 0: its average would be inf - inf.
+    v = jnp.where(jnp.isinf(v), v, moving_average(v, _square(g), hyper.b2))
     largest = v
     if amsgrad:
         candidate = v / correction.v if hyper.convention == "optax" else v

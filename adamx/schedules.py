@@ -5,12 +5,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamx.checks import check_number, explain_renamed_arguments
+from adamx.checks import check_number
 
 __all__ = ["inverse_time_decay"]
 
 
-@explain_renamed_arguments
 def inverse_time_decay(init_value: chex.Numeric, decay_rate: chex.Numeric) -> optax.Schedule:
     """The `decay` of Keras's optimizers: `init_value / (1 + decay_rate * count)`.
 
@@ -23,7 +22,8 @@ def inverse_time_decay(init_value: chex.Numeric, decay_rate: chex.Numeric) -> op
       the count's shape, in JAX's default floating-point dtype.
 
     Raises:
-      ValueError: a number of Python or NumPy that is negative, infinite or NaN.
+      ValueError: a number of Python or NumPy that is negative, infinite or NaN; an array that is
+        not a scalar.
       TypeError: an argument is neither a number nor an array.
 
     Example:

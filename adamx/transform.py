@@ -1,5 +1,6 @@
 """Adam as pure init/update pairs over trees of parameters, to be chained with Optax's own."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -175,17 +176,15 @@ def scale_by_adam(
             )
         check_gradients(updates, state.mu)
         count = jnp.asarray(optax.safe_increment(state.count))
-        corrections: dict[np.dtype, BiasCorrection] = {}
+        next_count = jnp.asarray(optax.safe_increment(count))
 
+        @functools.cache
         def correction(dtype: np.dtype) -> BiasCorrection:
-            if dtype not in corrections:
-                next_count = jnp.asarray(optax.safe_increment(count))
-                corrections[dtype] = bias_correction(count, next_count, hyper, dtype)
-            return corrections[dtype]
+            return bias_correction(count, next_count, hyper, dtype)
 
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_none)
         rows = zip(leaves, *map(treedef.flatten_up_to, state[1:]), strict=True)
-        stepped = [_step(*row, correction=correction, hyper=hyper) for row in rows]
+        stepped = [_step_leaf(*row, correction=correction, hyper=hyper) for row in rows]
         columns = zip(*stepped, strict=True) if stepped else [[]] * len(state)
         direction, *moments = map(treedef.unflatten, columns)
         return direction, state_type(count, *moments)
@@ -193,23 +192,23 @@ def scale_by_adam(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _step(
+def _step_leaf(
     g: chex.ArrayTree,
-    *moments: chex.ArrayDevice,
+    *moments: chex.ArrayTree,
     correction: Callable[[np.dtype], BiasCorrection],
     hyper: Hyperparameters,
 ) -> tuple[chex.ArrayTree, ...]:
     """`numerics.step` in a dtype wide enough; the results come back in the dtypes given."""
     if g is None:
         return g, *moments
-    g = jnp.asarray(g)
-    real = compute_dtype(g.dtype, *(moment.dtype for moment in moments))
+    g, m, *v = map(jnp.asarray, (g, *moments))
+    real = compute_dtype(g.dtype, m.dtype, *(x.dtype for x in v))
     wide = _complex_of(real) if jnp.iscomplexobj(g) else real
-    m, *v = moments
-    operands = (m.astype(wide), *(x.astype(real) for x in v))
+    # Optax keeps the second moment of complex parameters as complex numbers.
+    operands = (m.astype(wide), *(jnp.real(x).astype(real) for x in v))
     direction, results = numerics.step(g.astype(wide), operands, correction(real), hyper)
     return direction.astype(g.dtype), *(
-        x.astype(moment.dtype) for x, moment in zip(results, moments, strict=True)
+        x.astype(before.dtype) for x, before in zip(results, (m, *v), strict=True)
     )
 
 

@@ -6,6 +6,7 @@ user writes (0.9, 0.999). The error is relative, over the entries of one array.
 """
 
 import argparse
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -67,8 +68,7 @@ def transformation(tx: optax.GradientTransformation, size: int) -> Contender:
 
 def torch_adam(size: int) -> Contender:
     """torch.optim.Adam, its parameters put to zero so that they show the direction exactly."""
-    import torch
-
+    torch: Any = importlib.import_module("torch")
     param = torch.nn.Parameter(torch.zeros(size))
     optimizer = torch.optim.Adam([param], lr=1.0, betas=(B1, B2), eps=EPS)
 

@@ -1,3 +1,4 @@
+import copy
 import re
 
 import chex
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,13 +17,14 @@ import adamx
 PROMOTES = True  # Optax's wrappers do
 
 PARAMS = {
+    "activation": None,
     "dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3, jnp.bfloat16)},
     "heads": [jnp.ones(2), None, jnp.float32(1)],
 }
 PATHS = ["dense/bias", "dense/kernel", "heads/0", "heads/2"]
 
 SCHEDULE = optax.linear_schedule(1e-2, 0.0, 100)
-LABELS = {"dense": {"kernel": "a", "bias": "b"}, "heads": "a"}
+LABELS = {"activation": None, "dense": {"kernel": "a", "bias": "b"}, "heads": "a"}
 HOLDERS = {
     "scale_by_adam": adamx.scale_by_adam(),
     "optax": optax.adam(1e-2),
@@ -33,6 +36,10 @@ HOLDERS = {
     "MultiSteps": optax.MultiSteps(adamx.adam(SCHEDULE), 2).gradient_transformation(),
     "apply_if_finite": optax.apply_if_finite(adamx.adam(SCHEDULE), 3),
     "partition": optax.partition({"a": adamx.adam(SCHEDULE), "b": adamx.adam(1e-3)}, LABELS),
+    "none": optax.partition(
+        {"a": adamx.adam(SCHEDULE), "b": adamx.adam(1e-3)},
+        lambda tree: jax.tree.map(lambda x: "a" if x.ndim == 1 else "b", tree),
+    ),
     "one_part": optax.partition({"a": adamx.adam(SCHEDULE), "b": optax.sgd(1e-3)}, LABELS),
 }
 
@@ -100,7 +107,8 @@ def test_a_partition_is_put_together_again():
 
 def test_a_prefix_masks_a_whole_branch():
     tx = optax.partition(
-        {"a": adamx.adam(1e-2), "b": adamx.adam(1e-3)}, {"dense": "b", "heads": "a"}
+        {"a": adamx.adam(1e-2), "b": adamx.adam(1e-3)},
+        {"activation": None, "dense": "b", "heads": "a"},
     )
     assert list(adamx.to_numpy(trained(tx)))[1:5] == [f"mu/{p}" for p in PATHS]
 
@@ -186,32 +194,130 @@ def replaced(index, value):
         ([*replaced(0, 1), 1], "expected 9 arrays .*, found 10"),
         (replaced(2, np.ones((3, 2))), r"mu/dense/kernel: expected shape \(2, 3\), found \(3, 2\)"),
         (replaced(3, np.ones(1)), r"mu/heads/0: expected shape \(2,\), found \(1,\)"),
-        (replaced(0, 1.5), "count: expected whole numbers from 0 of int32, found 1.5"),
-        (replaced(0, -1), "count: expected whole numbers from 0 of int32, found -1"),
+        (replaced(0, 1.5), "count: expected whole numbers from 0 to 2147483647, found 1.5"),
+        (replaced(0, -1), "count: expected whole numbers from 0 to 2147483647, found -1"),
         (replaced(0, 2**31), "count: expected whole numbers .* found 2147483648"),
         (replaced(0, np.nan), "count: expected whole numbers .* found nan"),
         (replaced(3, np.full(2, 1e39)), "mu/heads/0: expected numbers in the range of float32"),
-        (replaced(3, np.ones(2) * 1j), "mu/heads/0: .* found an array of complex128"),
+        (
+            replaced(3, np.ones(2) * 1j),
+            "mu/heads/0: expected real numbers, found an array of complex128",
+        ),
         (replaced(3, np.array(["a", "b"])), "mu/heads/0: .* found an array of <U1"),
         (replaced(3, np.array([None, None])), "mu/heads/0: .* found an array of object"),
+        (replaced(3, np.zeros(2, "V2")), r"mu/heads/0: .* found an array of \|V2"),
+        (replaced(3, [[1], [1, 2]]), "mu/heads/0: expected an array, found rows of unequal length"),
+        (replaced(7, -np.ones(2)), "nu/heads/0: expected a second moment, at least 0, found -1.0"),
     ],
 )
 def test_bad_weights(weights, message):
-    state = trained(HOLDERS["schedule"])
-    before = jax.device_get(state)
+    """Nothing is changed, even where it could be: in a state of NumPy arrays."""
+    state = jax.device_get(trained(HOLDERS["schedule"]))
+    before = copy.deepcopy(state)
     with pytest.raises(ValueError, match=message) as error:
         adamx.set_weights(state, weights)
     assert "The state was left as it was" in str(error.value)
     chex.assert_trees_all_equal(state, before)
+    names = list(adamx.to_numpy(state))
+    if len(weights) == len(names):
+        with pytest.raises(ValueError, match=message):
+            adamx.from_numpy(state, dict(zip(names, weights, strict=True)))
+        chex.assert_trees_all_equal(state, before)
 
 
 def test_bad_names():
-    state = trained(HOLDERS["schedule"])
+    state = jax.device_get(trained(HOLDERS["schedule"]))
+    before = copy.deepcopy(state)
     arrays = adamx.to_numpy(state)
     arrays["mu/dense/weight"] = arrays.pop("mu/dense/kernel")
     message = "missing: mu/dense/kernel; unknown: mu/dense/weight"
     with pytest.raises(ValueError, match=message):
         adamx.from_numpy(state, arrays)
+    chex.assert_trees_all_equal(state, before)
+
+
+def test_the_other_function_is_named():
+    state = trained(HOLDERS["schedule"])
+    with pytest.raises(TypeError, match="found a mapping; use from_numpy"):
+        adamx.set_weights(state, adamx.to_numpy(state))
+    with pytest.raises(TypeError, match="found list; for a list use set_weights"):
+        adamx.from_numpy(state, adamx.get_weights(state))
+
+
+def test_long_lists_of_names_are_cut():
+    state = adamx.adam(1e-2).init([1.0] * 100)
+    with pytest.raises(
+        ValueError, match=r"expected 201 arrays \(count, .* and 191 more\), found 0"
+    ):
+        adamx.set_weights(state, [])
+
+
+def test_states_without_values():
+    tx = adamx.adam(1e-2)
+    with pytest.raises(ValueError, match="count: expected an array, found ShapeDtypeStruct"):
+        adamx.get_weights(jax.eval_shape(tx.init, PARAMS))
+    state = tx.init(PARAMS)
+    jax.jit(lambda s: s, donate_argnums=0)(state)
+    with pytest.raises(ValueError, match="count: expected an array, found one that was deleted"):
+        adamx.get_weights(state)
+
+
+GATED = {
+    "MultiSteps": optax.MultiSteps(adamx.scale_by_adam(), 2).gradient_transformation(),
+    "apply_if_finite": optax.apply_if_finite(adamx.scale_by_adam(), 3),
+}
+
+
+@pytest.mark.parametrize("gate", GATED)
+def test_a_schedule_around_a_wrapper_that_skips_steps(gate):
+    """It counts other steps than Adam does, and no one can tell how many."""
+    tx = optax.chain(GATED[gate], optax.scale_by_schedule(SCHEDULE))
+    state = trained(tx)
+    weights = adamx.get_weights(state)
+    with pytest.raises(ValueError, match=r"ScaleByScheduleState.count: expected a counter of the"):
+        adamx.set_weights(tx.init(PARAMS), weights)
+    chex.assert_trees_all_equal(adamx.set_weights(state, weights), state)
+    inner = adamx.set_weights(tx.init(PARAMS)[0], weights)
+    assert optax.tree.get(inner, "ScaleByAdamState").count == weights[0]
+
+
+def test_conditionally_transform_counts_calls():
+    tx = optax.conditionally_transform(adamx.adam(1e-2), lambda step: step < 3)
+    weights = adamx.get_weights(trained(tx))
+    assert weights[0] == 3
+    message = r"ConditionallyTransformState.step: expected a counter"
+    with pytest.raises(ValueError, match=message):
+        adamx.set_weights(tx.init(PARAMS), weights)
+
+
+def test_optax_complex_second_moment():
+    """Optax stores it as complex numbers; its real part goes into adamx's state."""
+    params = jnp.array([1 + 2j, 3j], jnp.complex64)
+    theirs, ours = optax.scale_by_adam(), adamx.scale_by_adam()
+    _, state = theirs.update(params, theirs.init(params))
+    restored = adamx.set_weights(ours.init(params), adamx.get_weights(state))
+    np.testing.assert_array_equal(restored.nu, state.nu.real)
+    direction, _ = ours.update(params, restored)
+    same, continued = ours.update(params, state)
+    np.testing.assert_array_equal(same, direction)
+    assert continued.nu.dtype == jnp.complex64
+
+
+def test_flax_nnx_state():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, adamx.adam(SCHEDULE), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer):
+        optimizer.update(model, nnx.grad(lambda m: (m(jnp.ones((1, 2))) ** 2).sum())(model))
+
+    step(model, optimizer)
+    state = optimizer.opt_state
+    restored = adamx.set_weights(state, adamx.get_weights(state))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    optimizer.opt_state = restored
+    step(model, optimizer)
+    assert adamx.get_weights(optimizer.opt_state)[0] == 2
 
 
 def test_no_adam_state():
