@@ -16,11 +16,14 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def lowest(session: nox.Session) -> None:
-    """The oldest packages allowed."""
+    """The oldest packages allowed, of the extras too."""
     project = nox.project.load_toml("pyproject.toml")["project"]
-    oldest = [bound.replace(">=", "==") for bound in project["dependencies"]]
-    session.install("-e", ".[test]", *oldest)
+    extras = project["optional-dependencies"]
+    bounds = [*project["dependencies"], *extras["test"], *extras["examples"]]
+    session.install("-e", ".", *(bound.replace(">=", "==") for bound in bounds))
     session.run("pytest", *session.posargs)
+    for example in ("train_digits", "conventions"):
+        session.run("python", f"examples/{example}.py", "--out", session.create_tmp())
 
 
 @nox.session(python="3.11")

@@ -91,8 +91,8 @@ def scale_by_adam(
                   m_t / (\sqrt{v_t+\bar\varepsilon} + \varepsilon)`
     ============  =============================================================  ================
 
-    No value of eps turns one of the two forms into the other. The state is Optax's own, so that a
-    run may change between `optax.scale_by_adam` and this one at any step.
+    No constant eps above 0 turns one form into the other. The state is Optax's own, so that a run
+    may change between `optax.scale_by_adam` and this one at any step.
 
     Everything is computed in float32 or wider. Numbers of Python and NumPy keep their double
     precision until they meet an array. `optax.inject_hyperparams` makes arrays of them, in the
@@ -102,7 +102,7 @@ def scale_by_adam(
     Args:
       b1: decay rate of the first moment, in [0, 1). Scalar; may be traced, like the next three.
       b2: decay rate of the second moment, in [0, 1).
-      eps: added to the square root, at least 0.
+      eps: added to the square root, at least 0; with 0, gradients that were always zero give NaN.
       eps_root: added inside the square root, at least 0. Not needed to differentiate the update.
       mu_dtype: dtype of the first moment; None for the parameter's. The precision counts: complex
         parameters get the complex dtype of that precision.
@@ -123,9 +123,10 @@ def scale_by_adam(
       is None comes back as None, and its moments as they were.
 
     Raises:
-      ValueError: a number out of range (when it is one of Python or NumPy), an unknown convention;
-        in `update`, gradients whose shapes or structure are not those of the state.
-      TypeError: an argument of the wrong type or name, or one of the first four as an array of less
+      ValueError: a number out of range (when it is one of Python or NumPy), an array that is not a
+        scalar, an unknown convention; in `update`, gradients whose shapes or structure are not
+        those of the state.
+      TypeError: an argument of the wrong type or name; b1, b2, eps or eps_root as an array of less
         precision than float32; in `init`, a parameter that is neither floating-point nor complex;
         in `update`, such a gradient, or a real one for a complex parameter or the reverse.
 
@@ -233,7 +234,7 @@ def adam(
 
     Args:
       learning_rate: the step size :math:`\alpha`, at least 0: a scalar, or a schedule that maps the
-        count of steps done (int32) to one.
+        count of steps done (int32) to one; None for the direction as `scale_by_adam` gives it.
       b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov, amsgrad, convention: see `scale_by_adam`.
 
     Returns:

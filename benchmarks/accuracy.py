@@ -6,9 +6,8 @@ user writes (0.9, 0.999). The error is relative, over the entries of one array.
 """
 
 import argparse
-import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -26,10 +25,10 @@ B1, B2, EPS = 0.9, 0.999, 1e-8
 Contender = Callable[[np.ndarray], np.ndarray]
 
 
-def gradients(size: int, steps: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:
+def gradients(size: int, seed: int) -> Iterator[np.ndarray]:
     """One float32 array (steps since the last row of the table, size) for each row."""
     rng = np.random.default_rng(seed)
-    for before, last in zip((0, *steps), steps, strict=False):
+    for before, last in zip((0, *STEPS), STEPS, strict=False):
         yield rng.standard_normal((last - before, size), dtype=np.float32)
 
 
@@ -68,7 +67,8 @@ def transformation(tx: optax.GradientTransformation, size: int) -> Contender:
 
 def torch_adam(size: int) -> Contender:
     """torch.optim.Adam, its parameters put to zero so that they show the direction exactly."""
-    torch: Any = importlib.import_module("torch")
+    import torch  # pyright: ignore[reportMissingImports]
+
     param = torch.nn.Parameter(torch.zeros(size))
     optimizer = torch.optim.Adam([param], lr=1.0, betas=(B1, B2), eps=EPS)
 
@@ -82,24 +82,20 @@ def torch_adam(size: int) -> Contender:
     return run
 
 
-def contenders(size: int) -> dict[str, Contender]:
-    """The implementations installed here, by name."""
-    found = {
-        "adamx": transformation(adamx.scale_by_adam(B1, B2, EPS), size),
-        "optax": transformation(optax.scale_by_adam(B1, B2, EPS), size),
-    }
-    if importlib.util.find_spec("torch"):
-        found["torch"] = torch_adam(size)
-    return found
+CONTENDERS: dict[str, Callable[[int], Contender]] = {
+    "adamx": lambda size: transformation(adamx.scale_by_adam(B1, B2, EPS), size),
+    "optax": lambda size: transformation(optax.scale_by_adam(B1, B2, EPS), size),
+    "torch": torch_adam,
+}
 
 
 def measure(
-    size: int = 1024, steps: tuple[int, ...] = STEPS, seed: int = 0
+    names: Iterable[str], size: int = 1024, seed: int = 0
 ) -> dict[str, dict[int, tuple[float, float]]]:
     """The median and the 99th percentile of the relative error, by implementation and step."""
-    exact, others = reference(size), contenders(size)
+    exact, others = reference(size), {name: CONTENDERS[name](size) for name in names}
     errors: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in others}
-    for step, grads in zip(steps, gradients(size, steps, seed), strict=True):
+    for step, grads in zip(STEPS, gradients(size, seed), strict=True):
         expected = exact(grads)
         for name, run in others.items():
             error = np.abs(run(grads) / expected - 1)
@@ -113,7 +109,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    errors = measure(options.size, seed=options.seed)
+    installed = [name for name in CONTENDERS if importlib.util.find_spec(name)]
+    errors = measure(installed, options.size, options.seed)
     print(f"{'step':>8}" + "".join(f"{name:>20}" for name in errors))
     print(" " * 8 + f"{'median':>12}{'99%':>8}" * len(errors))
     for step in STEPS:

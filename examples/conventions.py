@@ -76,7 +76,9 @@ def draw(path: Path) -> None:
     first.annotate("epsilon ", (1e-8, 0.93), ha="right", color="gray")
     first.set(title="The first step", xlabel="size of the gradient")
     first.set_ylabel("size of the step / learning rate")
-    fit.set(title="A fit with gradients of 1e-8", xlabel="step", ylabel="mean squared error")
+    fit.set(
+        title="A fit with gradients as small as epsilon", xlabel="step", ylabel="mean squared error"
+    )
     amsgrad.set(title="AMSGrad: a gradient of 1, then of 0.02", xlabel="step")
     amsgrad.set_ylabel("size of the step / learning rate")
     for axes in (first, fit, amsgrad):

@@ -1,7 +1,7 @@
 """Train a small network on real handwritten digits with adamx in an Optax chain.
 
 The 1,797 images of 8 by 8 pixels that come with scikit-learn: four fifths to train, the rest to
-measure the accuracy. Half way the optimizer's state is written to digits_state.npz; at the end it
+measure the accuracy. Halfway the optimizer's state is written to digits_state.npz; at the end it
 is read back, and the second half repeated from it and compared. digits.png shows the run.
 """
 
@@ -147,7 +147,7 @@ def draw(path: Path, history: History, params: Params, test: Data, schedule: Any
     right.plot(at[-1], 100 * accuracy[-1], "o", color=orange, clip_on=False)
     right.axvline(losses.size // 2, color=gray, lw=1, ls="--")
     right.annotate(
-        "state written, and\nlater restored, here ",
+        "state written, and  \nlater restored, here  ",
         (losses.size // 2, 0.04),
         xycoords=("data", "axes fraction"),
         ha="right",

@@ -7,11 +7,12 @@ import numpy as np
 
 
 class Step(NamedTuple):
-    """One step's results for one array; `scale` is what the direction's error is relative to."""
+    """One step's results for one array; `scale` and `m_scale` are what errors are relative to."""
 
     direction: np.ndarray
     scale: np.ndarray
     m: np.ndarray
+    m_scale: np.ndarray
     v: np.ndarray
     v_max: np.ndarray
 
@@ -28,29 +29,29 @@ def adam(
 ) -> Iterator[Step]:
     """Each step of Adam on one array, in NumPy's long double: 80 bits on x86, never below 64.
 
-    `scale` is the direction that gradients of one sign would give. Where m is a small difference of
-    large gradients, an implementation is accurate relative to that, and not to the direction.
+    The scales are what gradients of one sign would give. Where m is a small difference of large
+    gradients, an implementation is accurate relative to them, and not to m.
     """
     b1, b2 = np.longdouble(b1), np.longdouble(b2)
-    m = scale = v = v_max = np.longdouble(0)
+    m = m_scale = v = v_max = np.longdouble(0)
     for t, gradient in enumerate(gradients, 1):
         g = np.asarray(gradient, np.clongdouble if np.iscomplexobj(gradient) else np.longdouble)
         m = b1 * m + (1 - b1) * g
         v = b2 * v + (1 - b2) * np.abs(g) ** 2
-        scale = b1 * scale + (1 - b1) * np.abs(g)
+        m_scale = b1 * m_scale + (1 - b1) * np.abs(g)
         c1, c2 = 1 - b1**t, 1 - b2**t
         v_max = np.maximum(v_max, v / c2 if convention == "optax" else v)
         if convention == "keras":
             denominator = np.sqrt((v_max if amsgrad else v) + eps_root) + eps
-            numerator, size = np.sqrt(c2) / c1 * m, np.sqrt(c2) / c1 * scale
+            numerator, size = np.sqrt(c2) / c1 * m, np.sqrt(c2) / c1 * m_scale
         else:
             v_hat = v / c2
             if amsgrad:
                 v_hat = v_max if convention == "optax" else v_max / c2
             denominator = np.sqrt(v_hat + eps_root) + eps
-            numerator, size = m / c1, scale / c1
+            numerator, size = m / c1, m_scale / c1
             if nesterov:
                 c1_next = 1 - b1 ** (t + 1)
                 numerator = b1 * m / c1_next + (1 - b1) * g / c1
-                size = b1 * scale / c1_next + (1 - b1) * np.abs(g) / c1
-        yield Step(numerator / denominator, size / denominator, m, v, v_max)
+                size = b1 * m_scale / c1_next + (1 - b1) * np.abs(g) / c1
+        yield Step(numerator / denominator, size / denominator, m, m_scale, v, v_max)

@@ -57,6 +57,29 @@ def test_agrees_with_finite_differences(options):
     np.testing.assert_allclose(ours, exact, rtol=2e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_finite_with_default_eps(options, dtype):
+    tx = adamx.adam(0.1, **options)
+    data = jnp.asarray(DATA, dtype)
+    gradient = jax.grad(lambda x: loss_after_two_steps(tx, x, data))(jnp.asarray(X, dtype))
+    assert np.all(np.isfinite(gradient))
+    assert gradient[0] != 0
+
+
+def test_complex_parameters():
+    """At zero the direction is g / eps."""
+
+    def direction(g):
+        tx = adamx.scale_by_adam(eps=EPS)
+        return tx.update(g, tx.init(jnp.zeros(1, jnp.complex64)))[0]
+
+    _, tangent = jax.jvp(
+        direction, (jnp.zeros(1, jnp.complex64),), (jnp.array([1 + 2j], jnp.complex64),)
+    )
+    np.testing.assert_allclose(tangent, (1 + 2j) / EPS, rtol=1e-6)
+
+
 def test_optax_gives_nan_here():
     """So that the test above tests something."""
     data = jnp.asarray(DATA, "float32")

@@ -16,10 +16,10 @@ PAIRS = {
     "scale_by_adam": (optax.scale_by_adam, adamx.scale_by_adam, {}),
     "scale_by_amsgrad": (optax.scale_by_amsgrad, adamx.scale_by_adam, {"amsgrad": True}),
     "adam": (optax.adam, adamx.adam, {"learning_rate": 1e-2}),
-    "nadam": (optax.adam, adamx.adam, {"learning_rate": 1e-2, "nesterov": True}),
+    "nadam": (optax.nadam, adamx.adam, {"learning_rate": 1e-2, "nesterov": True}),
     "amsgrad": (optax.amsgrad, adamx.adam, {"learning_rate": 1e-2, "amsgrad": True}),
     "adamw": (optax.adamw, adamx.adamw, {"learning_rate": 1e-2, "weight_decay": 0.1}),
-    "nadamw": (optax.adamw, adamx.adamw, {"learning_rate": 1e-2, "nesterov": True}),
+    "nadamw": (optax.nadamw, adamx.adamw, {"learning_rate": 1e-2, "nesterov": True}),
 }
 
 OPTIONS = {
@@ -125,6 +125,38 @@ def test_complex_parameters():
         direction, state = ours.update(grads, state)
         np.testing.assert_allclose(direction, theirs_direction, rtol=2e-5)
     assert state.nu.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("convention", ["optax", "torch", "keras"])
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_after_an_overflow(convention, amsgrad):
+    """The second moment stays infinite, and the step 0, as in Optax; nothing turns into NaN."""
+    tx = adamx.scale_by_adam(amsgrad=amsgrad, convention=convention)
+    theirs = optax.scale_by_adam()
+    state, expected = tx.init(jnp.zeros(1)), theirs.init(jnp.zeros(1))
+    for g in (1.0, 1e20, 1e20, 1.0):
+        direction, state = tx.update(jnp.full(1, g), state)
+        expected_direction, expected = theirs.update(jnp.full(1, g), expected)
+        np.testing.assert_allclose(direction, expected_direction, rtol=2e-5)
+    assert direction == 0
+
+
+def test_unusual_states():
+    """Python scalars, as in a hand-made state; float64 arrays of NumPy, which JAX narrows."""
+    tx = adamx.scale_by_adam()
+    plain = tx.update(jnp.ones(()), adamx.AdamState(jnp.int32(0), jnp.zeros(()), jnp.zeros(())))
+    for zero in (0.0, np.zeros(())):
+        made = tx.update(jnp.ones(()), adamx.AdamState(0, zero, zero))
+        assert jax.tree.map(float, made) == jax.tree.map(float, plain)
+
+
+def test_hyperparameters_injected_for_complex_parameters():
+    """Optax makes complex arrays of them."""
+    params = jnp.array([1 + 2j, 3j], jnp.complex64)
+    tx = optax.inject_hyperparams(adamx.adam)(1e-2)
+    updates, _ = tx.update(params, tx.init(params), params)
+    expected, _ = adamx.adam(1e-2).update(params, adamx.adam(1e-2).init(params))
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)
 
 
 def test_an_infinite_part_leaves_the_other_part_alone():

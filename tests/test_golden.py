@@ -12,6 +12,9 @@ import adamx
 from tests.golden import inputs
 
 TRAJECTORIES = Path(__file__).parent / "golden" / "trajectories"
+
+# What parameters may differ by: a part of themselves, an absolute one, one of the learning rate.
+CLOSE = (5e-7, 2.5e-7, 1.25e-5)
 TIGHT = (2e-6, 1e-6, 5e-5)
 OUTER = (1e-5, 2e-6, 2e-4)
 
@@ -90,7 +93,7 @@ def torch_adamw(arguments):
 
 
 def in_order(weights, amsgrad, *, scalars=1, interleaved=False):
-    """A framework's list of weights as mu, nu and nu_max, each a list."""
+    """A framework's list of weights in the order mu, nu, nu_max, without its leading scalars."""
     arrays = weights[scalars:]
     n = len(inputs.SHAPES)
     if interleaved:
@@ -102,8 +105,7 @@ def in_order(weights, amsgrad, *, scalars=1, interleaved=False):
 def check(name, tx, arguments, *, params, moments, counted=True, **order):
     """Compare a run with the recorded one.
 
-    Parameters agree within `params`: a part of themselves, an absolute part, and a part of the
-    learning rate; moments within `moments` of their largest entry.
+    Parameters agree within `params`, and moments within `moments` of their largest entry.
     """
     relative, absolute, of_lr = params
     meta, data = recorded(name)
@@ -131,29 +133,30 @@ def check(name, tx, arguments, *, params, moments, counted=True, **order):
 def test_tf11(case):
     name = f"tf11_{case}"
     config = recorded(name)[0]["case"]["config"]
-    check(name, tf11(config), config, params=TIGHT, moments=5e-6)
+    check(name, tf11(config), config, params=CLOSE, moments=2e-6)
 
 
 @pytest.mark.parametrize("case", ["defaults", "decay", "amsgrad"])
 def test_tf_keras_legacy(case):
     name = f"tfkeras_legacy_{case}"
     arguments = recorded(name)[0]["arguments"]
-    check(name, keras_legacy(arguments), arguments, params=TIGHT, moments=5e-7)
+    check(name, keras_legacy(arguments), arguments, params=CLOSE, moments=2e-7)
 
 
-@pytest.mark.parametrize("case", ["defaults", "amsgrad", "weight_decay"])
-def test_keras3(case):
-    name = f"keras3_{case}"
-    arguments = recorded(name)[0]["arguments"]
-    # Keras 3 takes 1 - beta_2**t from float32 powers, and with it the step size: it is off by 7e-6
-    # of each step in the median.
-    bounds = {"params": OUTER, "moments": 5e-7}
-    check(name, keras3(arguments), arguments, **bounds, scalars=2, interleaved=True)
+# Keras 3 takes the bias correction from float32 powers: at first its steps are off by up to 3e-5 of
+# themselves, and with a learning rate of 0.01 that adds up to 5e-6.
+@pytest.mark.parametrize(
+    ("case", "params"), [("defaults", TIGHT), ("amsgrad", OUTER), ("weight_decay", OUTER)]
+)
+def test_keras3(case, params):
+    arguments = recorded(f"keras3_{case}")[0]["arguments"]
+    order = {"scalars": 2, "interleaved": True}
+    check(f"keras3_{case}", keras3(arguments), arguments, params=params, moments=2e-7, **order)
 
 
 # In torch's recorded runs the step counters are views of one counter: all show its last value. Its
 # second moment is off by 7e-6, since it takes beta_2 in float32 and 1 - beta_2 in double precision.
-TORCH = {"moments": 1e-5, "counted": False}
+TORCH = {"moments": 8e-6, "counted": False}
 
 
 @pytest.mark.parametrize("case", ["defaults", "amsgrad", "l2"])
@@ -162,7 +165,10 @@ def test_torch_adam(case):
     check(f"torch_adam_{case}", torch_adam(arguments), arguments, params=TIGHT, **TORCH)
 
 
-@pytest.mark.parametrize("case", ["defaults", "amsgrad", "weight_decay"])
-def test_torch_adamw(case):
+# 1,000 roundings of parameters near 3 to float32, after the decay and after the step.
+@pytest.mark.parametrize(
+    ("case", "params"), [("defaults", OUTER), ("amsgrad", OUTER), ("weight_decay", TIGHT)]
+)
+def test_torch_adamw(case, params):
     arguments = recorded(f"torch_adamw_{case}")[0]["arguments"]
-    check(f"torch_adamw_{case}", torch_adamw(arguments), arguments, params=OUTER, **TORCH)
+    check(f"torch_adamw_{case}", torch_adamw(arguments), arguments, params=params, **TORCH)

@@ -29,6 +29,30 @@ def test_bfloat16_second_moment_does_not_stall():
 
 
 @pytest.mark.parametrize("convention", ["optax", "torch", "keras"])
+def test_bfloat16_parameters_move(convention):
+    """As far as the rounding of the parameters themselves lets them: 1 to 0 in steps of 2**-8."""
+    params = jnp.ones(3, jnp.bfloat16)
+    tx = adamx.adam(2.0**-8, convention=convention)
+    state = tx.init(params)
+    for _ in range(256):
+        updates, state = tx.update(jnp.ones(3, jnp.bfloat16), state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(np.asarray(params, float), 0, atol=2**-8)
+
+
+def test_a_state_of_optax_keeps_its_dtypes():
+    """Its bfloat16 second moment too, which goes on stalling: to widen it is up to the user."""
+    params = jnp.ones(3, jnp.bfloat16)
+    theirs, ours = optax.scale_by_adam(), adamx.scale_by_adam()
+    state = theirs.init(params)
+    _, state = ours.update(params, state)
+    assert state.nu.dtype == jnp.bfloat16
+    widened = adamx.set_weights(ours.init(params), adamx.get_weights(state))
+    assert widened.nu.dtype == jnp.float32
+    np.testing.assert_array_equal(widened.nu, np.asarray(state.nu, np.float32))
+
+
+@pytest.mark.parametrize("convention", ["optax", "torch", "keras"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_zero_gradients_stay_finite(dtype, convention):
     params = jnp.ones(3, dtype)

@@ -11,7 +11,7 @@ import adamx
 PROMOTES = True  # the examples use Optax's schedules
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = dict.fromkeys(re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE))
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
 def test_python_blocks_run(tmp_path, monkeypatch, capsys):
