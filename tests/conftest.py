@@ -1,5 +1,13 @@
+import os
+
+import hypothesis
 import jax
 import pytest
+
+# The same examples in every run of CI; new ones in each run by hand.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 # Eight devices, so that sharding can be tested; everything else runs on the first.
 jax.config.update("jax_num_cpu_devices", 8)

@@ -25,9 +25,9 @@ VARIANTS = [
 ]
 DTYPES = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
 
-# What a result may be off by, in units of its dtype's epsilon. The largest seen, in 38,000 entries
-# of random problems like these, was 3.4.
-ROUNDINGS = 5
+# What a result may be off by after ten steps, in units of its dtype's epsilon: each step rounds b,
+# and a product with it. With moments that only decay 5.2 was seen, with others at most 3.4.
+ROUNDINGS = 10
 
 
 def tolerance(dtype):
@@ -106,12 +106,13 @@ def check_leaf(dtype, gradients, hyper, direction, mu, nu, nu_max=None):
     wide = numerics.compute_dtype(jnp.dtype(dtype))
     assert (direction.dtype, mu.dtype, nu.dtype) == (jnp.dtype(dtype), jnp.dtype(dtype), wide)
     *_, exact = reference.adam(gradients, **hyper)
-    # A first moment in 16 bits is rounded at each step; the others are computed in float32 or more.
-    smallest = float(jnp.finfo(dtype).smallest_subnormal)
-    error = np.abs(np.asarray(direction).astype(exact.direction.dtype) - exact.direction)
-    assert np.all(error <= tolerance(dtype) * exact.scale + smallest)
+    # Ten roundings of m to a multiple of the dtype's smallest number, which float16 makes felt.
+    underflow = 10 * float(jnp.finfo(dtype).smallest_subnormal)
     error = np.abs(np.asarray(mu).astype(exact.m.dtype) - exact.m)
-    assert np.all(error <= tolerance(dtype) * exact.m_scale + 10 * smallest)
+    assert np.all(error <= tolerance(dtype) * exact.m_scale + underflow)
+    error = np.abs(np.asarray(direction).astype(exact.direction.dtype) - exact.direction)
+    per_m = np.where(exact.m_scale == 0, 1, exact.scale / np.maximum(exact.m_scale, 1e-300))
+    assert np.all(error <= tolerance(dtype) * exact.scale + underflow * (1 + per_m))
     for ours, theirs in ((nu, exact.v), (nu_max, exact.v_max)):
         if ours is not None:
             assert np.all(np.abs(np.asarray(ours) - theirs) <= tolerance(wide) * theirs)
