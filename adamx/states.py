@@ -43,7 +43,7 @@ def named_arrays(state: optax.OptState) -> dict[str, Any]:
 
     Raises:
       ValueError: no Adam state; several that overlap or are at different steps; two parameters with
-        the same path; something else than an array, or an array that was deleted.
+        the same path; something else than an array, or one that is traced or was deleted.
     """
     states = [x for x in jax.tree.leaves(state, is_leaf=_is_adam) if _is_adam(x)]
     if not states:
@@ -72,7 +72,7 @@ def named_arrays(state: optax.OptState) -> dict[str, Any]:
 def replace_arrays(
     state: optax.OptState,
     arrays: Mapping[str, Any],
-    place: Callable[[str, Any, Any], Any],
+    place: Callable[[Any, Any], Any],
 ) -> optax.OptState:
     """A copy of `state` with `arrays`, named as by `named_arrays`, in its Adam states.
 
@@ -81,7 +81,7 @@ def replace_arrays(
     Args:
       state: holds an Adam state; is not changed.
       arrays: the new arrays. All names of `named_arrays(state)`.
-      place: makes what is put in: takes the name, the leaf that was there, the new array.
+      place: makes what is put in of the leaf that was there and the new array.
 
     Raises:
       ValueError: the count changes, and a schedule counts calls of `MultiSteps`, `apply_if_finite`
@@ -94,19 +94,18 @@ def replace_arrays(
         gates_of_adam.add(gates)
         return node
 
-    def put(name: str, tree: Any, array: Any) -> Any:
-        return jax.tree.map(lambda leaf: place(name, leaf, array), tree)
+    def put(tree: Any, array: Any) -> Any:  # a count may be a leaf, or a node around one in Flax
+        return jax.tree.map(lambda leaf: place(leaf, array), tree)
 
     def replace(node: Any, gates: _Gates) -> Any:
         del gates
 
         def moments(field: str) -> Any:
-            def at(path: jax.tree_util.KeyPath, leaf: Any) -> Any:
-                return put(_name(field, path), leaf, arrays[_name(field, path)])
+            return jax.tree_util.tree_map_with_path(
+                lambda path, leaf: place(leaf, arrays[_name(field, path)]), getattr(node, field)
+            )
 
-            return jax.tree_util.tree_map_with_path(at, getattr(node, field))
-
-        count = put("count", node.count, arrays["count"])
+        count = put(node.count, arrays["count"])
         return node._replace(count=count, **{field: moments(field) for field in node._fields[1:]})
 
     def advance(name: str, count: Any, gates: _Gates) -> Any:
@@ -120,7 +119,7 @@ def replace_arrays(
             )
         before = jax.tree.leaves(count)[0]
         after = np.clip(np.asarray(before) + steps, 0, np.iinfo(before.dtype).max)
-        return put(name, count, after)
+        return put(count, after)
 
     _visit(state, (), on_adam=note, on_counter=lambda _name, count, _gates: count)
     return _visit(state, (), on_adam=replace, on_counter=advance)
@@ -170,6 +169,10 @@ def _checked(name: str, leaf: Any) -> Any:
         raise ValueError(
             f"{name}: expected an array, found {type(leaf).__name__}; take a state that init made "
             "from the parameters themselves"
+        )
+    if isinstance(leaf, jax.core.Tracer):
+        raise ValueError(
+            f"{name}: expected an array, found one that is being traced; call this outside of jit"
         )
     if isinstance(leaf, jax.Array) and leaf.is_deleted():
         raise ValueError(

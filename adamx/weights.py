@@ -119,7 +119,7 @@ def from_numpy(state: optax.OptState, arrays: Mapping[str, np.ndarray]) -> optax
             f"unknown: {listed(unknown) or 'none'}. {_UNCHANGED}"
         )
     converted = {name: _converted(name, leaf, arrays[name]) for name, leaf in leaves.items()}
-    return replace_arrays(state, converted, _put)
+    return replace_arrays(state, converted, _place)
 
 
 def _to_host(name: str, leaf: Any) -> np.ndarray:
@@ -168,9 +168,8 @@ def _converted(name: str, leaf: Any, value: Any) -> np.ndarray:
     return array
 
 
-def _put(name: str, leaf: Any, array: np.ndarray) -> Any:
+def _place(leaf: Any, array: np.ndarray) -> Any:
     """A copy of `array` with the dtype, and on the devices, of `leaf`."""
-    del name
     array = array.astype(leaf.dtype)
     if not isinstance(leaf, jax.Array):
         return array

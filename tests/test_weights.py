@@ -260,6 +260,10 @@ def test_states_without_values():
     jax.jit(lambda s: s, donate_argnums=0)(state)
     with pytest.raises(ValueError, match="count: expected an array, found one that was deleted"):
         adamx.get_weights(state)
+    with pytest.raises(
+        ValueError, match=r"count: .* found one that is being traced; call this out"
+    ):
+        jax.jit(adamx.get_weights)(tx.init(PARAMS))
 
 
 GATED = {
