@@ -6,7 +6,7 @@ Nothing here knows of trees or of optimizer state.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeGuard, get_args
+from typing import Any, Literal, NamedTuple, TypeGuard, get_args
 
 import chex
 import jax
@@ -19,10 +19,13 @@ __all__ = [
     "Convention",
     "Hyperparameters",
     "bias_correction",
+    "complex_dtype",
     "compute_dtype",
+    "first_moment_dtype",
     "is_number",
     "moving_average",
     "safe_sqrt",
+    "second_moment_dtype",
     "step",
 ]
 
@@ -63,6 +66,27 @@ def compute_dtype(*dtypes: np.dtype) -> np.dtype:
     """The real dtype in which to compute with `dtypes`: the widest precision, at least float32."""
     parts = [jnp.finfo(dtype).dtype for dtype in dtypes]
     return max([jnp.dtype(jnp.float32), *parts], key=lambda dtype: dtype.itemsize)
+
+
+def complex_dtype(real: np.dtype) -> np.dtype:
+    """The complex dtype of a real dtype's precision, or the next wider one that exists."""
+    return np.promote_types(compute_dtype(real), np.complex64)
+
+
+def first_moment_dtype(param: chex.ArrayTree, mu_dtype: Any | None) -> np.dtype:
+    """The dtype of a parameter's first moment: complex if the parameter is."""
+    dtype = jnp.result_type(param)
+    if mu_dtype is None:
+        return dtype
+    real = jnp.finfo(jax.dtypes.canonicalize_dtype(mu_dtype)).dtype
+    return complex_dtype(real) if jnp.issubdtype(dtype, jnp.complexfloating) else real
+
+
+def second_moment_dtype(param: chex.ArrayTree, nu_dtype: Any | None) -> np.dtype:
+    """The dtype of a parameter's second moment: real."""
+    if nu_dtype is None:
+        return compute_dtype(jnp.result_type(param))
+    return jax.dtypes.canonicalize_dtype(nu_dtype)
 
 
 def _real(x: chex.Numeric, dtype: np.dtype) -> chex.Numeric:

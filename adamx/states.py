@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from adamx.checks import path_name
 from adamx.transform import AdamState, AmsgradState
@@ -170,7 +171,7 @@ def _checked(name: str, leaf: Any) -> Any:
             f"{name}: expected an array, found {type(leaf).__name__}; take a state that init made "
             "from the parameters themselves"
         )
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         raise ValueError(
             f"{name}: expected an array, found one that is being traced; call this outside of jit"
         )

@@ -27,34 +27,16 @@ from adamx.numerics import (
     Convention,
     Hyperparameters,
     bias_correction,
+    complex_dtype,
     compute_dtype,
+    first_moment_dtype,
+    second_moment_dtype,
 )
 
 __all__ = ["AdamState", "AmsgradState", "adam", "adamw", "scale_by_adam"]
 
 AdamState = optax.ScaleByAdamState
 AmsgradState = optax.ScaleByAmsgradState
-
-
-def _complex_of(real: np.dtype) -> np.dtype:
-    """The complex dtype of a real dtype's precision, or the next wider one that exists."""
-    return np.promote_types(compute_dtype(real), np.complex64)
-
-
-def _mu_dtype(param: chex.ArrayTree, mu_dtype: Any | None) -> np.dtype:
-    """The dtype of a parameter's first moment: complex if the parameter is."""
-    dtype = jnp.result_type(param)
-    if mu_dtype is None:
-        return dtype
-    real = jnp.finfo(jax.dtypes.canonicalize_dtype(mu_dtype)).dtype
-    return _complex_of(real) if jnp.issubdtype(dtype, jnp.complexfloating) else real
-
-
-def _nu_dtype(param: chex.ArrayTree, nu_dtype: Any | None) -> np.dtype:
-    """The dtype of a parameter's second moment: real."""
-    if nu_dtype is None:
-        return compute_dtype(jnp.result_type(param))
-    return jax.dtypes.canonicalize_dtype(nu_dtype)
 
 
 @explain_renamed_arguments
@@ -159,8 +141,12 @@ def scale_by_adam(
     def init(params: optax.Params) -> AdamState | AmsgradState:
         check_params(params)
         count = jnp.zeros([], jnp.int32)
-        mu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=_mu_dtype(p, mu_dtype)), params)
-        nu = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=_nu_dtype(p, nu_dtype)), params)
+        mu = jax.tree.map(
+            lambda p: jnp.zeros_like(p, dtype=first_moment_dtype(p, mu_dtype)), params
+        )
+        nu = jax.tree.map(
+            lambda p: jnp.zeros_like(p, dtype=second_moment_dtype(p, nu_dtype)), params
+        )
         return state_type(count, mu, nu, *([jax.tree.map(jnp.zeros_like, nu)] if amsgrad else []))
 
     def update(
@@ -204,7 +190,7 @@ def _step_leaf(
         return g, *moments
     g, m, *v = map(jnp.asarray, (g, *moments))
     real = compute_dtype(g.dtype, m.dtype, *(x.dtype for x in v))
-    wide = _complex_of(real) if jnp.iscomplexobj(g) else real
+    wide = complex_dtype(real) if jnp.iscomplexobj(g) else real
     # Optax keeps the second moment of complex parameters as complex numbers.
     operands = (m.astype(wide), *(jnp.real(x).astype(real) for x in v))
     direction, results = numerics.step(g.astype(wide), operands, correction(real), hyper)
