@@ -19,12 +19,13 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     namespace = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), namespace)
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
     assert "slope" in capsys.readouterr().out
     np.testing.assert_allclose(namespace["params"]["slope"], 3, atol=1e-3)
     np.testing.assert_allclose(namespace["params"]["offset"], 2, atol=1e-3)
     assert len(jax.tree.leaves(namespace["state"])) == 6
     assert len(namespace["weights"]) == 5
+    assert namespace["restored"].iterations == 300
 
 
 def test_exactly_two_commands():

@@ -10,6 +10,7 @@ STEPS = (1, 2, 3, 10, 100, 1000)
 _KINDS = {
     "normal": lambda x, t: x,  # noqa: ARG005
     "tiny": lambda x, t: x * 1e-9,  # noqa: ARG005
+    "huge": lambda x, t: x * 1e8,  # noqa: ARG005
     "sparse": lambda x, t: x * (t % 7 == 0) * (np.abs(x) > 1.0),
 }
 

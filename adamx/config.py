@@ -1,0 +1,267 @@
+"""One neutral description of every framework's Adam, and the Optax transformation that it means."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adamx.checks import check_choice, check_number, listed
+from adamx.keras_config import Generation, fields_from_keras, keras_from_fields
+from adamx.numerics import CONVENTIONS, Convention, is_number
+from adamx.schedules import inverse_time_decay
+from adamx.transform import scale_by_adam
+
+__all__ = ["AdamConfig"]
+
+# Keys of a parameter group of torch that do not change what is computed.
+_TORCH_IGNORED = {"params", "param_names", "foreach", "capturable", "differentiable", "fused"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamConfig:
+    """The hyperparameters of Adam in TF 1.1, tf_keras, Keras 3, PyTorch or Optax.
+
+    Frozen, comparable and, with numbers in it, hashable. In place of a number there may be a scalar
+    array, traced or not (`dataclasses.replace` inside of a jitted function).
+
+    Attributes:
+      learning_rate: at least 0; or a schedule from the count of steps done, such as a
+        `KerasSchedule`.
+      b1, b2, eps, eps_root, amsgrad, nesterov, convention: see `adamx.scale_by_adam`.
+      decay: the learning rate is divided by 1 + decay * count.
+      weight_decay: at least 0.
+      decoupled: the parameters shrink by learning rate times weight decay (AdamW); if not, weight
+        decay times the parameters is added to the gradients.
+      clip_norm: largest norm of each gradient; None for no limit, like the next two.
+      clip_global_norm: largest norm of all gradients together.
+      clip_value: largest absolute value of an entry.
+      clip_value_first: clip values before norms, and not after them.
+      maximize: follow the gradients upwards.
+      float32: the numbers for learning rate, b1, b2 and decay are rounded to float32 before
+        anything is computed of them, as in TF 1.1 and tf_keras's legacy optimizer.
+    """
+
+    learning_rate: optax.ScalarOrSchedule = 1e-3
+    b1: chex.Numeric = 0.9
+    b2: chex.Numeric = 0.999
+    eps: chex.Numeric = 1e-8
+    eps_root: chex.Numeric = 0.0
+    decay: chex.Numeric = 0.0
+    weight_decay: float | chex.ArrayDevice = 0.0
+    decoupled: bool = True
+    amsgrad: bool = False
+    nesterov: bool = False
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
+    clip_value: float | None = None
+    clip_value_first: bool = False
+    maximize: bool = False
+    convention: Convention = "optax"
+    float32: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError or TypeError for a value out of range or of the wrong type."""
+        if not callable(self.learning_rate):
+            check_number("learning_rate", self.learning_rate)
+        check_number("b1", self.b1, below=1)
+        check_number("b2", self.b2, below=1)
+        for name in ("eps", "eps_root", "decay", "weight_decay"):
+            check_number(name, getattr(self, name))
+        for name in ("clip_norm", "clip_global_norm", "clip_value"):
+            value = getattr(self, name)
+            if value is not None:
+                check_number(name, value)
+                if is_number(value) and value == 0:
+                    raise ValueError(f"{name}: expected a number above 0 or None, found {value!r}")
+        check_choice("convention", self.convention, CONVENTIONS)
+
+    @classmethod
+    def from_keras(cls, config: Mapping[str, Any], generation: Generation | None = None) -> Self:
+        """The configuration of a Keras optimizer.
+
+        Args:
+          config: what `get_config()` of its Adam or AdamW returned, or a dictionary with that as
+            `config` and the class as `class_name`. Keys that are missing have the defaults of the
+            generation. It is not changed.
+          generation: "tf1" (`tf.contrib.keras` of TensorFlow 1.1, Keras 2.0), "tf_keras_legacy"
+            (`tf_keras.optimizers.legacy`, TensorFlow 2.0 to 2.10), "tf_keras" (its current
+            optimizer, TensorFlow 2.11 to 2.15) or "keras3". None where the keys tell it.
+
+        Returns:
+          The configuration. What only describes the object, such as its name, is not kept.
+
+        Raises:
+          ValueError: the keys do not tell the generation; an unknown key; a key that asks for what
+            adamx does not do, with what to use instead; a value out of range.
+        """
+        return cls(**fields_from_keras(config, generation))
+
+    def to_keras(self, generation: Generation) -> dict[str, Any]:
+        """The `get_config()` of a Keras optimizer that computes the same; see `from_keras`.
+
+        `decay` becomes a learning-rate schedule where Keras no longer has it, and hyperparameters
+        in float32 the doubles that they are.
+
+        Raises:
+          ValueError: that generation cannot express a field; the message names it.
+        """
+        return keras_from_fields(self._fields(), generation)
+
+    @classmethod
+    def from_torch(cls, param_group: Mapping[str, Any]) -> Self:
+        """The configuration of a parameter group of torch.optim.Adam or AdamW.
+
+        Args:
+          param_group: an entry of `optimizer.param_groups`, or of `param_groups` in a state dict.
+
+        Raises:
+          ValueError: an unknown key; a weight decay without `decoupled_weight_decay`, which tells
+            Adam from AdamW and which older versions do not write; a value out of range.
+        """
+        group = {k: v for k, v in param_group.items() if k not in _TORCH_IGNORED}
+        b1, b2 = group.pop("betas", (0.9, 0.999))
+        fields = {
+            "learning_rate": float(group.pop("lr", 1e-3)),
+            "b1": float(b1),
+            "b2": float(b2),
+            "eps": float(group.pop("eps", 1e-8)),
+            "weight_decay": float(group.pop("weight_decay", 0.0)),
+            "decoupled": group.pop("decoupled_weight_decay", None),
+            "amsgrad": group.pop("amsgrad", False),
+            "maximize": group.pop("maximize", False),
+        }
+        if group:
+            hint = ""
+            if "initial_lr" in group:
+                hint = "; initial_lr comes from a learning-rate scheduler: take it out, and give "
+                hint += "the schedule to dataclasses.replace(config, learning_rate=...)"
+            raise ValueError(f"{listed(sorted(group))}: unknown key of a parameter group{hint}")
+        if fields["decoupled"] is None:
+            if fields["weight_decay"]:
+                raise ValueError(
+                    "decoupled_weight_decay: expected it beside weight_decay, found none; add "
+                    "True for torch.optim.AdamW, False for Adam"
+                )
+            fields["decoupled"] = False
+        return cls(**fields, convention="torch")
+
+    def to_torch(self) -> dict[str, Any]:
+        """A parameter group (without `params`) of torch.optim.Adam or AdamW that computes the same.
+
+        Raises:
+          ValueError: torch cannot express a field; the message names it.
+        """
+        refused = {
+            "convention": self.convention == "keras",
+            "amsgrad": self.amsgrad and self.convention == "optax",
+            "learning_rate": callable(self.learning_rate),
+            "eps_root": self.eps_root != 0,
+            "decay": self.decay != 0,
+            "nesterov": self.nesterov,
+            **{
+                name: getattr(self, name) is not None
+                for name in ("clip_norm", "clip_global_norm", "clip_value")
+            },
+        }
+        for name, is_refused in refused.items():
+            if is_refused:
+                raise ValueError(
+                    f"{name}: torch.optim cannot express {name}={getattr(self, name)!r}"
+                )
+        return {
+            "lr": self._rounded(self.learning_rate),
+            "betas": (self._rounded(self.b1), self._rounded(self.b2)),
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+            "amsgrad": self.amsgrad,
+            "maximize": self.maximize,
+            "foreach": None,
+            "capturable": False,
+            "differentiable": False,
+            "fused": None,
+            "decoupled_weight_decay": self.decoupled,
+        }
+
+    def transformation(self) -> optax.GradientTransformationExtraArgs:
+        """The Optax transformation that computes what the framework does, in its order.
+
+        Returns:
+          An `optax.chain` of: the sign for `maximize`, clipping, weight decay of the gradients,
+          `scale_by_adam`, decoupled weight decay, the learning rate; without those not asked for.
+          `update` needs `params` for weight decay.
+        """
+        parts: list[optax.GradientTransformation] = []
+        if self.maximize:
+            parts.append(optax.scale(-1.0))
+        parts += self.clipping()
+        decays = not is_number(self.weight_decay) or self.weight_decay != 0
+        if decays and not self.decoupled:
+            parts.append(optax.add_decayed_weights(self.weight_decay))
+        parts.append(
+            scale_by_adam(
+                self._rounded(self.b1),
+                self._rounded(self.b2),
+                self.eps,
+                self.eps_root,
+                nesterov=self.nesterov,
+                amsgrad=self.amsgrad,
+                convention=self.convention,
+            )
+        )
+        if decays and self.decoupled:
+            parts.append(optax.add_decayed_weights(self._decoupled_weight_decay()))
+        parts.append(optax.scale_by_learning_rate(self._learning_rate()))
+        return optax.chain(*parts)
+
+    def clipping(self) -> list[optax.GradientTransformation]:
+        """The parts of `transformation` that clip gradients, in their order; stateless."""
+        norms = []
+        if self.clip_norm is not None:
+            norms.append(_clip_each_norm(self.clip_norm))
+        if self.clip_global_norm is not None:
+            norms.append(optax.clip_by_global_norm(self.clip_global_norm))
+        values = [] if self.clip_value is None else [optax.clip(self.clip_value)]
+        return values + norms if self.clip_value_first else norms + values
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def _rounded(self, x: Any) -> Any:
+        """A number as the framework holds it: a Python float, rounded to float32 if it does."""
+        return float(np.float32(x)) if self.float32 and is_number(x) else x
+
+    def _decoupled_weight_decay(self) -> Any:
+        rate, decay = self.learning_rate, self.weight_decay
+        if self.convention != "torch" or not is_number(rate) or not is_number(decay) or not rate:
+            return decay
+        # torch multiplies float32 parameters by 1 - rate * decay, rounded to float32: with 1 - 1e-5
+        # they are off by 2e-5 of themselves after 1,000 steps. This is the decay that it computes.
+        return (1 - float(np.float32(1 - rate * decay))) / rate
+
+    def _learning_rate(self) -> optax.ScalarOrSchedule:
+        rate, decay = self._rounded(self.learning_rate), self._rounded(self.decay)
+        if is_number(decay) and decay == 0:
+            return rate
+        if not callable(rate):
+            return inverse_time_decay(rate, decay)
+        falling = inverse_time_decay(1.0, decay)
+
+        def schedule(count: jax.typing.ArrayLike) -> chex.ArrayDevice:
+            return jnp.asarray(rate(count)) * jnp.asarray(falling(count))
+
+        return schedule
+
+
+def _clip_each_norm(largest: chex.Numeric) -> optax.GradientTransformation:
+    """Clip the norm of each array to `largest`: x * largest / max(norm, largest)."""
+
+    def clip(x: chex.ArrayDevice) -> chex.ArrayDevice:
+        norm = jnp.sqrt(jnp.sum(jnp.square(jnp.abs(x))))
+        return x * (largest / jnp.maximum(norm, largest)).astype(x.dtype)
+
+    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))

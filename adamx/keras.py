@@ -1,0 +1,322 @@
+"""Adam with the surface of `tf.contrib.keras.optimizers.Adam` of TensorFlow 1.1."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import jax
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from adamx import weights as adam_weights
+from adamx.config import AdamConfig
+from adamx.keras_arguments import checked, unknown_argument
+from adamx.keras_step import (
+    TRACEABLE,
+    Constraint,
+    Loss,
+    Program,
+    check_hashable,
+    clipped_gradients,
+    merge,
+    placed_like,
+    split,
+    split_params,
+    step,
+    with_numbers,
+)
+from adamx.numerics import is_number
+from adamx.transform import AdamState
+
+__all__ = ["Adam"]
+
+# The hyperparameters that can change in mid-training, and what AdamConfig calls them.
+_SETTABLE = {"lr": "learning_rate", "beta_1": "b1", "beta_2": "b2", "decay": "decay"}
+
+
+class Adam:
+    r"""Adam as TensorFlow 1.1 has it, for any tree of parameters.
+
+    With gradient :math:`g_t` at step :math:`t = 1, 2, \ldots`, clipped as configured, and all
+    hyperparameters but ``epsilon`` rounded to float32 as TensorFlow's variables are:
+
+    .. math::
+
+        m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t \qquad
+        v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2 \qquad
+        \theta_t = \theta_{t-1} - \frac{\mathit{lr}}{1 + \mathit{decay} \cdot (t-1)}
+        \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t} \frac{m_t}{\sqrt{v_t} + \varepsilon}
+
+    A thin layer over `transformation`: it keeps the state, and compiles a step once for each loss
+    function, constraints and structure of parameters. Which function it is goes by equality: define
+    them outside of the training loop, since a new lambda is compiled anew.
+
+    Of a tree of parameters the arrays are trained. Whatever else is in it, such as the functions
+    and Python numbers in an Equinox module, is passed to the loss and comes back as it is.
+
+    Copies, pickles and `from_config` with `set_weights` go on independently of the original.
+
+    Args:
+      lr: the learning rate, at least 0.
+      beta_1: decay rate of the first moment, in [0, 1).
+      beta_2: decay rate of the second moment, in [0, 1).
+      epsilon: added to the square root of the second moment, at least 0; fixed.
+      decay: the learning rate is divided by 1 + decay * iterations; at least 0.
+      **kwargs: `clipnorm`, the largest norm of all gradients together, and `clipvalue`, the largest
+        absolute value of an entry, which is clipped after the norm. None or 0 for no limit.
+
+    Attributes:
+      lr, beta_1, beta_2, decay: as given; may be set at any time, and nothing is compiled anew.
+      iterations: the number of steps done, an int; may be set once there is a state.
+
+    Raises:
+      ValueError: a number out of range, also when rounded to float32.
+      TypeError: an argument of the wrong type; one that TensorFlow 1.1 does not have.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from adamx.keras import Adam
+      >>> optimizer = Adam(lr=0.1, clipnorm=1.0)
+      >>> def loss(params, target):
+      ...     return jnp.sum((params["w"] - target) ** 2)
+      >>> params = {"w": jnp.array([1.0, -2.0])}
+      >>> for _ in range(100):
+      ...     params = optimizer.get_updates(params, {}, loss, 3.0)
+      >>> bool(jnp.abs(params["w"] - 3).max() < 0.2), optimizer.iterations
+      (True, 100)
+
+    Source: `tensorflow/contrib/keras/python/keras/optimizers.py`, TensorFlow 1.1.
+    """
+
+    # No other attribute can be set: of one with a mistyped or later name nothing would come.
+    __slots__ = ("_config", "_fixed", "_state")
+
+    def __init__(
+        self,
+        lr: float = 0.001,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-08,
+        decay: float = 0.0,
+        **kwargs: float | None,
+    ) -> None:
+        for name in kwargs:
+            if name not in ("clipnorm", "clipvalue"):
+                raise TypeError(unknown_argument(name))
+        given = {"lr": lr, "beta_1": beta_1, "beta_2": beta_2, "decay": decay, "epsilon": epsilon}
+        # Like TensorFlow 1.1, which clips only if the limit is above 0.
+        limits = {name: checked(name, kwargs[name]) for name in kwargs if kwargs[name] is not None}
+        self._config = {name: checked(name, value) for name, value in given.items()} | {
+            name: limit for name, limit in limits.items() if limit
+        }
+        fixed = {k: v for k, v in self._config.items() if k not in _SETTABLE}
+        self._fixed = AdamConfig.from_keras(fixed, "tf1")
+        self._state: optax.OptState | None = None
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self._config.items())
+        return f"Adam({arguments})"
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """An optimizer with the hyperparameters of a `get_config`, also of TensorFlow 1.1's own.
+
+        Args:
+          config: is not changed. Keys that are missing have the default values.
+
+        Raises:
+          ValueError, TypeError: as the constructor.
+        """
+        if not isinstance(config, Mapping):
+            found = type(config).__name__
+            raise TypeError(f"config: expected a mapping as of get_config, found {found}")
+        return cls(**config)
+
+    def get_config(self) -> dict[str, float]:
+        """The hyperparameters: lr, beta_1, beta_2, decay, epsilon; clipnorm and clipvalue if set.
+
+        Returns:
+          A new dictionary of Python floats: the numbers given, not their rounding to float32.
+        """
+        return dict(self._config)
+
+    @property
+    def transformation(self) -> optax.GradientTransformationExtraArgs:
+        """The pure Optax transformation with the same arithmetic: clipping, Adam, learning rate.
+
+        It has the hyperparameters of now, also when they are set later.
+        """
+        return AdamConfig.from_keras(self._config, "tf1").transformation()
+
+    @property
+    def epsilon(self) -> float:
+        """What is added to the square root of the second moment."""
+        return self._config["epsilon"]
+
+    @property
+    def state(self) -> AdamState | None:
+        """The Adam state (count, mu, nu), mu and nu like the parameters; None before there is one.
+
+        It does not change: after the next step there is another.
+        """
+        if self._state is None:
+            return None
+        # A copy of the containers, whose contents a user could exchange.
+        state = jax.tree.map(lambda x: x, self._state)
+        nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, AdamState))
+        return next(node for node in nodes if isinstance(node, AdamState))
+
+    @property
+    def iterations(self) -> int:
+        """The number of steps done."""
+        state = self.state
+        return 0 if state is None else int(np.asarray(state.count))
+
+    @iterations.setter
+    def iterations(self, value: int) -> None:
+        state = self._existing_state("iterations")
+        last = np.iinfo(np.int32).max
+        if not is_number(value) or value != np.floor(value) or not 0 <= value <= last:
+            raise ValueError(
+                f"iterations: expected a whole number from 0 to {last}, found {value!r}"
+            )
+        weights = [np.asarray(value), *adam_weights.get_weights(state)[1:]]
+        self._state = adam_weights.set_weights(state, weights)
+
+    def build(self, params: Any) -> None:
+        """Make the state for `params`: no steps done, moments of 0. A state there was is discarded.
+
+        `get_updates` does this at the first step.
+
+        Raises:
+          TypeError: a parameter is neither floating-point nor complex; there is none. The message
+            names its path.
+        """
+        self._state = self._initial_state(split_params(params)[0])
+
+    def get_gradients(self, loss: Loss, params: Any, *args: Any) -> Any:
+        """The gradients of `loss(params, *args)` by `params`, clipped as configured.
+
+        Args:
+          loss: returns a real floating-point scalar. Hashable; is traced by `jax.jit`.
+          params: tree of parameters, floating-point or complex arrays.
+          *args: trees. Arrays and numbers in them are traced; other leaves, also True and False,
+            are passed as they are, and compiled in.
+
+        Returns:
+          A tree like `params`, in its dtypes, with None where a leaf is no array. For complex
+          parameters the direction of steepest ascent, which is the conjugate of what `jax.grad`
+          returns.
+
+        Raises:
+          ValueError: the loss is no scalar.
+          TypeError: the loss is no real floating-point number; a parameter is neither
+            floating-point nor complex.
+        """
+        program, arrays, traced = self._program(loss, {}, params, args)
+        return clipped_gradients(program, arrays, traced)
+
+    def get_updates(
+        self,
+        params: Any,
+        constraints: Mapping[str, Constraint] | None,
+        loss: Loss,
+        *args: Any,
+    ) -> Any:
+        """Take one step on `loss(params, *args)`.
+
+        Args:
+          params: as for `get_gradients`; is not changed, nor donated.
+          constraints: maps paths of parameters, such as `dense/kernel`, to functions that are
+            applied to them after the step, such as `optax.projections.projection_non_negative`.
+            None or empty for none.
+          loss, *args: as for `get_gradients`.
+
+        Returns:
+          The new parameters, with the structure, shapes and dtypes of `params`.
+
+        Raises:
+          ValueError: no parameter has the path of a constraint; a constraint changed the shape or
+            dtype; the parameters are not those of the state; the call is traced; or as
+            `get_gradients`.
+          TypeError: as `get_gradients`. After an error all is as it was.
+        """
+        program, arrays, traced = self._program(loss, constraints, params, args)
+        state = self._initial_state(arrays) if self._state is None else self._state
+        arrays, state = step(program, arrays, state, self._numbers(), traced)
+        if any(isinstance(x, Tracer) for x in jax.tree.leaves(state)):
+            raise ValueError(
+                "get_updates: expected a call outside of jit and of other transformations, found "
+                "one that is traced; there use the transformation, whose state is passed around"
+            )
+        self._state = state
+        return merge(arrays, program.params)
+
+    def get_weights(self) -> list[np.ndarray]:
+        """The state as NumPy arrays: [iterations, every m, every v]; empty before there is one."""
+        return [] if self._state is None else adam_weights.get_weights(self._state)
+
+    def set_weights(self, weights: Iterable[np.ndarray]) -> None:
+        """Set the state to `weights`, as `get_weights` or TensorFlow returned them.
+
+        Raises:
+          ValueError: there is no state yet; the number of arrays or a shape differs, or as
+            `adamx.set_weights`. The state is left as it was.
+        """
+        self._state = adam_weights.set_weights(self._existing_state("weights"), weights)
+
+    def _existing_state(self, what: str) -> optax.OptState:
+        if self._state is None:
+            raise ValueError(
+                f"{what}: expected to set them in a state, found none yet; call build(params) with "
+                "the parameters first"
+            )
+        return self._state
+
+    def _numbers(self) -> dict[str, np.float32]:
+        return {new: np.float32(self._config[name]) for name, new in _SETTABLE.items()}
+
+    def _initial_state(self, arrays: Any) -> optax.OptState:
+        state = with_numbers(self._fixed, self._numbers()).transformation().init(arrays)
+        return placed_like(arrays, state)
+
+    def _program(
+        self, loss: Loss, constraints: Mapping[str, Constraint] | None, params: Any, args: Any
+    ) -> "tuple[Program, Any, Any]":
+        """What is compiled, and the arrays in `params` and `args`."""
+        if not callable(loss):
+            raise TypeError(f"loss: expected a function, found {type(loss).__name__}")
+        if constraints is None:
+            constraints = {}
+        elif not isinstance(constraints, Mapping):
+            raise TypeError(
+                "constraints: expected a mapping from paths of parameters to functions, or None; "
+                f"found {type(constraints).__name__}"
+            )
+        for path, constraint in constraints.items():
+            if not callable(constraint):
+                raise TypeError(
+                    f"constraints: {path}: expected a function, found {type(constraint).__name__}"
+                )
+        arrays, static_params = split_params(params)
+        traced, static_args = split("args", args, TRACEABLE)
+        ordered = tuple(sorted(constraints.items(), key=lambda item: str(item[0])))
+        for name, function in (("loss", loss), *ordered):
+            check_hashable(name, function)
+        program = Program(loss, ordered, self._fixed, static_params, static_args)
+        return program, arrays, traced
+
+    @staticmethod
+    def _settable(name: str, doc: str) -> Any:
+        def get(self: "Adam") -> float:
+            return self._config[name]
+
+        def set_(self: "Adam", value: float) -> None:
+            self._config = self._config | {name: checked(name, value)}
+
+        return property(get, set_, doc=doc)
+
+    lr = _settable("lr", "The learning rate.")
+    beta_1 = _settable("beta_1", "Decay rate of the first moment.")
+    beta_2 = _settable("beta_2", "Decay rate of the second moment.")
+    decay = _settable("decay", "The learning rate is divided by 1 + decay * iterations.")

@@ -1,0 +1,189 @@
+"""One step of `adamx.keras.Adam`: what is compiled, and what of its arguments is traced."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from adamx.checks import check_params, listed, path_name
+from adamx.config import AdamConfig
+
+__all__ = [
+    "TRACEABLE",
+    "Constraint",
+    "Loss",
+    "Program",
+    "check_hashable",
+    "clipped_gradients",
+    "merge",
+    "placed_like",
+    "split",
+    "split_params",
+    "step",
+    "with_numbers",
+]
+
+Loss = Callable[..., Any]
+Constraint = Callable[[Any], Any]
+
+_ARRAYS = (jax.Array, np.ndarray, np.generic)
+TRACEABLE = (*_ARRAYS, int, float, complex)
+
+
+class Static(NamedTuple):
+    """The leaves of a tree that are not traced, with their types (1 == True); None for the rest."""
+
+    treedef: Any
+    leaves: tuple[tuple[type, Any] | None, ...]
+
+
+class Program(NamedTuple):
+    """What a compiled step depends on, besides shapes and dtypes."""
+
+    loss: Loss
+    constraints: tuple[tuple[str, Constraint], ...]
+    config: AdamConfig
+    params: Static | None
+    args: Static | None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step(
+    program: Program, params: Any, state: Any, numbers: dict[str, jax.Array], args: Any
+) -> tuple[Any, Any]:
+    """One step: the new parameters and state."""
+    tx = with_numbers(program.config, numbers).transformation()
+    updates, state = tx.update(_gradients(program, params, args), state, params)
+    params = optax.apply_updates(params, updates)
+    return _constrained(params, dict(program.constraints)), state
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def clipped_gradients(program: Program, params: Any, args: Any) -> Any:
+    """The gradients of the program's loss, clipped as its configuration says."""
+    clipping = optax.chain(optax.identity(), *program.config.clipping())
+    gradients = _gradients(program, params, args)
+    return clipping.update(gradients, clipping.init(params), params)[0]
+
+
+def _gradients(program: Program, params: Any, args: Any) -> Any:
+    check_params(params)
+
+    def loss(params: Any) -> jax.Array:
+        args_of_loss = merge(args, program.args)
+        value = program.loss(merge(params, program.params), *args_of_loss)
+        if not isinstance(value, TRACEABLE):
+            raise TypeError(f"loss: expected a real scalar, found {type(value).__name__}")
+        value = jnp.asarray(value)  # pyright: ignore[reportArgumentType]
+        if value.shape:
+            raise ValueError(
+                f"loss: expected a scalar, found an array of shape {value.shape}; take its mean or "
+                "its sum"
+            )
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise TypeError(f"loss: expected a real floating-point scalar, found {value.dtype}")
+        return value
+
+    return jax.tree.map(jnp.conj, jax.grad(loss)(params))
+
+
+def _constrained(params: Any, constraints: dict[str, Constraint]) -> Any:
+    if not constraints:
+        return params
+    keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
+    leaves = {path_name(path): leaf for path, leaf in keyed}
+    unknown = [path for path in constraints if path not in leaves]
+    if unknown:
+        raise ValueError(
+            f"constraints: {listed(map(repr, unknown))}: expected paths of parameters, which are "
+            f"{listed(map(repr, leaves), most=50)}"
+        )
+    for path, constraint in constraints.items():
+        before, after = leaves[path], constraint(leaves[path])
+        if not isinstance(after, TRACEABLE):
+            raise ValueError(
+                f"{path}: expected its constraint to return an array of shape {before.shape} and "
+                f"{before.dtype}, found {type(after).__name__}"
+            )
+        after = jnp.asarray(after)
+        if (after.shape, after.dtype) != (before.shape, before.dtype):
+            raise ValueError(
+                f"{path}: expected its constraint to keep shape {before.shape} and {before.dtype}, "
+                f"found shape {after.shape} and {after.dtype}"
+            )
+        leaves[path] = after
+    return treedef.unflatten(leaves.values())
+
+
+def with_numbers(config: AdamConfig, numbers: Mapping[str, Any]) -> AdamConfig:
+    """`config` with other numbers: as arrays, so that state and program are the same for all."""
+    return dataclasses.replace(config, **{k: jnp.asarray(v) for k, v in numbers.items()})
+
+
+def split_params(params: Any) -> tuple[Any, Static | None]:
+    """The arrays in `params`, with None in place of the rest; and the rest."""
+    arrays, static = split("params", params, _ARRAYS)
+    if static is not None and all(static.leaves):
+        raise TypeError("params: expected a tree with arrays to train, found none in it")
+    return jax.tree.map(_as_jax_array, arrays), static
+
+
+def _as_jax_array(x: Any) -> Any:
+    """`x` as steps return it, so that the second one need not be compiled for other arguments."""
+    if isinstance(x, jax.Array):
+        weak = getattr(x, "weak_type", False)
+        return jax.lax.convert_element_type(x, x.dtype) if weak else x
+    return jnp.asarray(x) if jnp.issubdtype(x.dtype, jnp.number) else x
+
+
+def split(name: str, tree: Any, kinds: tuple[type, ...]) -> tuple[Any, Static | None]:
+    """`tree` with None in place of leaves that are not of `kinds`, and those leaves, if any."""
+    leaves, treedef = jax.tree.flatten(tree)
+    traced = [isinstance(x, kinds) and not isinstance(x, bool) for x in leaves]
+    static = tuple(None if is_ else (type(x), x) for x, is_ in zip(leaves, traced, strict=True))
+    if not any(static):
+        return tree, None
+    for (path, leaf), kept in zip(jax.tree_util.tree_leaves_with_path(tree), static, strict=True):
+        if kept:
+            check_hashable(f"{name}: {path_name(path)}", leaf)
+    rest = [x if is_ else None for x, is_ in zip(leaves, traced, strict=True)]
+    return treedef.unflatten(rest), Static(treedef, static)
+
+
+def merge(tree: Any, static: Static | None) -> Any:
+    """The inverse of `_split`."""
+    if static is None:
+        return tree
+    traced = iter(jax.tree.leaves(tree))
+    return static.treedef.unflatten([kept[1] if kept else next(traced) for kept in static.leaves])
+
+
+def placed_like(arrays: Any, state: Any) -> Any:
+    """`state`, and what of it is tied to no device on those of `arrays`, where steps leave it."""
+    leaves = jax.tree.leaves(arrays)
+    tied = [x for x in leaves if not isinstance(x, Tracer) and x.committed]
+    if not tied:
+        return state
+    sharding = tied[0].sharding
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    elif not isinstance(sharding, jax.sharding.SingleDeviceSharding):
+        return state
+    return jax.tree.map(lambda x: x if x.committed else jax.device_put(x, sharding), state)
+
+
+def check_hashable(name: str, x: Any) -> None:
+    """Raise a TypeError unless `x` can be hashed."""
+    try:
+        hash(x)
+    except TypeError as error:
+        raise TypeError(
+            f"{name}: expected something hashable, by which its compiled step is found again; "
+            f"found {type(x).__name__}. Pass arrays as arguments after the loss"
+        ) from error

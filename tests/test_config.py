@@ -1,0 +1,305 @@
+"""`AdamConfig` against recorded runs, and every line of docs/configurations.md."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import optax
+import pytest
+
+from adamx import AdamConfig
+from tests.test_golden import CLOSE, OUTER, TIGHT, check, recorded
+
+PROMOTES = True  # Optax's clipping does
+
+DOCS = Path(__file__).parents[1] / "docs" / "configurations.md"
+GENERATIONS = ("tf1", "tf_keras_legacy", "tf_keras", "keras3")
+
+TF11 = ["defaults", "betas", "decay", "clipnorm", "clipvalue", "clip_both", "large_epsilon"]
+TF11 += ["sparse_gradients", "tiny_gradients"]
+LEGACY = ["defaults", "decay", "amsgrad", "clipnorm", "clipvalue", "global_clipnorm"]
+KERAS3 = ["defaults", "amsgrad", "weight_decay", "clipnorm", "clipvalue", "global_clipnorm"]
+TORCH = ["adam_defaults", "adam_amsgrad", "adam_l2"]
+TORCH += ["adamw_defaults", "adamw_amsgrad", "adamw_weight_decay"]
+
+
+@pytest.mark.parametrize("case", TF11)
+def test_tf11(case):
+    config = recorded(f"tf11_{case}")[0]["config"]
+    tx = AdamConfig.from_keras(config).transformation()
+    # Clipped gradients of 1e8 are only as good as the norm that they are divided by.
+    params = TIGHT if case == "clip_both" else CLOSE
+    check(f"tf11_{case}", tx, config, params=params, moments=2e-6)
+
+
+@pytest.mark.parametrize("case", LEGACY)
+def test_tf_keras_legacy(case):
+    config = recorded(f"tfkeras_legacy_{case}")[0]["config"]
+    tx = AdamConfig.from_keras(config).transformation()
+    check(f"tfkeras_legacy_{case}", tx, config, params=CLOSE, moments=1e-6)
+
+
+@pytest.mark.parametrize("case", KERAS3)
+def test_keras3(case):
+    config = recorded(f"keras3_{case}")[0]["config"]
+    tx = AdamConfig.from_keras(config).transformation()
+    order = {"scalars": 2, "interleaved": True}
+    check(f"keras3_{case}", tx, config, params=OUTER, moments=1e-6, **order)
+
+
+@pytest.mark.parametrize("case", TORCH)
+def test_torch(case):
+    group = recorded(f"torch_{case}")[0]["config"]
+    tx = AdamConfig.from_torch(group).transformation()
+    params = OUTER if case in ("adamw_defaults", "adamw_amsgrad") else TIGHT
+    check(f"torch_{case}", tx, group, params=params, moments=8e-6, counted=False)
+
+
+def test_ema_raises():
+    config = recorded("keras3_ema")[0]["config"]
+    with pytest.raises(ValueError, match=r"use_ema: .* average the parameters with optax.ema"):
+        AdamConfig.from_keras(config)
+
+
+RECORDED = [
+    *(("tf1", f"tf11_{case}") for case in TF11),
+    *(("tf_keras_legacy", f"tfkeras_legacy_{case}") for case in LEGACY),
+    *(("keras3", f"keras3_{case}") for case in KERAS3),
+]
+
+
+@pytest.mark.parametrize(("generation", "name"), RECORDED)
+def test_back_to_keras(generation, name):
+    """The recorded configuration comes back, but for the object's name."""
+    config = recorded(name)[0]["config"]
+    before = json.dumps(config)
+    back = AdamConfig.from_keras(config).to_keras(generation)
+    assert json.dumps(config) == before
+    ignored = {"name", "ema_momentum"}
+    assert {k: back[k] for k in back.keys() - ignored} == {
+        k: config[k] for k in config.keys() - ignored
+    }
+    assert json.loads(json.dumps(back)) == back
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_back_to_torch(name):
+    group = recorded(f"torch_{name}")[0]["config"]
+    back = AdamConfig.from_torch(group).to_torch()
+    assert back | {"betas": list(back["betas"])} == group
+
+
+def test_generation_is_told_by_the_keys():
+    for generation, name in RECORDED:
+        config = recorded(name)[0]["config"]
+        assert AdamConfig.from_keras(config) == AdamConfig.from_keras(config, generation)
+    current = {"jit_compile": False, "is_legacy_optimizer": False, "clipnorm": 1.0}
+    assert AdamConfig.from_keras(current) == AdamConfig.from_keras(current, "tf_keras")
+    assert AdamConfig.from_keras({"class_name": "Custom>Adam", "config": current}).clip_norm == 1
+
+
+def test_clipnorm_alone_tells_nothing():
+    with pytest.raises(
+        ValueError, match=r"generation: expected one of tf1, .* clipnorm, say, means"
+    ):
+        AdamConfig.from_keras({"clipnorm": 1.0, "learning_rate": 0.1})
+    config = {"clipnorm": 1.0}
+    assert AdamConfig.from_keras(config, "tf1").clip_global_norm == 1
+    assert AdamConfig.from_keras(config, "keras3").clip_norm == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "message"),
+    [
+        ({"lr": 0.1, "amsgrad": True}, None, "amsgrad: not among the keys of a tf1 configuration"),
+        ({"decay": 0.1}, "keras3", "decay: not among the keys of a keras3 configuration"),
+        (
+            {"gradient_accumulation_steps": 4},
+            None,
+            "gradient_accumulation_steps: .*optax.MultiSteps",
+        ),
+        ({"loss_scale_factor": 2.0}, None, "loss_scale_factor: .* scale the loss"),
+        ({"adaptive_epsilon": True}, None, 'adaptive_epsilon: .*convention="torch"'),
+        ({"clipnorm": 1.0, "clipvalue": 1.0}, "keras3", "clipnorm and clipvalue: expected one"),
+        ({"clipnorm": 1.0, "global_clipnorm": 1.0}, "tf_keras_legacy", "clipnorm and global_clip"),
+        ({"beta_1": 1.0}, "tf1", "b1: expected a finite number from 0 to below 1, found 1.0"),
+        ({"lr": -1.0}, None, "learning_rate: expected a finite number of at least 0, found -1.0"),
+        ({"class_name": "SGD", "config": {}}, None, "class_name: expected one of Adam, AdamW"),
+        ({}, "keras2", "generation: expected one of 'tf1', .*, found 'keras2'"),
+        (
+            {"learning_rate": {"class_name": "Noisy", "config": {}}},
+            "keras3",
+            "Noisy",
+        ),
+    ],
+)
+def test_bad_keras_configurations(config, generation, message):
+    with pytest.raises(ValueError, match=message):
+        AdamConfig.from_keras(config, generation)
+
+
+@pytest.mark.parametrize(
+    ("fields", "generation", "message"),
+    [
+        ({"convention": "torch"}, "keras3", "convention: a keras3 configuration cannot express"),
+        ({"amsgrad": True}, "tf1", "amsgrad: a tf1 configuration cannot express amsgrad=True"),
+        ({"weight_decay": 0.1}, "tf_keras_legacy", "weight_decay: a tf_keras_legacy"),
+        ({"weight_decay": 0.1, "decoupled": False}, "keras3", "decoupled: a keras3"),
+        ({"clip_norm": 1.0}, "tf1", "clip_norm: a tf1 configuration cannot express clip_norm=1.0"),
+        (
+            {"clip_global_norm": 1.0, "clip_value": 2.0},
+            "keras3",
+            "clip_global_norm and clip_value: .* clip_global_norm=1.0, clip_value=2.0",
+        ),
+        ({"clip_global_norm": 1.0, "clip_value": 2.0}, "tf_keras_legacy", "clip_value_first"),
+        ({"learning_rate": optax.constant_schedule(1.0)}, "keras3", "learning_rate: a keras3"),
+        ({"eps_root": 1e-3}, "keras3", "eps_root"),
+        ({"nesterov": True}, "keras3", "nesterov"),
+        ({"maximize": True}, "keras3", "maximize"),
+    ],
+)
+def test_what_keras_cannot_express(fields, generation, message):
+    with pytest.raises(ValueError, match=message):
+        AdamConfig(**{"convention": "keras"} | fields).to_keras(generation)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"weight_decay": 0.1}, "decoupled_weight_decay: expected it beside weight_decay"),
+        ({"initial_lr": 0.1}, "initial_lr: unknown key .* scheduler"),
+        ({"momentum": 0.9}, "momentum: unknown key of a parameter group"),
+        ({"lr": -1.0}, "learning_rate: .* found -1.0"),
+    ],
+)
+def test_bad_parameter_groups(group, message):
+    with pytest.raises(ValueError, match=message):
+        AdamConfig.from_torch(group)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"convention": "keras"},
+        {"convention": "optax", "amsgrad": True},
+        {"decay": 0.1},
+        {"clip_norm": 1.0},
+        {"eps_root": 1e-3},
+        {"nesterov": True, "convention": "optax"},
+        {"learning_rate": optax.constant_schedule(1.0)},
+    ],
+)
+def test_what_torch_cannot_express(fields):
+    name = list(fields)[-1] if "nesterov" not in fields else "nesterov"
+    with pytest.raises(ValueError, match=f"{name}: torch.optim cannot express"):
+        AdamConfig(**{"convention": "torch"} | fields).to_torch()
+
+
+def test_values_are_checked():
+    with pytest.raises(ValueError, match="clip_norm: expected a number above 0 or None, found 0"):
+        AdamConfig(clip_norm=0)
+    with pytest.raises(ValueError, match="decay: expected a finite number of at least 0"):
+        AdamConfig(decay=-1.0)
+    with pytest.raises(ValueError, match="convention: expected one of"):
+        AdamConfig(convention="pytorch")
+
+
+def test_decay_becomes_a_schedule_where_keras_has_none():
+    config = AdamConfig(learning_rate=0.1, decay=0.5, convention="keras")
+    for generation in ("tf_keras", "keras3"):
+        back = AdamConfig.from_keras(config.to_keras(generation))
+        np.testing.assert_allclose(back.learning_rate(8), 0.1 / (1 + 0.5 * 8), rtol=1e-6)
+
+
+def test_float32_becomes_the_doubles_that_it_is():
+    """TF 1.1 to Keras 3: its clipnorm is global, its beta_2 the double 0.99900001..."""
+    old = AdamConfig.from_keras({"lr": 0.01, "clipnorm": 1.0})
+    new = old.to_keras("keras3")
+    assert new["global_clipnorm"] == 1
+    assert new["clipnorm"] is None
+    assert new["beta_2"] == float(np.float32(0.999))
+
+
+def test_schedules_round_trip():
+    learning_rate = {
+        "module": "keras.optimizers.schedules",
+        "class_name": "ExponentialDecay",
+        "config": {
+            "initial_learning_rate": 0.1,
+            "decay_steps": 10,
+            "decay_rate": 0.5,
+            "staircase": True,
+            "name": "ExponentialDecay",
+        },
+        "registered_name": None,
+    }
+    config = AdamConfig.from_keras({"learning_rate": learning_rate}, "keras3")
+    np.testing.assert_allclose(config.learning_rate(25), 0.1 * 0.5**2, rtol=1e-6)
+    assert config == AdamConfig.from_keras(config.to_keras("keras3"), "keras3")
+    decayed = AdamConfig.from_keras({"learning_rate": learning_rate, "decay": 0.5})
+    np.testing.assert_allclose(decayed._learning_rate()(4), 0.1 / (1 + 0.5 * 4), rtol=1e-6)
+
+
+SAMPLES = {
+    "lr": 0.1,
+    "learning_rate": 0.1,
+    "decay": 0.1,
+    "beta_1": 0.8,
+    "beta_2": 0.9,
+    "epsilon": 0.1,
+    "amsgrad": True,
+    "weight_decay": 0.1,
+    "decoupled_weight_decay": True,
+    "clipnorm": 2.0,
+    "global_clipnorm": 2.0,
+    "clipvalue": 2.0,
+    "gradient_accumulation_steps": 4,
+    "loss_scale_factor": 2.0,
+    "ema_momentum": 0.9,
+    "ema_overwrite_frequency": 5,
+    "name": "other",
+    "betas": (0.8, 0.9),
+    "eps": 0.1,
+    "maximize": True,
+    "initial_lr": 0.1,
+    "params": [0, 1],
+    "param_names": ["a", "b"],
+}
+
+
+def table():
+    """(argument, family, cell) for every cell of the documented tables."""
+    columns = GENERATIONS
+    for line in DOCS.read_text(encoding="utf-8").splitlines():
+        if line.startswith("| argument of torch"):
+            columns = ("torch",)
+        elif line.startswith("| `"):
+            argument, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            yield from ((argument.strip("`"), *pair) for pair in zip(columns, cells, strict=True))
+
+
+@pytest.mark.parametrize(("argument", "family", "cell"), list(table()))
+def test_documented_table(argument, family, cell):
+    def read(config):
+        if family == "torch":
+            return AdamConfig.from_torch(config)
+        return AdamConfig.from_keras(config, family)
+
+    base = {"decoupled_weight_decay": False} if family == "torch" else {}
+    changed = base | {argument: SAMPLES.get(argument, True)}
+    if cell in ("error", "-"):
+        with pytest.raises(ValueError, match=argument):
+            read(changed)
+        return
+    before, after = read(base)._fields(), read(changed)._fields()
+    fields = [name for name in after if after[name] != before[name]]
+    assert fields == ([] if cell == "no effect" else re.findall(r"`(\w+)`", cell))
+
+
+def test_the_table_is_complete():
+    from adamx.keras_config import _DEFAULTS
+
+    for generation, defaults in _DEFAULTS.items():
+        documented = {a for a, family, cell in table() if family == generation and cell != "-"}
+        assert documented == set(defaults)
