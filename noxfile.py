@@ -22,12 +22,20 @@ def lowest(session: nox.Session) -> None:
     bounds = [*project["dependencies"], *extras["test"], *extras["examples"]]
     session.install("-e", ".", *(bound.replace(">=", "==") for bound in bounds))
     session.run("pytest", *session.posargs)
-    for example in ("train_digits", "conventions"):
+    for example in ("train_digits", "conventions", "keras_facade"):
         session.run("python", f"examples/{example}.py", "--out", session.create_tmp())
 
 
 @nox.session(python="3.11")
 def torch(session: nox.Session) -> None:
-    """The accuracy table with torch in it; the CPU build is enough."""
-    session.install("-e", ".", "torch==2.13.0")
+    """The accuracy table with torch in it, and the comparison; the CPU build is enough."""
+    session.install("-e", ".[test]", "torch==2.13.0")
     session.run("python", "-m", "benchmarks.accuracy")
+    session.run("pytest", "-m", "live", "tests/live/test_torch.py")
+
+
+@nox.session(python="3.11")
+def keras3(session: nox.Session) -> None:
+    """The comparison with Keras 3, which runs on JAX."""
+    session.install("-e", ".[test]", "keras>=3.15")
+    session.run("pytest", "-m", "live", "tests/live/test_keras3.py", env={"KERAS_BACKEND": "jax"})

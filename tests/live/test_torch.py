@@ -1,0 +1,62 @@
+"""torch.optim.Adam and AdamW, with hyperparameters at random."""
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+import adamx
+from tests.live import STEPS, assert_close, gradients, parameters, trajectory
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.live
+
+# Measured with 167 configurations: Adam up to 0.55 of its bound, AdamW up to 0.51. AdamW rounds the
+# parameters twice in each step, after the decay and after the step.
+BOUNDS = {torch.optim.Adam: (2e-6, 1e-6, 5e-5), torch.optim.AdamW: (1e-5, 2e-6, 2e-4)}
+PHASES = (Phase.explicit, Phase.generate)
+
+
+def torch_trajectory(optimizer_class, params, grads, **arguments):
+    """The parameters after each step, and the optimizer."""
+    variables = [torch.tensor(p, requires_grad=True) for p in params]
+    optimizer = optimizer_class(variables, **arguments)
+    after = []
+    for t in range(STEPS):
+        for variable, g in zip(variables, grads, strict=True):
+            variable.grad = torch.tensor(g[t])
+        optimizer.step()
+        after.append([v.detach().numpy().copy() for v in variables])
+    return [np.stack(p) for p in zip(*after, strict=True)], optimizer
+
+
+# Weight decay is left out that comes to little: where learning rate times weight decay is a few
+# units in the last place, torch's AdamW rounds all steps to one side, and after 500 of them its
+# parameters are off by 3e-5 of themselves. So are gradients that are small beside the L2 term of
+# Adam: it then oscillates around zero, and doubles any difference in a few steps.
+ARGUMENTS = st.fixed_dictionaries(
+    {
+        "lr": st.floats(1e-3, 0.1),
+        "betas": st.tuples(
+            st.sampled_from([0.0, 0.5, 0.9, 0.95]), st.sampled_from([0.9, 0.99, 0.999])
+        ),
+        "eps": st.sampled_from([1e-8, 1e-4, 1e-2]),
+        "weight_decay": st.sampled_from([0.0, 1e-2, 0.1]),
+        "amsgrad": st.booleans(),
+        "maximize": st.booleans(),
+        "foreach": st.booleans(),
+    }
+)
+SEEDS = st.integers(0, 2**32 - 1)
+SCALES = st.sampled_from([0.3, 1.0, 30.0])
+
+
+@pytest.mark.parametrize("optimizer_class", BOUNDS)
+@settings(max_examples=12, deadline=None, derandomize=True, phases=PHASES)
+@given(arguments=ARGUMENTS, seed=SEEDS, scale=SCALES)
+def test_torch(optimizer_class, arguments, seed, scale):
+    params, grads = parameters(seed), gradients(seed, scale)
+    theirs, optimizer = torch_trajectory(optimizer_class, params, grads, **arguments)
+    config = adamx.AdamConfig.from_torch(optimizer.param_groups[0])
+    ours = trajectory(config.transformation(), params, grads)
+    assert_close(ours, theirs, arguments["lr"], BOUNDS[optimizer_class])
