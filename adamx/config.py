@@ -9,14 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
-from adamx.checks import check_choice, check_number, listed
+from adamx.checks import check_choice, check_number, is_none, listed
 from adamx.keras_config import Generation, fields_from_keras, keras_from_fields
 from adamx.numerics import CONVENTIONS, Convention, is_number
 from adamx.schedules import inverse_time_decay
 from adamx.transform import scale_by_adam
 
 __all__ = ["AdamConfig"]
+
+_FLAGS = ("decoupled", "amsgrad", "nesterov", "clip_value_first", "maximize", "float32")
 
 # Keys of a parameter group of torch that do not change what is computed.
 _TORCH_IGNORED = {"params", "param_names", "foreach", "capturable", "differentiable", "fused"}
@@ -79,6 +82,17 @@ class AdamConfig:
                 if is_number(value) and value == 0:
                     raise ValueError(f"{name}: expected a number above 0 or None, found {value!r}")
         check_choice("convention", self.convention, CONVENTIONS)
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise TypeError(f"{name}: expected True or False, found {getattr(self, name)!r}")
+        if self.nesterov and self.convention != "optax":
+            raise ValueError(
+                f'nesterov: expected convention "optax" beside it, found {self.convention!r}'
+            )
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            if self.float32 and is_number(value) and not np.float32(value) < 1:
+                raise ValueError(f"{name}: expected a number below 1 in float32, found {value!r}")
 
     @classmethod
     def from_keras(cls, config: Mapping[str, Any], generation: Generation | None = None) -> Self:
@@ -98,19 +112,22 @@ class AdamConfig:
         Raises:
           ValueError: the keys do not tell the generation; an unknown key; a key that asks for what
             adamx does not do, with what to use instead; a value out of range.
+          TypeError: no mapping; a value of the wrong type.
         """
-        return cls(**fields_from_keras(config, generation))
+        fields, keys = fields_from_keras(config, generation)
+        return cls._named(fields, keys)
 
     def to_keras(self, generation: Generation) -> dict[str, Any]:
         """The `get_config()` of a Keras optimizer that computes the same; see `from_keras`.
 
         `decay` becomes a learning-rate schedule where Keras no longer has it, and hyperparameters
-        in float32 the doubles that they are.
+        in float32 the doubles that they are. TensorFlow 1.1 and tf_keras's legacy optimizer will
+        round theirs to float32. The values are Python's, which JSON takes.
 
         Raises:
-          ValueError: that generation cannot express a field; the message names it.
+          ValueError: that generation cannot express a field, or it is traced; the message names it.
         """
-        return keras_from_fields(self._fields(), generation)
+        return keras_from_fields(self._plain_fields(), generation)
 
     @classmethod
     def from_torch(cls, param_group: Mapping[str, Any]) -> Self:
@@ -122,15 +139,25 @@ class AdamConfig:
         Raises:
           ValueError: an unknown key; a weight decay without `decoupled_weight_decay`, which tells
             Adam from AdamW and which older versions do not write; a value out of range.
+          TypeError: no mapping; a value of the wrong type.
         """
+        if not isinstance(param_group, Mapping):
+            raise TypeError(f"param_group: expected a mapping, found {type(param_group).__name__}")
+        if "param_groups" in param_group:
+            raise ValueError(
+                "param_groups: expected one parameter group, found a state dict; give its "
+                "param_groups[0], and the others to configurations of their own"
+            )
         group = {k: v for k, v in param_group.items() if k not in _TORCH_IGNORED}
-        b1, b2 = group.pop("betas", (0.9, 0.999))
+        betas = group.pop("betas", (0.9, 0.999))
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise TypeError(f"betas: expected two numbers, found {betas!r}")
         fields = {
-            "learning_rate": float(group.pop("lr", 1e-3)),
-            "b1": float(b1),
-            "b2": float(b2),
-            "eps": float(group.pop("eps", 1e-8)),
-            "weight_decay": float(group.pop("weight_decay", 0.0)),
+            "learning_rate": _item(group.pop("lr", 1e-3)),
+            "b1": _item(betas[0]),
+            "b2": _item(betas[1]),
+            "eps": group.pop("eps", 1e-8),
+            "weight_decay": group.pop("weight_decay", 0.0),
             "decoupled": group.pop("decoupled_weight_decay", None),
             "amsgrad": group.pop("amsgrad", False),
             "maximize": group.pop("maximize", False),
@@ -148,7 +175,8 @@ class AdamConfig:
                     "True for torch.optim.AdamW, False for Adam"
                 )
             fields["decoupled"] = False
-        return cls(**fields, convention="torch")
+        keys = {"learning_rate": "lr", "b1": "betas[0]", "b2": "betas[1]"}
+        return cls._named(fields | {"convention": "torch"}, keys)
 
     def to_torch(self) -> dict[str, Any]:
         """A parameter group (without `params`) of torch.optim.Adam or AdamW that computes the same.
@@ -156,6 +184,7 @@ class AdamConfig:
         Raises:
           ValueError: torch cannot express a field; the message names it.
         """
+        f = self._plain_fields()
         refused = {
             "convention": self.convention == "keras",
             "amsgrad": self.amsgrad and self.convention == "optax",
@@ -174,17 +203,17 @@ class AdamConfig:
                     f"{name}: torch.optim cannot express {name}={getattr(self, name)!r}"
                 )
         return {
-            "lr": self._rounded(self.learning_rate),
-            "betas": (self._rounded(self.b1), self._rounded(self.b2)),
-            "eps": self.eps,
-            "weight_decay": self.weight_decay,
-            "amsgrad": self.amsgrad,
-            "maximize": self.maximize,
+            "lr": self._rounded(f["learning_rate"]),
+            "betas": (self._rounded(f["b1"]), self._rounded(f["b2"])),
+            "eps": f["eps"],
+            "weight_decay": f["weight_decay"],
+            "amsgrad": f["amsgrad"],
+            "maximize": f["maximize"],
             "foreach": None,
             "capturable": False,
             "differentiable": False,
             "fused": None,
-            "decoupled_weight_decay": self.decoupled,
+            "decoupled_weight_decay": f["decoupled"],
         }
 
     def transformation(self) -> optax.GradientTransformationExtraArgs:
@@ -193,7 +222,8 @@ class AdamConfig:
         Returns:
           An `optax.chain` of: the sign for `maximize`, clipping, weight decay of the gradients,
           `scale_by_adam`, decoupled weight decay, the learning rate; without those not asked for.
-          `update` needs `params` for weight decay.
+          `update` needs `params` for weight decay. With a constant learning rate, convention
+          "torch" rounds the decoupled decay of parameters of up to 32 bits as torch does.
         """
         parts: list[optax.GradientTransformation] = []
         if self.maximize:
@@ -214,7 +244,7 @@ class AdamConfig:
             )
         )
         if decays and self.decoupled:
-            parts.append(optax.add_decayed_weights(self._decoupled_weight_decay()))
+            parts.append(self._decoupled_weight_decay())
         parts.append(optax.scale_by_learning_rate(self._learning_rate()))
         return optax.chain(*parts)
 
@@ -228,20 +258,36 @@ class AdamConfig:
         values = [] if self.clip_value is None else [optax.clip(self.clip_value)]
         return values + norms if self.clip_value_first else norms + values
 
-    def _fields(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    @classmethod
+    def _named(cls, fields: Mapping[str, Any], keys: Mapping[str, str]) -> Self:
+        """The configuration with these fields; errors have the key that a field was read from."""
+        try:
+            return cls(**fields)
+        except (TypeError, ValueError) as error:
+            field, _, problem = str(error).partition(": ")
+            raise type(error)(f"{keys.get(field, field)}: {problem}") from error
+
+    def _plain_fields(self) -> dict[str, Any]:
+        """The fields with Python's numbers and flags."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name, value in fields.items():
+            if isinstance(value, Tracer):
+                raise ValueError(f"{name}: expected a known number, found one that is being traced")
+            if isinstance(value, jax.Array | np.ndarray | np.generic):
+                value = value.item()
+            is_int = isinstance(value, int) and not isinstance(value, bool)
+            fields[name] = float(value) if is_int else value
+        return fields
 
     def _rounded(self, x: Any) -> Any:
         """A number as the framework holds it: a Python float, rounded to float32 if it does."""
         return float(np.float32(x)) if self.float32 and is_number(x) else x
 
-    def _decoupled_weight_decay(self) -> Any:
+    def _decoupled_weight_decay(self) -> optax.GradientTransformation:
         rate, decay = self.learning_rate, self.weight_decay
         if self.convention != "torch" or not is_number(rate) or not is_number(decay) or not rate:
-            return decay
-        # torch multiplies float32 parameters by 1 - rate * decay, rounded to float32: with 1 - 1e-5
-        # they are off by 2e-5 of themselves after 1,000 steps. This is the decay that it computes.
-        return (1 - float(np.float32(1 - rate * decay))) / rate
+            return optax.add_decayed_weights(decay)
+        return _torch_weight_decay(rate, decay)
 
     def _learning_rate(self) -> optax.ScalarOrSchedule:
         rate, decay = self._rounded(self.learning_rate), self._rounded(self.decay)
@@ -255,6 +301,33 @@ class AdamConfig:
             return jnp.asarray(rate(count)) * jnp.asarray(falling(count))
 
         return schedule
+
+
+def _item(x: Any) -> Any:
+    """A number that torch may hold in a tensor."""
+    return x.item() if hasattr(x, "item") else x
+
+
+def _torch_weight_decay(rate: float, decay: float) -> optax.GradientTransformation:
+    """`optax.add_decayed_weights` with the decay that torch computes.
+
+    torch multiplies parameters by 1 - rate * decay, rounded to float32 unless they are wider: with
+    1 - 1e-5 they are off by 2e-5 of themselves after 1,000 steps.
+    """
+    rounded = (1 - float(np.float32(1 - rate * decay))) / rate
+
+    def add(g: chex.ArrayDevice, p: chex.ArrayDevice) -> chex.ArrayDevice | None:
+        if g is None:
+            return None
+        wide = jnp.finfo(jnp.result_type(p)).bits > 32
+        return g + (decay if wide else rounded) * p
+
+    def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        if params is None:
+            raise ValueError("params: expected them for weight decay, found None")
+        return jax.tree.map(add, updates, params, is_leaf=is_none)
+
+    return optax.stateless(update)
 
 
 def _clip_each_norm(largest: chex.Numeric) -> optax.GradientTransformation:

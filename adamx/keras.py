@@ -88,7 +88,7 @@ class Adam:
     Source: `tensorflow/contrib/keras/python/keras/optimizers.py`, TensorFlow 1.1.
     """
 
-    # No other attribute can be set: of one with a mistyped or later name nothing would come.
+    # So that setting an attribute of a mistyped or later name is an error.
     __slots__ = ("_config", "_fixed", "_state")
 
     def __init__(

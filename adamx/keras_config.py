@@ -58,14 +58,23 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "keras3": _CURRENT | {"loss_scale_factor": None, "gradient_accumulation_steps": None},
 }
 
-# Keys that one generation alone has, tried in this order.
+# Keys that one generation alone has.
 _TELLING = {
-    "lr": "tf1",
     "loss_scale_factor": "keras3",
     "gradient_accumulation_steps": "keras3",
     "jit_compile": "tf_keras",
     "adaptive_epsilon": "tf_keras",
-    "decay": "tf_keras_legacy",
+}
+# Beside lr or decay, what tf_keras's legacy optimizer has and TensorFlow 1.1 does not.
+_LEGACY_MARKS = {"name", "learning_rate", "amsgrad", "global_clipnorm"}
+
+# What `AdamConfig` calls an argument of Keras.
+_NAMES = {
+    "beta_1": "b1",
+    "beta_2": "b2",
+    "epsilon": "eps",
+    "clipvalue": "clip_value",
+    "global_clipnorm": "clip_global_norm",
 }
 
 _UNSUPPORTED = {
@@ -76,16 +85,29 @@ _UNSUPPORTED = {
 }
 
 _CLASSES = ("Adam", "AdamW")
+_ADAMW_WEIGHT_DECAY = 0.004
 
 
-def fields_from_keras(config: Mapping[str, Any], generation: str | None) -> dict[str, Any]:
-    """The fields of `AdamConfig` for a configuration of Keras; see `AdamConfig.from_keras`."""
-    config = _unwrapped(config)
+def fields_from_keras(
+    config: Mapping[str, Any], generation: str | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The fields of `AdamConfig` for a configuration of Keras; see `AdamConfig.from_keras`.
+
+    Returns:
+      The fields, and by field the key that it was read from.
+    """
+    class_name, config = _unwrapped(config)
     if generation is None:
         generation = _told_generation(config)
     check_choice("generation", generation, GENERATIONS)
+    tf1, early = generation == "tf1", generation in ("tf1", "tf_keras_legacy")
+    config = _with_learning_rate(config) if generation == "tf_keras_legacy" else config
     defaults = _DEFAULTS[generation]
-    unknown = sorted(config.keys() - defaults.keys())
+    if class_name == "AdamW":
+        if early:
+            raise ValueError(f"class_name: {generation} has no AdamW; found 'AdamW'")
+        defaults = defaults | {"weight_decay": _ADAMW_WEIGHT_DECAY}
+    unknown = sorted(map(str, config.keys() - defaults.keys()))
     if unknown:
         raise ValueError(
             f"{listed(unknown)}: not among the keys of a {generation} configuration, which are "
@@ -93,40 +115,53 @@ def fields_from_keras(config: Mapping[str, Any], generation: str | None) -> dict
         )
     for key, instead in _UNSUPPORTED.items():
         if config.get(key) not in (None, False):
-            raise ValueError(f"{key}: expected none, found {config[key]!r}; instead, {instead}")
+            raise ValueError(f"{key}: expected it unset, found {config[key]!r}; instead, {instead}")
 
     c = {**defaults, **config}
-    clips = {key: c[key] for key in ("clipnorm", "global_clipnorm", "clipvalue") if c.get(key)}
-    _check_clips(clips, generation)
-    early = generation in ("tf1", "tf_keras_legacy")
-    rate = c["lr"] if generation == "tf1" else c["learning_rate"]
-    # In TensorFlow 1.1 clipnorm is the norm of all gradients together.
-    norm, global_norm = clips.get("clipnorm"), clips.get("global_clipnorm")
-    return {
-        "learning_rate": KerasSchedule.from_config(rate) if isinstance(rate, Mapping) else rate,
+    rate_key = "lr" if tf1 else "learning_rate"
+    norm = "clip_global_norm" if tf1 else "clip_norm"  # TensorFlow 1.1 takes that of all gradients
+    keys = {new: old for old, new in _NAMES.items()} | {"learning_rate": rate_key, norm: "clipnorm"}
+    rate = c[rate_key]
+    if isinstance(rate, Mapping):
+        if tf1:
+            raise ValueError("lr: expected a number, found a schedule, which tf1 does not have")
+        rate = KerasSchedule.from_config(rate)
+    fields = {
+        "learning_rate": rate,
         "b1": c["beta_1"],
         "b2": c["beta_2"],
         "eps": c["epsilon"],
         "decay": c.get("decay", 0.0),
         "weight_decay": c.get("weight_decay") or 0.0,
         "amsgrad": c.get("amsgrad", False),
-        "clip_norm": None if generation == "tf1" else norm,
-        "clip_global_norm": norm if generation == "tf1" else global_norm,
-        "clip_value": clips.get("clipvalue"),
         "clip_value_first": generation == "tf_keras_legacy",
         "convention": "keras",
         "float32": early,
     }
+    return fields | _clips(c, keys, generation), keys
 
 
-def _unwrapped(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration itself, of an optimizer that was serialised with its class."""
+def _unwrapped(config: Any) -> tuple[str, Mapping[str, Any]]:
+    """The class and the configuration of an optimizer, which may be serialised with its class."""
+    if not isinstance(config, Mapping):
+        raise TypeError(f"config: expected a mapping, found {type(config).__name__}")
+    if "inner_optimizer" in config or config.get("class_name") == "LossScaleOptimizer":
+        raise ValueError(
+            "inner_optimizer: expected Adam itself, found an optimizer that scales the loss around "
+            'it; give config["inner_optimizer"], and scale the loss outside of the optimizer'
+        )
     if "class_name" not in config:
-        return config
+        return "Adam", config
+    registered = config.get("registered_name") or config["class_name"]
     name = str(config["class_name"]).removeprefix("Custom>")
-    if name not in _CLASSES:
-        raise ValueError(f"class_name: expected one of {listed(_CLASSES)}, found {name!r}")
-    return config["config"]
+    if name not in _CLASSES or str(registered).removeprefix("Custom>") not in _CLASSES:
+        raise ValueError(
+            f"class_name: expected one of {listed(_CLASSES)} of Keras, found {registered!r}"
+        )
+    if not isinstance(config.get("config"), Mapping):
+        found = type(config.get("config")).__name__
+        raise TypeError(f"config: expected a mapping beside class_name, found {found}")
+    return name, config["config"]
 
 
 def _told_generation(config: Mapping[str, Any]) -> str:
@@ -135,21 +170,42 @@ def _told_generation(config: Mapping[str, Any]) -> str:
     for key, generation in _TELLING.items():
         if key in config:
             return generation
+    if ("lr" in config or "decay" in config) and _LEGACY_MARKS & config.keys():
+        return "tf_keras_legacy"
+    if "lr" in config:
+        return "tf1"
     raise ValueError(
         f"generation: expected one of {listed(GENERATIONS)}, since the keys "
-        f"{listed(config, most=99)} do not tell it: clipnorm, say, means one thing in TensorFlow "
-        "1.1 and another in later Keras"
+        f"({listed(map(str, config), most=99)}) do not tell it: clipnorm, say, means one thing in "
+        "TensorFlow 1.1 and another in later Keras"
     )
 
 
-def _check_clips(clips: Mapping[str, float], generation: str) -> None:
-    """Raise where the framework would refuse, or leave one of them out without a word."""
-    wrong = len(clips) > 1 and generation in ("tf_keras", "keras3")
-    if wrong or {"clipnorm", "global_clipnorm"} <= clips.keys():
+def _with_learning_rate(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`lr`, which tf_keras's legacy optimizer also takes, under its newer name."""
+    if "lr" not in config:
+        return config
+    if "learning_rate" in config:
+        raise ValueError("lr: expected one learning rate, found learning_rate beside it")
+    return {"learning_rate" if key == "lr" else key: value for key, value in config.items()}
+
+
+def _clips(c: Mapping[str, Any], keys: Mapping[str, str], generation: str) -> dict[str, Any]:
+    """The limits that are set; an error where the framework would leave one out without a word."""
+    limits = {}
+    for field in ("clip_norm", "clip_global_norm", "clip_value"):
+        limit = c.get(keys.get(field, ""))
+        # Only tf_keras's legacy optimizer clips to a limit of 0, which AdamConfig refuses.
+        if limit or (limit is not None and generation == "tf_keras_legacy"):
+            limits[field] = limit
+    two_norms = {"clip_norm", "clip_global_norm"} <= limits.keys()
+    if two_norms or (len(limits) > 1 and generation in ("tf_keras", "keras3")):
+        names = [keys[field] for field in limits]
         raise ValueError(
-            f"{' and '.join(clips)}: expected one of them alone, of which {generation} applies no "
-            f"more; found {clips}. Chain Optax's clipping before for more"
+            f"{' and '.join(names)}: expected one of them, since {generation} applies only one; "
+            f"found {limits}. Chain Optax's clipping before for more"
         )
+    return limits
 
 
 def keras_from_fields(fields: Mapping[str, Any], generation: str) -> dict[str, Any]:

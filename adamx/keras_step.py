@@ -97,15 +97,18 @@ def _constrained(params: Any, constraints: dict[str, Constraint]) -> Any:
     if not constraints:
         return params
     keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
-    leaves = {path_name(path): leaf for path, leaf in keyed}
-    unknown = [path for path in constraints if path not in leaves]
+    paths, leaves = [path_name(path) for path, _ in keyed], [leaf for _, leaf in keyed]
+    unknown = [path for path in constraints if path not in paths]
     if unknown:
         raise ValueError(
-            f"constraints: {listed(map(repr, unknown))}: expected paths of parameters, which are "
-            f"{listed(map(repr, leaves), most=50)}"
+            f"constraints: {listed(map(repr, unknown))}: expected paths of parameters that are "
+            f"arrays, which are {listed(map(repr, paths), most=50)}"
         )
     for path, constraint in constraints.items():
-        before, after = leaves[path], constraint(leaves[path])
+        if paths.count(path) > 1:
+            raise ValueError(f"{path}: two parameters have this path; rename one of them")
+        place = paths.index(path)
+        before, after = leaves[place], constraint(leaves[place])
         if not isinstance(after, TRACEABLE):
             raise ValueError(
                 f"{path}: expected its constraint to return an array of shape {before.shape} and "
@@ -117,8 +120,8 @@ def _constrained(params: Any, constraints: dict[str, Constraint]) -> Any:
                 f"{path}: expected its constraint to keep shape {before.shape} and {before.dtype}, "
                 f"found shape {after.shape} and {after.dtype}"
             )
-        leaves[path] = after
-    return treedef.unflatten(leaves.values())
+        leaves[place] = after
+    return treedef.unflatten(leaves)
 
 
 def with_numbers(config: AdamConfig, numbers: Mapping[str, Any]) -> AdamConfig:
@@ -157,7 +160,7 @@ def split(name: str, tree: Any, kinds: tuple[type, ...]) -> tuple[Any, Static | 
 
 
 def merge(tree: Any, static: Static | None) -> Any:
-    """The inverse of `_split`."""
+    """The inverse of `split`."""
     if static is None:
         return tree
     traced = iter(jax.tree.leaves(tree))

@@ -10,6 +10,7 @@ import pytest
 
 import adamx
 from tests.golden import inputs
+from tests.keras_network import max_norm_1, nonneg
 
 TRAJECTORIES = Path(__file__).parent / "golden" / "trajectories"
 
@@ -17,6 +18,8 @@ TRAJECTORIES = Path(__file__).parent / "golden" / "trajectories"
 CLOSE = (5e-7, 2.5e-7, 1.25e-5)
 TIGHT = (2e-6, 1e-6, 5e-5)
 OUTER = (1e-5, 2e-6, 2e-4)
+
+CONSTRAINTS = {None: lambda w: w, "nonneg": nonneg, "max_norm_1": max_norm_1}
 
 
 def recorded(name):
@@ -30,10 +33,14 @@ def trajectory(tx, case):
     grads = [np.stack(g) for g in zip(*inputs.gradients(case["seed"], case["kind"]), strict=True)]
     params = [jax.numpy.asarray(p) for p in inputs.initial_params(case["seed"])]
 
+    named = case.get("constraints", {})
+    constraints = [CONSTRAINTS[named.get(name)] for name in inputs.SHAPES]
+
     def step(carry, g):
         params, state = carry
         updates, state = tx.update(g, state, params)
         params = optax.apply_updates(params, updates)
+        params = [constraint(p) for constraint, p in zip(constraints, params, strict=True)]
         return (params, state), (params, state)
 
     return jax.jit(lambda p, g: jax.lax.scan(step, (p, tx.init(p)), g)[1])(params, grads)
