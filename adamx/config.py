@@ -11,9 +11,10 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adamx.checks import check_choice, check_number, is_none, listed
+from adamx.checks import check_choice, check_number, listed
 from adamx.keras_config import Generation, fields_from_keras, keras_from_fields
 from adamx.numerics import CONVENTIONS, Convention, is_number
+from adamx.parts import clip_each_norm, clip_values, torch_weight_decay
 from adamx.schedules import inverse_time_decay
 from adamx.transform import scale_by_adam
 
@@ -252,10 +253,10 @@ class AdamConfig:
         """The parts of `transformation` that clip gradients, in their order; stateless."""
         norms = []
         if self.clip_norm is not None:
-            norms.append(_clip_each_norm(self.clip_norm))
+            norms.append(clip_each_norm(self.clip_norm))
         if self.clip_global_norm is not None:
             norms.append(optax.clip_by_global_norm(self.clip_global_norm))
-        values = [] if self.clip_value is None else [optax.clip(self.clip_value)]
+        values = [] if self.clip_value is None else [clip_values(self.clip_value)]
         return values + norms if self.clip_value_first else norms + values
 
     @classmethod
@@ -287,7 +288,7 @@ class AdamConfig:
         rate, decay = self.learning_rate, self.weight_decay
         if self.convention != "torch" or not is_number(rate) or not is_number(decay) or not rate:
             return optax.add_decayed_weights(decay)
-        return _torch_weight_decay(rate, decay)
+        return torch_weight_decay(rate, decay)
 
     def _learning_rate(self) -> optax.ScalarOrSchedule:
         rate, decay = self._rounded(self.learning_rate), self._rounded(self.decay)
@@ -306,35 +307,3 @@ class AdamConfig:
 def _item(x: Any) -> Any:
     """A number that torch may hold in a tensor."""
     return x.item() if hasattr(x, "item") else x
-
-
-def _torch_weight_decay(rate: float, decay: float) -> optax.GradientTransformation:
-    """`optax.add_decayed_weights` with the decay that torch computes.
-
-    torch multiplies parameters by 1 - rate * decay, rounded to float32 unless they are wider: with
-    1 - 1e-5 they are off by 2e-5 of themselves after 1,000 steps.
-    """
-    rounded = (1 - float(np.float32(1 - rate * decay))) / rate
-
-    def add(g: chex.ArrayDevice, p: chex.ArrayDevice) -> chex.ArrayDevice | None:
-        if g is None:
-            return None
-        wide = jnp.finfo(jnp.result_type(p)).bits > 32
-        return g + (decay if wide else rounded) * p
-
-    def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
-        if params is None:
-            raise ValueError("params: expected them for weight decay, found None")
-        return jax.tree.map(add, updates, params, is_leaf=is_none)
-
-    return optax.stateless(update)
-
-
-def _clip_each_norm(largest: chex.Numeric) -> optax.GradientTransformation:
-    """Clip the norm of each array to `largest`: x * largest / max(norm, largest)."""
-
-    def clip(x: chex.ArrayDevice) -> chex.ArrayDevice:
-        norm = jnp.sqrt(jnp.sum(jnp.square(jnp.abs(x))))
-        return x * (largest / jnp.maximum(norm, largest)).astype(x.dtype)
-
-    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))

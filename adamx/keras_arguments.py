@@ -23,6 +23,7 @@ _RENAMED = {
     "betas": "here they are beta_1 and beta_2",
     "eps": "here it is epsilon",
     "global_clipnorm": "here it is clipnorm, in TensorFlow 1.1 the norm of all gradients together",
+    "class_name": "from_config takes what stands beside it under config",
     "schedule_decay": "it belongs to Nadam; in Adam the decay of the learning rate is decay",
 }
 

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from adamx import AdamConfig
+from adamx.parts import clip_each_norm
 from tests.test_golden import CLOSE, OUTER, TIGHT, check, recorded
 
 PROMOTES = True  # Optax's clipping does
@@ -262,6 +263,25 @@ def test_torch_rounds_the_decay_of_float32_alone():
         updates, _ = tx.update(zeros, tx.init(params), params)
     np.testing.assert_allclose(updates["w"], -1e-7, rtol=1e-9)
     np.testing.assert_allclose(updates["v"], np.float32(1 - 1e-7) - 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
+def test_each_norm_is_clipped(dtype):
+    """To a norm of 1, whatever the dtype; below that nothing changes."""
+    tx = clip_each_norm(1.0)
+    grads = [jnp.full(4, 300, dtype), jnp.full(4, 0.25, dtype), jnp.zeros(4, dtype)]
+    clipped, _ = tx.update(grads, tx.init(grads))
+    assert {str(x.dtype) for x in jax.tree.leaves(clipped)} == {dtype}
+    np.testing.assert_allclose(np.asarray(clipped[0], complex), 0.5, rtol=4e-3)
+    np.testing.assert_array_equal(clipped[1], grads[1])
+    np.testing.assert_array_equal(clipped[2], grads[2])
+
+
+def test_complex_gradients_have_no_order():
+    tx = AdamConfig(clip_value=1.0).transformation()
+    params = {"w": jnp.ones(2, jnp.complex64)}
+    with pytest.raises(TypeError, match="w: expected a real gradient for clipping by value, found"):
+        tx.update(params, tx.init(params), params)
 
 
 def test_values_that_are_written_are_plain():

@@ -32,6 +32,7 @@ from tests.keras_network import LAYERS, X, Y, assert_same, nonneg, square_loss, 
         ({"global_clipnorm": 1.0}, TypeError, "'global_clipnorm': here it is clipnorm"),
         ({"amsgrad": True}, TypeError, "'amsgrad': TensorFlow 1.1 .* adamx.AdamConfig"),
         ({"weight_decay": 0.1}, TypeError, "'weight_decay': TensorFlow 1.1 .* adamx.adamw"),
+        ({"class_name": "Adam"}, TypeError, "'class_name': from_config takes what stands beside"),
         ({"speed": 11}, TypeError, "no argument 'speed'. It has lr, beta_1, .*, clipvalue$"),
     ],
 )
