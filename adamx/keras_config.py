@@ -249,8 +249,7 @@ def keras_from_fields(fields: Mapping[str, Any], generation: str) -> dict[str, A
             "decay_rate": decay,
             "staircase": False,
         }
-        serialised = {"class_name": "InverseTimeDecay", "config": arguments}
-        rate = KerasSchedule.from_config(serialised).to_config()
+        rate = KerasSchedule("InverseTimeDecay", tuple(arguments.items())).to_config()
     values = {
         "lr": rate,
         "learning_rate": rate,

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import adamx
 
@@ -197,6 +199,40 @@ def test_gradients_of_another_kind():
     params = jnp.ones(2, jnp.complex64)
     message = "the only leaf of the tree: expected a complex floating-point gradient, .* found real"
     fails(jnp.ones(2), message, TypeError, params)
+
+
+WRONG_LEAVES = {
+    "longer": lambda g: np.stack([g, g]),
+    "integers": lambda g: g.astype(int),
+    "complex": lambda g: g + np.complex64(1j),
+    "text": lambda _: "x",
+    "branch": lambda g: {"inner": g},
+}
+
+
+@given(
+    sizes=st.lists(st.sampled_from([(), (1,), (3,), (2, 3)]), min_size=1, max_size=4),
+    place=st.integers(0, 3),
+    fault=st.sampled_from(sorted([*WRONG_LEAVES, "missing", "unexpected"])),
+    amsgrad=st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_malformed_gradients_raise_and_change_nothing(sizes, place, fault, amsgrad):
+    params = {f"p{i}": np.ones(size, np.float32) for i, size in enumerate(sizes)}
+    name = f"p{place % len(sizes)}"
+    tx = adamx.scale_by_adam(amsgrad=amsgrad)
+    state = jax.device_get(tx.init(params))
+    before = copy.deepcopy(state)
+    updates = dict(params)
+    if fault == "missing":
+        del updates[name]
+    elif fault == "unexpected":
+        updates[f"{name}x"] = updates[name]
+    else:
+        updates[name] = WRONG_LEAVES[fault](updates[name])
+    with pytest.raises((ValueError, TypeError), match=name):
+        tx.update(updates, state)
+    chex.assert_trees_all_equal(state, before)
 
 
 def test_state_of_another_transformation():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import adamx
@@ -153,13 +153,16 @@ def test_b1_of_zero_forgets_everything(traced):
     assert state.mu == np.float32(3e-7)
 
 
-def test_count_stops_at_its_largest_value():
-    tx = adamx.scale_by_adam(nesterov=True)
+@given(before=st.integers(0, 2**31 - 1), steps=st.integers(1, 4), variant=st.sampled_from(VARIANTS))
+@example(before=2**31 - 2, steps=3, variant={"nesterov": True})
+@settings(max_examples=60, deadline=None)
+def test_count_stops_at_its_largest_value(before, steps, variant):
+    tx = adamx.scale_by_adam(**variant)
     last = np.iinfo(np.int32).max
     direction = jnp.ones(2)
-    state = tx.init(direction)._replace(count=jnp.int32(last - 1))
-    for _ in range(3):
+    state = tx.init(direction)._replace(count=jnp.int32(before))
+    for _ in range(steps):
         direction, state = tx.update(jnp.ones(2), state)
-    assert state.count == last
+    assert state.count == min(before + steps, last)
     assert state.count.dtype == jnp.int32
     assert np.all(np.isfinite(direction))

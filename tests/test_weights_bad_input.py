@@ -1,6 +1,7 @@
 """Bad input to the functions that set an optimizer's weights: nothing is changed."""
 
 import copy
+import functools
 import re
 
 import chex
@@ -8,11 +9,19 @@ import jax
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import adamx
 from tests.holders import HOLDERS, PARAMS, SCHEDULE, trained
 
 PROMOTES = True  # Optax's wrappers do
+
+
+@functools.cache
+def state_of(holder):
+    """A trained state, of NumPy arrays, which could be changed."""
+    return jax.device_get(trained(HOLDERS[holder]))
 
 
 def replaced(index, value):
@@ -125,6 +134,43 @@ def test_conditionally_transform_counts_calls():
     message = r"ConditionallyTransformState.step: expected a counter"
     with pytest.raises(ValueError, match=message):
         adamx.set_weights(tx.init(PARAMS), weights)
+
+
+FAULTS = {
+    "fewer": lambda _: [],
+    "more": lambda array: [array, array],
+    "longer": lambda array: [np.stack([array, array])],
+    "text": lambda array: [np.full(array.shape, "x")],
+    "complex": lambda array: [array + 1j],
+    "nothing": lambda _: [None],
+}
+OF_COUNT = {
+    "fraction": lambda count: [count + 0.5],
+    "negative": lambda count: [-1 - count],
+    "nan": lambda _: [np.nan],
+}
+
+
+@given(data=st.data(), holder=st.sampled_from(sorted(HOLDERS)))
+@settings(max_examples=100, deadline=None)
+def test_malformed_weights_raise_and_change_nothing(data, holder):
+    """One fault of any kind, in any array of any state."""
+    state = state_of(holder)
+    before = copy.deepcopy(state)
+    weights = adamx.get_weights(state)
+    place = data.draw(st.integers(0, len(weights) - 1))
+    faults = FAULTS | OF_COUNT if place == 0 else FAULTS
+    fault = data.draw(st.sampled_from(sorted(faults)))
+    wrong = [*weights[:place], *faults[fault](weights[place]), *weights[place + 1 :]]
+    with pytest.raises(ValueError, match="The state was left as it was"):
+        adamx.set_weights(state, wrong)
+    chex.assert_trees_all_equal(state, before)
+    arrays = adamx.to_numpy(state)
+    name = list(arrays)[place]
+    renamed = {f"{k}x" if k == name else k: array for k, array in arrays.items()}
+    with pytest.raises(ValueError, match=f"missing: {name}; unknown: {name}x"):
+        adamx.from_numpy(state, renamed)
+    chex.assert_trees_all_equal(state, before)
 
 
 def test_no_adam_state():
