@@ -128,7 +128,7 @@ class AdamConfig:
         Raises:
           ValueError: that generation cannot express a field, or it is traced; the message names it.
         """
-        return keras_from_fields(self._plain_fields(), generation)
+        return keras_from_fields(self.plain_fields(), generation)
 
     @classmethod
     def from_torch(cls, param_group: Mapping[str, Any]) -> Self:
@@ -185,7 +185,7 @@ class AdamConfig:
         Raises:
           ValueError: torch cannot express a field; the message names it.
         """
-        f = self._plain_fields()
+        f = self.plain_fields()
         refused = {
             "convention": self.convention == "keras",
             "amsgrad": self.amsgrad and self.convention == "optax",
@@ -268,8 +268,12 @@ class AdamConfig:
             field, _, problem = str(error).partition(": ")
             raise type(error)(f"{keys.get(field, field)}: {problem}") from error
 
-    def _plain_fields(self) -> dict[str, Any]:
-        """The fields with Python's numbers and flags."""
+    def plain_fields(self) -> dict[str, Any]:
+        """The fields, with Python's numbers for arrays.
+
+        Raises:
+          ValueError: a field is being traced; the message names it.
+        """
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name, value in fields.items():
             if isinstance(value, Tracer):

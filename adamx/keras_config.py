@@ -8,7 +8,7 @@ import numpy as np
 from adamx.checks import check_choice, listed
 from adamx.keras_schedules import KerasSchedule
 
-__all__ = ["GENERATIONS", "Generation", "fields_from_keras", "keras_from_fields"]
+__all__ = ["GENERATIONS", "Generation", "fields_from_keras", "keras_from_fields", "told_generation"]
 
 Generation = Literal["tf1", "tf_keras_legacy", "tf_keras", "keras3"]
 GENERATIONS: tuple[str, ...] = get_args(Generation)
@@ -98,7 +98,7 @@ def fields_from_keras(
     """
     class_name, config = _unwrapped(config)
     if generation is None:
-        generation = _told_generation(config)
+        generation = told_generation(config)
     check_choice("generation", generation, GENERATIONS)
     tf1, early = generation == "tf1", generation in ("tf1", "tf_keras_legacy")
     config = _with_learning_rate(config) if generation == "tf_keras_legacy" else config
@@ -164,7 +164,8 @@ def _unwrapped(config: Any) -> tuple[str, Mapping[str, Any]]:
     return name, config["config"]
 
 
-def _told_generation(config: Mapping[str, Any]) -> str:
+def told_generation(config: Mapping[str, Any]) -> str:
+    """The generation whose keys a configuration has."""
     if "is_legacy_optimizer" in config:
         return "tf_keras_legacy" if config["is_legacy_optimizer"] else "tf_keras"
     for key, generation in _TELLING.items():

@@ -1,0 +1,139 @@
+"""adamx's own file: safetensors, with all of a checkpoint and a checksum over every byte."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adamx.checkpoint.files import CheckpointError, Progress, require
+from adamx.checkpoint.record import Checkpoint
+from adamx.config import AdamConfig
+from adamx.keras_schedules import KerasSchedule
+
+__all__ = ["read_adamx", "write_adamx"]
+
+_VERSION = 1
+_ARRAYS = ("params", "mu", "nu", "nu_max", "extra")
+_BLANK = "0" * 64  # what stands in the place of the checksum while it is computed
+_BLOCK = 1 << 22
+_LENGTH = 8  # bytes before the header, which say how long it is
+
+
+def write_adamx(path: Path, checkpoint: Checkpoint, progress: Progress | None) -> None:
+    """Write a checkpoint; the file describes itself.
+
+    The header's metadata are `format` ("adamx"), `checkpoint`, a JSON object with what is no array,
+    and `sha256`: of the whole file with 64 zeros in the place of the checksum itself.
+    """
+    require("safetensors", "a .safetensors file")
+    from safetensors.numpy import save_file
+
+    arrays = {
+        f"{field}/{name}": np.ascontiguousarray(array).reshape(array.shape)
+        for field in _ARRAYS
+        for name, array in getattr(checkpoint, field).items()
+    }
+    described = {
+        "version": _VERSION,
+        "framework": checkpoint.framework,
+        "framework_version": checkpoint.version,
+        "config": _config_to_json(checkpoint.config),
+        "count": checkpoint.count,
+        "names": list(checkpoint.names),
+        "arrays": list(arrays),
+    }
+    metadata = {
+        "format": "adamx",
+        "checkpoint": json.dumps(described, allow_nan=False),
+        "sha256": _BLANK,
+    }
+    save_file(arrays, path, metadata)
+    digest, place = _checksum(path, _BLANK, progress)
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(digest.encode())
+
+
+def read_adamx(path: Path, config: AdamConfig | None, progress: Progress | None) -> Checkpoint:
+    """Read what `write_adamx` wrote."""
+    require("safetensors", "a .safetensors file")
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != "adamx":
+            raise CheckpointError(
+                "expected a .safetensors file of adamx, found one of something else: it holds "
+                "weights, and no optimizer state that adamx knows"
+            )
+        written = metadata.get("sha256", "")
+        digest, _ = _checksum(path, written, progress)
+        if digest != written:
+            raise CheckpointError(
+                "the checksum is wrong: the file was damaged after it was written"
+            )
+        described = json.loads(metadata["checkpoint"])
+        if described["version"] != _VERSION:
+            raise CheckpointError(
+                f"expected version {_VERSION} of the format, found {described['version']!r:.20}; "
+                "use a newer adamx"
+            )
+        arrays: dict[str, dict[str, np.ndarray]] = {field: {} for field in _ARRAYS}
+        for key in described["arrays"]:
+            field, _, name = key.partition("/")
+            arrays[field][name] = file.get_tensor(key)
+    return Checkpoint(
+        framework=described["framework"],
+        version=described["framework_version"],
+        config=config or _config_from_json(described["config"]),
+        count=described["count"],
+        names=tuple(described["names"]),
+        **arrays,  # type: ignore[arg-type]
+    )
+
+
+def _checksum(path: Path, written: str, progress: Progress | None) -> tuple[str, int]:
+    """The checksum, with zeros in the place of the one `written`; and where that stands."""
+    marker = f'"sha256":"{written}"'.encode()
+    with path.open("rb") as file:
+        length = file.read(_LENGTH)
+        header = file.read(min(int.from_bytes(length, "little"), path.stat().st_size))
+        if len(written) != len(_BLANK) or header.count(marker) != 1:
+            raise CheckpointError("the file's header has no checksum: it was damaged or changed")
+        place = header.index(marker) + len(marker) - len(_BLANK) - 1
+        digest = hashlib.sha256(length + header[:place] + _BLANK.encode())
+        digest.update(header[place + len(_BLANK) :])
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            if progress:
+                progress(len(block))
+    return digest.hexdigest(), _LENGTH + place
+
+
+def _config_to_json(config: AdamConfig) -> dict[str, Any]:
+    """The fields; a schedule of Keras as Keras writes it."""
+    fields = config.plain_fields()
+    rate = fields["learning_rate"]
+    if isinstance(rate, KerasSchedule):
+        fields["learning_rate"] = rate.to_config()
+    elif callable(rate):
+        raise CheckpointError(
+            "learning_rate: expected a number or a schedule of Keras, found a Python function, "
+            "which a file cannot hold; save with dataclasses.replace(checkpoint.config, "
+            "learning_rate=...), and give the function again after loading"
+        )
+    return fields
+
+
+def _config_from_json(fields: Mapping[str, Any]) -> AdamConfig:
+    known = {field.name for field in dataclasses.fields(AdamConfig)}
+    if unknown := sorted(fields.keys() - known):
+        raise CheckpointError(f"config: unknown fields {unknown}; use a newer adamx")
+    rate = fields["learning_rate"]
+    if isinstance(rate, Mapping):
+        rate = KerasSchedule.from_config(rate)
+    return AdamConfig(**{**fields, "learning_rate": rate})

@@ -1,0 +1,94 @@
+"""What every format needs: its error, its optional package, a file that appears whole or not."""
+
+import contextlib
+import importlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+__all__ = ["CheckpointError", "Progress", "naming_file", "plain_text", "replacing", "require"]
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes just read or written."""
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be read, or a state that a file or a tree cannot hold."""
+
+
+_EXTRAS = {"h5py": "checkpoint", "safetensors": "checkpoint", "torch": "torch"}
+
+
+def require(module: str, purpose: str) -> ModuleType:
+    """The optional package, or an ImportError that says what to install."""
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{purpose} needs the package {package}: pip install 'adamx[{_EXTRAS[package]}]'"
+        ) from error
+
+
+@contextlib.contextmanager
+def naming_file(path: Path, kind: str) -> Iterator[None]:
+    """Turn whatever a damaged file makes a reader raise into one CheckpointError that names it.
+
+    Readers of other packages raise nearly anything on malformed bytes. Errors of the operating
+    system (no such file, no permission) and a missing package stay what they are.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error.__cause__
+    except ImportError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+            raise
+        told = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(f"{path}: truncated or damaged {kind}: {told}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, which takes its place when all went well.
+
+    A crash, whenever it comes, leaves `path` as it was or as it is to be.
+    """
+    path = Path(path)
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(fd)
+    temporary = Path(name)
+    try:
+        mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
+        yield temporary
+        temporary.chmod(mode & 0o7777)
+        _synced(temporary, os.O_RDWR)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":
+        _synced(path.parent, os.O_RDONLY)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _synced(path: Path, flags: int) -> None:
+    fd = os.open(path, flags)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def plain_text(value: Any) -> str:
+    """Text that a file holds as bytes or as text."""
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

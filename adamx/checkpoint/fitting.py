@@ -1,0 +1,130 @@
+"""A checkpoint in the names, the order and the layout of another file."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from adamx.checkpoint.files import CheckpointError
+from adamx.checkpoint.matching import assign, precision_problems
+from adamx.checkpoint.record import Checkpoint, Framework
+
+__all__ = ["fitted", "in_layout"]
+
+_Arrays = Mapping[str, np.ndarray]
+
+
+def in_layout(array: np.ndarray, name: str, source: Framework, target: Framework) -> np.ndarray:
+    """An array of one framework as another one lays it out.
+
+    The kernel of a dense layer in Keras is the transpose of torch's weight; `name` is Keras's name
+    of the variable. What is laid out how in a JAX program is not known: nothing is changed there.
+    """
+    crosses = "jax" not in (source, target) and (source == "torch") != (target == "torch")
+    if not crosses or name.rpartition("/")[2] != "kernel" or array.ndim < 2:
+        return array
+    if array.ndim > 2:
+        raise CheckpointError(
+            f"{name}: expected a kernel of 2 dimensions between Keras and torch, found shape "
+            f"{array.shape}; bring convolutions over with Checkpoint.restore(transform=...) and "
+            "Checkpoint.from_state"
+        )
+    return array.T
+
+
+def fitted(
+    checkpoint: Checkpoint, target: Checkpoint, order: Sequence[str] | None = None
+) -> tuple[Checkpoint, list[str]]:
+    """`checkpoint` with the names, layouts and dtypes of `target`'s variables.
+
+    Args:
+      checkpoint: gives the values.
+      target: of the file that is to hold them.
+      order: the names in `target` of the checkpoint's weights or variables, in their order; None
+        where they are called the same.
+
+    Returns:
+      The checkpoint, with the moments of `target.names` and the weights of `target.params`; and
+      what of the checkpoint has no place there.
+
+    Raises:
+      CheckpointError: it is not clear what goes where; entries are missing, extra or misshapen; a
+        value would lose precision.
+    """
+    keras_is_target = target.framework != "torch"
+
+    def carried(array: np.ndarray, name: str, path: str) -> np.ndarray:
+        keras_name = path if keras_is_target else name
+        return in_layout(array, keras_name, checkpoint.framework, target.framework)
+
+    given = None
+    if order is not None:
+        names = list(checkpoint.params) or list(checkpoint.names)
+        given = checkpoint.ordered(order, names, "each of the checkpoint's variables")
+    moments = _assigned(checkpoint.mu, target.mu, given, carried, ())
+    weights: dict[str, str] = {}
+    left: list[str] = []
+    if target.params:
+        if not checkpoint.params:
+            raise CheckpointError("params: the checkpoint holds no weights, the file has some")
+        weights = {
+            path: name
+            for path, name in moments.items()
+            if name in checkpoint.params and path in target.params
+        }
+        found = {n: a for n, a in checkpoint.params.items() if n not in weights.values()}
+        wanted = {p: a for p, a in target.params.items() if p not in weights}
+        untrained = [name for name in found if name not in checkpoint.mu]
+        more = _assigned(found, wanted, given, carried, untrained) if found or wanted else {}
+        left += [f"params/{name}" for name in found if name not in more.values()]
+        weights |= more
+    else:
+        left += [f"params/{name}" for name in checkpoint.params]
+
+    problems: list[str] = []
+
+    def put(arrays: _Arrays, sources: Mapping[str, str], like: _Arrays) -> dict[str, np.ndarray]:
+        result = {}
+        for path in like:
+            if path in sources and sources[path] in arrays:
+                array = carried(arrays[sources[path]], sources[path], path)
+                problems.extend(precision_problems(path, array, like[path].dtype))
+                result[path] = array.astype(like[path].dtype, copy=False)
+        return result
+
+    averages = {f"average/{path}": f"average/{name}" for path, name in moments.items()}
+    extra = put(checkpoint.extra, averages, target.extra)
+    if extra and "ema_momentum" in checkpoint.extra:
+        extra["ema_momentum"] = checkpoint.extra["ema_momentum"]
+    elif not extra:
+        left += list(checkpoint.extra)
+    result = dataclasses.replace(
+        checkpoint,
+        framework=target.framework,
+        version=target.version,
+        names=target.names,
+        params=put(checkpoint.params, weights, target.params),
+        mu=put(checkpoint.mu, moments, target.mu),
+        nu=put(checkpoint.nu, moments, target.nu),
+        nu_max=put(checkpoint.nu_max, moments, target.nu_max or target.nu),
+        extra=extra,
+    )
+    if problems:
+        raise CheckpointError("\n  ".join(["values would lose precision:", *problems]))
+    return result, left
+
+
+def _assigned(
+    found: _Arrays,
+    wanted: _Arrays,
+    order: Mapping[str, str] | None,
+    carried: Callable[[np.ndarray, str, str], np.ndarray],
+    optional: Sequence[str],
+) -> dict[str, str]:
+    return assign(
+        {name: array.shape for name, array in found.items()},
+        {path: array.shape for path, array in wanted.items()},
+        order=order,
+        shape_at=lambda name, path: carried(found[name], name, path).shape,
+        optional=optional,
+    )

@@ -1,0 +1,161 @@
+"""What the variables of a Keras model are called, and which are trained: told by its configuration.
+
+The numbered files of Keras (`.keras`, `.weights.h5`) hold `layers/dense_1/vars/0`; the
+configuration holds the layers, with the names that their user gave them.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adamx.checkpoint.files import CheckpointError
+
+__all__ = ["NOT_TRAINED", "Layer", "Variable", "guess_layers", "layers_of", "name_variables"]
+
+# Weights that no optimizer moves, by the last part of their names.
+NOT_TRAINED = {"moving_mean", "moving_variance", "mean", "variance", "count"}
+
+_MODELS = {"Sequential", "Functional", "Model"}
+
+_KERNELS = (
+    "Dense",
+    "EinsumDense",
+    *(f"Conv{n}D{kind}" for n in (1, 2, 3) for kind in ("", "Transpose")),
+    "DepthwiseConv1D",
+    "DepthwiseConv2D",
+)
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of the model: its name, and whether the optimizer trains it, for all we know."""
+
+    name: str
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that is no model itself."""
+
+    group: str  # in the file
+    name: str
+    class_name: str
+    config: Mapping[str, Any]
+    trained: bool
+
+
+def layers_of(config: Any, group: str = "", prefix: str = "", trained: bool = True) -> list[Layer]:
+    """The layers of a model's configuration in their order, models within it laid open.
+
+    Returns:
+      An empty list for a model that is no Sequential or Functional one: its configuration does
+      not tell its layers.
+    """
+    if not isinstance(config, Mapping) or config.get("class_name") not in _MODELS:
+        return []
+    inner = config.get("config")
+    entries = inner.get("layers") if isinstance(inner, Mapping) else inner  # TensorFlow 1.1: a list
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        return []
+    layers: list[Layer] = []
+    used: dict[str, int] = {}
+    for entry in entries:
+        settings = entry.get("config") if isinstance(entry, Mapping) else None
+        class_name = entry.get("class_name") if isinstance(entry, Mapping) else None
+        if not isinstance(class_name, str) or not isinstance(settings, Mapping | list):
+            raise CheckpointError(
+                f"the model's configuration: expected a layer, found {entry!r:.80}"
+            )
+        snake = _snake_case(class_name.rpartition(">")[2])
+        used[snake] = used.get(snake, -1) + 1
+        own_group = f"{group}layers/{snake}{f'_{used[snake]}' if used[snake] else ''}"
+        settings = settings if isinstance(settings, Mapping) else {}
+        name = str(settings.get("name", entry.get("name", snake)))
+        own_trained = trained and settings.get("trainable", True) is not False
+        if class_name in _MODELS:
+            layers += layers_of(entry, f"{own_group}/", f"{prefix}{name}/", own_trained)
+        else:
+            layers.append(Layer(own_group, prefix + name, class_name, settings, own_trained))
+    return layers
+
+
+def guess_layers(paths: Iterable[str], names: Mapping[str, str]) -> list[Layer]:
+    """The layers of a file without a configuration.
+
+    Returns:
+      An empty list if they are of several classes, since groups are numbered within each class.
+    """
+    groups = {path.rpartition("/vars/")[0]: None for path in paths if path.startswith("layers/")}
+    snakes = {re.sub(r"_\d+$", "", group) for group in groups}
+    if len(snakes) != 1 or any(group.count("/") > 1 for group in groups):
+        return []
+    class_names = {f"layers/{_snake_case(name)}": name for name in _KERNELS}
+    class_name = class_names.get(snakes.pop(), "")
+    return [
+        Layer(group, names.get(group, group.removeprefix("layers/")), class_name, {}, True)
+        for group in groups
+    ]
+
+
+def name_variables(
+    layers: Sequence[Layer], paths: Mapping[str, bool], names: Mapping[str, str]
+) -> tuple[dict[str, Variable], bool]:
+    """By path in the file, the model's variables; and whether they are in the optimizer's order.
+
+    Args:
+      layers: of the configuration.
+      paths: such as `layers/dense/vars/0`, and whether the variable is floating-point.
+      names: by group, the layer's name that the file itself holds.
+    """
+    found: dict[str, Variable] = {}
+    ordered = bool(layers)
+    for layer in layers:
+        own_name = layer.name.rpartition("/")[2]
+        ordered &= names.get(layer.group, own_name) == own_name
+        own = [path for path in paths if path.startswith(f"{layer.group}/")]
+        floating = [path for path in own if paths[path]]
+        groups = {path.rpartition("/")[0] for path in floating}
+        ordered &= len(groups) < 2  # the order of layers within a layer is not told
+        roles = _roles(layer) if groups == {f"{layer.group}/vars"} else []
+        for path in own:
+            role = _without_vars(path.removeprefix(f"{layer.group}/"))
+            if len(roles) == len(floating) and path in floating:
+                role = roles[floating.index(path)]
+            trained = layer.trained and paths[path] and role not in NOT_TRAINED
+            found[path] = Variable(f"{layer.name}/{role}", trained)
+    for path, floating in paths.items():
+        if path not in found:  # of a model that does not tell its layers
+            found[path] = Variable(_without_vars(path), floating)
+            ordered &= not floating
+    return found, ordered
+
+
+def _without_vars(path: str) -> str:
+    return "/".join(part for part in path.split("/") if part not in ("vars", "layers"))
+
+
+def _roles(layer: Layer) -> list[str]:
+    """What the variables of a layer of Keras are called, in their order."""
+
+    def chosen(**flags: str) -> Iterator[str]:
+        return (role for flag, role in flags.items() if layer.config.get(flag, True))
+
+    if layer.class_name == "EinsumDense":
+        return ["kernel", "bias"] if layer.config.get("bias_axes") is not None else ["kernel"]
+    if layer.class_name in _KERNELS:
+        return ["kernel", *chosen(use_bias="bias")]
+    if layer.class_name == "Embedding":
+        return ["embeddings"]
+    if layer.class_name == "BatchNormalization":
+        return [*chosen(scale="gamma", center="beta"), "moving_mean", "moving_variance"]
+    if layer.class_name in ("LayerNormalization", "GroupNormalization"):
+        return [*chosen(scale="gamma", center="beta")]
+    return []
+
+
+def _snake_case(name: str) -> str:
+    """The group's name for a class: `batch_normalization` for `BatchNormalization`."""
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()

@@ -1,0 +1,190 @@
+"""Which variable of a file is which of a tree: by order, by name, or by shapes without a doubt."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import numpy as np
+
+from adamx.checkpoint.files import CheckpointError
+from adamx.checks import listed
+
+__all__ = ["Shape", "assign", "check_order", "precision_problems", "transposes"]
+
+Shape = tuple[int, ...]
+
+_TRANSPOSED = {"kernel", "weight"}
+
+
+def transposes(name: str, other: str, shape: Shape) -> bool:
+    """Whether one is called `kernel` (Keras, Flax) and the other `weight` (torch): a transpose."""
+    ends = {_parts(name)[-1], _parts(other)[-1]}
+    return ends == _TRANSPOSED and len(shape) >= 2
+
+
+def check_order(order: object, lengths: Collection[int], of: str) -> list[str]:
+    """`order` as a list of paths, none twice, as many as one of `lengths`."""
+    if isinstance(order, str) or not isinstance(order, Sequence):
+        raise TypeError(f"order: expected a list of paths, found {type(order).__name__}")
+    paths = list(order)
+    for path in paths:
+        if not isinstance(path, str):
+            raise TypeError(f"order: expected paths such as 'hidden/kernel', found {path!r}")
+    twice = sorted({path for path in paths if paths.count(path) > 1}) if len(paths) < 5000 else []
+    if twice:
+        raise CheckpointError(f"order: expected every path once, found {listed(twice)} twice")
+    if len(paths) not in lengths:
+        counts = " or ".join(map(str, sorted(set(lengths))))
+        raise CheckpointError(f"order: expected {counts} paths, one for {of}; found {len(paths)}")
+    return paths
+
+
+def assign(
+    found: Mapping[str, Shape],
+    wanted: Mapping[str, Shape],
+    *,
+    order: Mapping[str, str] | None,
+    shape_at: Callable[[str, str], Shape],
+    optional: Collection[str] = (),
+    known: Mapping[str, str] | None = None,
+    fault: Callable[[str, str], str | None] | None = None,
+) -> dict[str, str]:
+    """By path of the tree, the name of the file's variable that belongs there.
+
+    Args:
+      found: the file's variables and their shapes, in the file's order.
+      wanted: the tree's paths and their shapes.
+      order: by name of a variable its path, where the user has said so.
+      shape_at: the shape of a variable, by name and path, as it would be put in there.
+      optional: names that need not be in the tree.
+      known: by name, what is wrong with a variable that is not among those found.
+      fault: by name and path, what else is wrong with putting one there, if anything is.
+
+    Raises:
+      CheckpointError: neither names nor shapes settle it; or entries are missing, extra or
+        misshapen: all of them.
+    """
+    required = {name: shape for name, shape in found.items() if name not in optional}
+    if order is None:
+        order = _by_name(found, required, wanted)
+    if not order and found and wanted:
+        order = _by_shape(required if len(required) == len(wanted) else found, wanted, shape_at)
+    names = {path: name for name, path in order.items() if name in found and path in wanted}
+    problems = [
+        f"{path}: {(known or {}).get(path) or 'not in the file'}"
+        for path in wanted
+        if path not in names
+    ]
+    problems += [
+        f"{name}: in the file{f' (as {order[name]})' if order.get(name, name) != name else ''}, "
+        "but not in the tree"
+        for name in found
+        if order.get(name) not in wanted and name not in optional
+    ]
+    for path, name in names.items():
+        shape = shape_at(name, path)
+        if fault is not None and (told := fault(name, path)):
+            problems.append(f"{path}: {told}")
+        elif shape != wanted[path]:
+            also = "" if shape == found[name] else f", {found[name]} in the file"
+            problems.append(f"{path}: expected shape {wanted[path]}, found {shape}{also}")
+    if problems:
+        message = "\n  ".join(["the file's variables do not fit the tree:", *problems])
+        if any("not in the" in problem for problem in problems):
+            message += f"\nThe file has, in its order: {listed(found, most=1000)}"
+            message += f"\nThe tree has: {listed(wanted, most=1000)}"
+            message += "\nWhere names differ, give order=[the tree's paths in the file's order]"
+        raise CheckpointError(message)
+    return names
+
+
+def _by_name(
+    found: Collection[str], required: Collection[str], wanted: Collection[str]
+) -> dict[str, str]:
+    """By name the path that is equal, or equal without what all names and all paths begin with."""
+    names, paths = {n: _parts(n) for n in found}, {p: _parts(p) for p in wanted}
+
+    def match(name_prefix: int, path_prefix: int) -> dict[str, str]:
+        at = {tuple(parts[path_prefix:]): path for path, parts in paths.items()}
+        return {
+            name: at[tuple(parts[name_prefix:])]
+            for name, parts in names.items()
+            if tuple(parts[name_prefix:]) in at
+        }
+
+    name_prefix, path_prefix = _common(list(names.values())), _common(list(paths.values()))
+    for prefixes in ((0, path_prefix), (name_prefix, 0), (name_prefix, path_prefix)):
+        matched = match(*prefixes)
+        if set(matched.values()) == set(wanted) and matched.keys() >= set(required):
+            return matched
+    return match(0, 0)
+
+
+def _parts(name: str) -> list[str]:
+    return name.replace(".", "/").split("/")
+
+
+def _common(names: list[list[str]]) -> int:
+    """How many first parts all names share, short of the whole of any."""
+    if len(names) < 2:
+        return 0
+    count = 0
+    for parts in zip(*(name[:-1] for name in names), strict=False):
+        if len(set(parts)) > 1:
+            break
+        count += 1
+    return count
+
+
+def _by_shape(
+    found: Mapping[str, Shape],
+    wanted: Mapping[str, Shape],
+    shape_at: Callable[[str, str], Shape],
+) -> dict[str, str]:
+    """By name the path of the same shape, if there is only one way to assign all; {} if none.
+
+    There is only one if and only if this never comes to a halt: take a variable that fits in one
+    place only, or a place that only one variable fits, and go on without both.
+    """
+    fits = {n: {p for p in wanted if shape_at(n, p) == wanted[p]} for n in found}
+    takers = {p: {n for n in found if p in fits[n]} for p in wanted}
+    if len(found) != len(wanted) or not all(fits.values()) or not all(takers.values()):
+        return {}
+    order: dict[str, str] = {}
+    while fits:
+        pair = next(((n, *ps) for n, ps in fits.items() if len(ps) == 1), None)
+        if pair is None:
+            raise CheckpointError(_ambiguous(found, wanted))
+        name, path = pair
+        order[name] = path
+        del fits[name]
+        for other in takers.pop(path) - {name}:
+            if other in fits:
+                fits[other].discard(path)
+                if not fits[other]:
+                    return {}
+    return order
+
+
+def _ambiguous(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str:
+    def table(entries: Mapping[str, Shape]) -> str:
+        return "".join(f"\n  {name} {shape}" for name, shape in entries.items())
+
+    return (
+        "the names in the file are not those of the tree, and more than one assignment has the "
+        f"right shapes. The file has, in its order:{table(found)}\nThe tree has:{table(wanted)}\n"
+        "Give order=[the tree's paths in the file's order]"
+    )
+
+
+def precision_problems(key: str, array: np.ndarray, dtype: np.typing.DTypeLike) -> list[str]:
+    """What is lost when `array` becomes `dtype`: nothing, or one line."""
+    narrow = np.dtype(dtype)
+    if array.dtype == narrow or np.can_cast(array.dtype, narrow, "safe"):
+        return []
+    with np.errstate(all="ignore"):
+        same = np.array_equal(array.astype(narrow).astype(array.dtype), array, equal_nan=True)
+    if same:
+        return []
+    return [
+        f"{key}: expected values that {narrow} can hold, as there, found {array.dtype}; use "
+        f"{array.dtype} there, or round the checkpoint's arrays first (dataclasses.replace)"
+    ]

@@ -1,0 +1,359 @@
+"""The optimizer state of any framework, in one form, and its way into and out of a JAX tree."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adamx.checkpoint.files import CheckpointError
+from adamx.checkpoint.matching import (
+    assign,
+    check_order,
+    precision_problems,
+    transposes,
+)
+from adamx.checks import listed, path_name
+from adamx.config import AdamConfig
+from adamx.states import named_arrays
+from adamx.weights import from_numpy, to_numpy
+
+__all__ = ["Checkpoint", "Framework", "Transform", "torch_linear"]
+
+Framework = Literal["tf1", "tf_keras_legacy", "tf_keras", "keras3", "torch", "jax"]
+Transform = Callable[[str, np.ndarray], np.ndarray]
+Order = Sequence[str]
+
+_MOMENTS = ("mu", "nu", "nu_max")
+
+
+def torch_linear(path: str, array: np.ndarray) -> np.ndarray:
+    """The transform between `torch.nn.Linear.weight` (out, in) and a kernel (in, out); either way.
+
+    Args:
+      path: of the parameter in the tree, such as `hidden/kernel`.
+      array: a weight or a moment.
+
+    Returns:
+      The transpose of a two-dimensional array whose path ends in `kernel`; other arrays as they
+      are: biases, scales, embeddings.
+
+    Raises:
+      ValueError: a kernel of more dimensions. How a convolution's axes stand depends on the layer;
+        give a transform of your own.
+    """
+    if path.rpartition("/")[2] != "kernel" or array.ndim < 2:
+        return array
+    if array.ndim > 2:
+        raise CheckpointError(
+            f"{path}: expected a kernel of 2 dimensions, found shape {array.shape}; for "
+            "convolutions give a transform of your own, such as numpy.transpose by path"
+        )
+    return array.T
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    """An Adam optimizer's state, and what a file holds of the model's weights.
+
+    Attributes:
+      framework: whose file it was: "tf1" (TensorFlow 1.1, Keras 2.0), "tf_keras_legacy",
+        "tf_keras", "keras3", "torch" or "jax".
+      version: of the framework, where the file says it.
+      config: the hyperparameters.
+      count: steps done.
+      names: the variables of the optimizer, in the file's order: such as `hidden/kernel` (Keras),
+        `hidden.weight` (torch), or "0", "1", ... where the file does not tell. A frozen parameter
+        of torch is among them, though it has no moments.
+      params: the model's weights by name, in the model's order; those that are not trained too.
+        Empty if the file holds none.
+      mu: the first moments by name. Shapes and dtypes are the file's.
+      nu: the second moments by name.
+      nu_max: AMSGrad's maxima by name; empty without AMSGrad.
+      extra: what Adam's state has no place for: Keras's averages of the weights as
+        `average/<name>`, and their `ema_momentum`.
+
+    The mappings cannot be changed; `dataclasses.replace` makes a checkpoint with others.
+
+    Raises:
+      CheckpointError: a name without its moments, moments without a name, or of unlike shapes.
+    """
+
+    framework: Framework
+    version: str | None
+    config: AdamConfig
+    count: int
+    names: tuple[str, ...]
+    params: Mapping[str, np.ndarray]
+    mu: Mapping[str, np.ndarray]
+    nu: Mapping[str, np.ndarray]
+    nu_max: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for field in ("params", *_MOMENTS, "extra"):
+            value = MappingProxyType(dict(getattr(self, field)))
+            object.__setattr__(self, field, value)
+        object.__setattr__(self, "names", tuple(self.names))
+        if len(set(self.names)) != len(self.names):
+            twice = sorted({name for name in self.names if self.names.count(name) > 1})
+            raise CheckpointError(f"{listed(twice)}: expected every name once")
+        if self.count < 0:
+            raise CheckpointError(f"count: expected at least 0, found {self.count}")
+        problems = [f"{n}: moments of no variable" for n in self.mu if n not in self.names]
+        for field in _MOMENTS[1:]:
+            wanted = self.mu if field == "nu" or self.config.amsgrad else {}
+            arrays = getattr(self, field)
+            problems += [f"{field}/{n}: missing beside mu/{n}" for n in wanted if n not in arrays]
+            problems += [
+                f"{field}/{name}: not expected beside amsgrad={self.config.amsgrad}"
+                if name in self.mu
+                else f"{field}/{name}: there is no mu/{name}"
+                for name in arrays
+                if name not in wanted
+            ]
+            problems += [
+                f"{field}/{n}: expected shape {a.shape} as mu/{n}, found {arrays[n].shape}"
+                for n, a in wanted.items()
+                if n in arrays and arrays[n].shape != a.shape
+            ]
+        problems += [
+            f"{n}: expected moments of shape {self.params[n].shape} as the weight, found {a.shape}"
+            for n, a in self.mu.items()
+            if n in self.params and self.params[n].shape != a.shape
+        ]
+        if problems:
+            raise CheckpointError("\n  ".join(["the moments do not fit together:", *problems]))
+
+    @classmethod
+    def from_state(
+        cls,
+        params: optax.Params,
+        state: optax.OptState,
+        config: AdamConfig,
+        *,
+        order: Order | None = None,
+        transform: Transform | None = None,
+    ) -> Self:
+        """The checkpoint of a run in JAX.
+
+        Args:
+          params: the model's parameters. Leaves without moments (of `optax.masked`) may be there.
+          state: any Optax state that holds an Adam state for them; see `adamx.to_numpy`.
+          config: the hyperparameters. They are not in the state: give those of the run.
+          order: the tree's paths in the order that the checkpoint is to have; None for the tree's.
+          transform: applied to weights and moments alike, with the path, as in `restore`.
+
+        Returns:
+          A checkpoint with framework "jax", and the paths as names. bfloat16 comes as float32.
+
+        Raises:
+          ValueError: as `adamx.to_numpy`; the state and the configuration disagree about AMSGrad;
+            moments of no parameter; an order that does not name every path once.
+        """
+        arrays = to_numpy(state)
+        leaves = _leaves(params)
+        moments = {
+            field: {
+                name.removeprefix(f"{field}/"): array
+                for name, array in arrays.items()
+                if name.startswith(f"{field}/")
+            }
+            for field in _MOMENTS
+        }
+        if "mu" in arrays:
+            raise CheckpointError("params: expected a tree with paths, found a single array")
+        paths = list(leaves)
+        if order is not None:
+            paths = check_order(order, [len(leaves)], "each leaf of params")
+            if unknown := sorted(set(paths) - leaves.keys()):
+                raise CheckpointError(
+                    f"order: {listed(unknown)}: not among the paths of params, which are "
+                    f"{listed(leaves, most=1000)}"
+                )
+        weights = to_numpy_leaves(leaves)
+
+        def put(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            known = [path for path in paths if path in values]
+            known += [path for path in values if path not in paths]
+            return {p: values[p] if transform is None else transform(p, values[p]) for p in known}
+
+        return cls(
+            framework="jax",
+            version=jax.__version__,
+            config=config,
+            count=int(arrays["count"]),
+            names=tuple(path for path in paths if path in moments["mu"]),
+            params=put(weights),
+            **{field: put(values) for field, values in moments.items()},
+        )
+
+    def restore(
+        self,
+        params: optax.Params,
+        *,
+        order: Order | None = None,
+        transform: Transform | None = None,
+    ) -> tuple[optax.GradientTransformationExtraArgs, optax.OptState]:
+        """The optimizer, to go on with in JAX.
+
+        Args:
+          params: the tree of parameters to train; its shapes and dtypes count, not its values. A
+            leaf that is None is not trained.
+          order: the tree's paths in the order of `names`, where names differ. Where `names` has
+            some without moments, they may be left out, or not.
+          transform: called with a path of the tree and each array that goes there, to change its
+            layout; `torch_linear` is one.
+
+        Returns:
+          `config.transformation()`, and its state: the moments, and every count, those of
+          schedules too.
+
+        Raises:
+          CheckpointError: names do not settle where an array goes, and more than one assignment
+            has the right shapes; entries are missing, extra or misshapen: all are named; an array
+            would lose precision in the dtype of its parameter.
+        """
+        leaves = _leaves(params)
+        sources = self._assigned(leaves, self.mu, self.names, order, transform, ())
+        transformation = self.config.transformation()
+        state = transformation.init(params)
+        like = named_arrays(state)
+        arrays: dict[str, np.ndarray] = {"count": np.asarray(self.count)}
+        problems: list[str] = []
+        for path, name in sources.items():
+            for field in _MOMENTS:
+                key = f"{field}/{path}"
+                if key in like:
+                    array = _transformed(path, getattr(self, field)[name], transform)
+                    arrays[key] = array
+                    problems += precision_problems(key, array, like[key].dtype)
+        if problems:
+            raise CheckpointError("\n  ".join(["values would lose precision:", *problems]))
+        return transformation, from_numpy(state, arrays)
+
+    def params_like(
+        self,
+        params: optax.Params,
+        *,
+        order: Order | None = None,
+        transform: Transform | None = None,
+    ) -> Any:
+        """The model's weights, shaped like a tree.
+
+        Args:
+          params: the tree, of arrays or `jax.ShapeDtypeStruct`. Variables that have no moments
+            (frozen layers, statistics of batch normalisation) may be left out of it.
+          order: the tree's paths in the order of `self.params`, or, without the variables that have
+            no moments, in that of `names`.
+          transform: as in `restore`.
+
+        Returns:
+          A tree like `params`, with JAX arrays of the dtypes there.
+
+        Raises:
+          CheckpointError: as `restore`; or the file holds no weights.
+        """
+        if not self.params:
+            raise CheckpointError(
+                "params: the file holds no weights, or not just those of one model"
+            )
+        leaves = _leaves(params)
+        untrained = [name for name in self.params if name not in self.mu]
+        if len(untrained) == len(self.params):
+            untrained = []
+        names = list(self.params)
+        sources = self._assigned(leaves, self.params, names, order, transform, untrained)
+        problems: list[str] = []
+        weights = {}
+        for path, name in sources.items():
+            array = _transformed(path, self.params[name], transform)
+            problems += precision_problems(path, array, leaves[path].dtype)
+            weights[path] = jnp.asarray(array.astype(leaves[path].dtype))
+        if problems:
+            raise CheckpointError("\n  ".join(["values would lose precision:", *problems]))
+        return jax.tree_util.tree_map_with_path(lambda p, _: weights[path_name(p)], params)
+
+    def ordered(self, order: Order, names: Sequence[str], of: str) -> dict[str, str]:
+        """By name the path that `order` gives it: to each of `names`, or of those with moments."""
+        trained = [name for name in self.names if name in self.mu]
+        choices = [list(names), list(self.names), trained]
+        paths = check_order(order, [len(choice) for choice in choices], of)
+        chosen = next(choice for choice in choices if len(choice) == len(paths))
+        return dict(zip(chosen, paths, strict=True))
+
+    def _assigned(
+        self,
+        leaves: Mapping[str, Any],
+        arrays: Mapping[str, np.ndarray],
+        names: Sequence[str],
+        order: Order | None,
+        transform: Transform | None,
+        optional: Collection[str],
+    ) -> dict[str, str]:
+        """By path of the tree, the name of the one of `arrays` that goes there."""
+        given = None
+        if order is not None:
+            given = self.ordered(order, names, "each of the file's variables")
+
+        def fault(name: str, path: str) -> str | None:
+            unnamed = self.framework == "torch" and name not in self.params
+            known_name = f"{name}/weight" if unnamed else name
+            if transform is not None or not transposes(known_name, path, arrays[name].shape):
+                return None
+            return f"{name} of shape {arrays[name].shape} is laid out otherwise: give a transform"
+
+        try:
+            return assign(
+                {name: arrays[name].shape for name in names if name in arrays},
+                {path: leaf.shape for path, leaf in leaves.items()},
+                order=given,
+                shape_at=lambda name, path: _transformed(path, arrays[name], transform).shape,
+                optional=optional,
+                known={name: _FROZEN for name in [*self.params, *self.names] if name not in arrays},
+                fault=fault,
+            )
+        except CheckpointError as error:
+            if self.framework != "torch" or transform is not None:
+                raise
+            raise CheckpointError(f"{error}\n{_TRANSPOSED}") from error.__cause__
+
+
+_FROZEN = (
+    "has no moments in the file (it was frozen): put None there, or keep it from the optimizer "
+    "with optax.masked or optax.partition"
+)
+_TRANSPOSED = (
+    "The weights of torch's layers are transposed against the kernels of Keras and Flax: give "
+    "transform=adamx.checkpoint.torch_linear, or lambda path, array: array if yours are not"
+)
+
+
+def _leaves(params: optax.Params) -> dict[str, Any]:
+    """The leaves of a tree by path."""
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = path_name(path)
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise TypeError(f"{name}: expected an array, found {type(leaf).__name__}")
+        if name in leaves:
+            raise CheckpointError(f"{name}: two parameters have this path; rename one of them")
+        leaves[name] = leaf
+    return leaves
+
+
+def to_numpy_leaves(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Host copies; bfloat16 as float32."""
+    arrays = {path: np.array(leaf) for path, leaf in leaves.items()}
+    return {
+        path: array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
+        for path, array in arrays.items()
+    }
+
+
+def _transformed(path: str, array: np.ndarray, transform: Transform | None) -> np.ndarray:
+    return array if transform is None else np.asarray(transform(path, array))

@@ -1,0 +1,431 @@
+"""Files of torch.save: the state dict of an Adam, wherever it stands in what was saved."""
+
+import io
+import pickletools
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax.numpy as jnp
+import numpy as np
+
+from adamx.checkpoint.files import CheckpointError, Progress, require
+from adamx.checkpoint.fitting import fitted, in_layout
+from adamx.checkpoint.keras_state import CONVENTION_HINT, whole_number
+from adamx.checkpoint.record import Checkpoint
+from adamx.checks import listed
+from adamx.config import AdamConfig
+
+__all__ = ["LEGACY_SIGNATURE", "read_torch", "write_torch"]
+
+# The magic number with which torch.save began before it wrote archives, pickled.
+LEGACY_SIGNATURE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY_PICKLES = 5
+
+_KEYS = {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"}
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+# What the weights-only loader calls with any size that the file names.
+_ALLOCATING = ("builtins bytearray", "__builtin__ bytearray")
+
+
+def read_torch(path: Path, config: AdamConfig | None, progress: Progress | None) -> Checkpoint:
+    """Read the optimizer state in a `.pt` file, and the weights beside it."""
+    checkpoint, _, _ = _read(path, config)
+    if progress:
+        progress(path.stat().st_size)
+    return checkpoint
+
+
+def write_torch(
+    path: Path, checkpoint: Checkpoint, template: Path | None, order: Sequence[str] | None
+) -> list[str]:
+    """Write an optimizer's state dict, or a copy of a template with the values of `checkpoint`."""
+    torch = require("torch", "a .pt file")
+    if template is None:
+        result, left = _in_torch_layout(checkpoint, order)
+        torch.save(_state_dict(result), path)
+        return left
+    target, saved, state_dict = _read(template, checkpoint.config)
+    result, left = fitted(checkpoint, target, order)
+    replacement = _state_dict(result)
+    groups = state_dict["param_groups"]
+    settings = {k: v for k, v in replacement["param_groups"][0].items() if k not in _KEPT}
+    if all(_hyperparameters(group) == _hyperparameters(groups[0]) for group in groups):
+        for group in groups:
+            group.update({key: value for key, value in settings.items() if key in group})
+    else:
+        left.append("config")  # of groups with different ones, each keeps its own
+    positions = [position for group in groups for position in group["params"]]
+    state_dict["state"] = {positions[i]: entry for i, entry in replacement["state"].items()}
+    weights = _weights(saved) or {}
+    for name, array in result.params.items():
+        weights[name] = _tensor(array)
+    torch.save(saved, path)
+    return left
+
+
+_KEPT = ("params", "param_names", "foreach", "capturable", "differentiable", "fused")
+
+
+_HINTS = {
+    "convention": f". {CONVENTION_HINT.format(convention='torch')}",
+    "decay": "; torch has schedules beside the optimizer: save with decay=0 in the configuration, "
+    "and go on there with torch.optim.lr_scheduler.LambdaLR",
+    "learning_rate": "; torch has schedules beside the optimizer: save with the rate of this step "
+    "in the configuration, and go on there with one of torch.optim.lr_scheduler",
+}
+
+
+def _in_torch_layout(
+    checkpoint: Checkpoint, order: Sequence[str] | None
+) -> tuple[Checkpoint, list[str]]:
+    """`checkpoint` as torch's, in the order of the model's weights, where it has one."""
+    names = checkpoint.names
+    if checkpoint.framework not in ("torch", "jax"):  # tf1's variables are sorted by name
+        in_model = [name for name in checkpoint.params if name in names]
+        names = tuple(in_model) if len(in_model) == len(names) else names
+    new = {name: name for name in names}
+    if order is not None:
+        known = list(checkpoint.params) or list(checkpoint.names)
+        new |= checkpoint.ordered(order, known, "each of the checkpoint's variables")
+
+    def put(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {
+            new[name]: in_layout(array, name, checkpoint.framework, "torch")
+            for name, array in arrays.items()
+        }
+
+    left = [f"params/{name}" for name in checkpoint.params] + list(checkpoint.extra)
+    result = Checkpoint(
+        framework="torch",
+        version=None,
+        config=checkpoint.config,
+        count=checkpoint.count,
+        names=tuple(new[name] for name in names),
+        params={},
+        mu=put(checkpoint.mu),
+        nu=put(checkpoint.nu),
+        nu_max=put(checkpoint.nu_max),
+    )
+    return result, left
+
+
+def _state_dict(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `torch.optim.Adam.load_state_dict` takes."""
+    torch = require("torch", "a .pt file")
+    try:
+        group = checkpoint.config.to_torch()
+    except ValueError as error:
+        field = str(error).partition(":")[0]
+        raise CheckpointError(f"{error}{_HINTS.get(field, '')}") from error
+    step = np.float32(checkpoint.count)
+    if int(step) != checkpoint.count:
+        raise CheckpointError(f"count: torch's float32 step cannot hold {checkpoint.count}")
+    state = {}
+    for index, name in enumerate(checkpoint.names):
+        if name in checkpoint.mu:
+            moments = {key: getattr(checkpoint, field) for key, field in _KEYS.items()}
+            state[index] = {"step": torch.tensor(float(step))} | {
+                key: _tensor(arrays[name]) for key, arrays in moments.items() if name in arrays
+            }
+    group["params"] = list(range(len(checkpoint.names)))
+    if any(not name.isdecimal() for name in checkpoint.names):
+        group["param_names"] = list(checkpoint.names)
+    return {"state": state, "param_groups": [group]}
+
+
+def _read(path: Path, config: AdamConfig | None) -> tuple[Checkpoint, Any, dict[str, Any]]:
+    """The checkpoint, all that was saved, and the optimizer's state dict within it."""
+    torch = require("torch", "a .pt file")
+    _check_archive(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            if "weights_only" not in str(error).lower() and "unsupported" not in str(error).lower():
+                raise
+            told = next((x for x in str(error).splitlines() if "GLOBAL" in x), "").strip()
+            raise CheckpointError(
+                "expected tensors in plain dictionaries and lists, found other objects, which are "
+                f"not loaded, since loading them may execute code. {told[:200]} Save the state "
+                "dicts alone: torch.save({'model': model.state_dict(), 'optimizer': "
+                "optimizer.state_dict()}, path)"
+            ) from error
+    found = dict(_optimizers(saved))
+    if len(found) != 1:
+        where = f"{len(found)}: {listed(found)}" if found else "none"
+        raise CheckpointError(
+            f"expected the state dict of one optimizer, found {where}"
+            + ("; save the one to go on with in a file of its own" if found else "")
+        )
+    state_dict = next(iter(found.values()))
+    size = path.stat().st_size
+    groups, positions = _groups(state_dict)
+    config = config or _config(groups)
+    state = state_dict["state"]
+    moments: dict[int, dict[str, np.ndarray]] = {}
+    steps = {}
+    for position in positions:
+        if position in state:
+            steps[position], moments[position] = _entry(position, state[position], size)
+    if unknown := sorted(map(str, state.keys() - set(positions))):
+        raise CheckpointError(
+            f"state: expected entries of the groups' params, found {unknown[:10]}"
+        )
+    if not moments:
+        raise CheckpointError("the optimizer has not taken a step: there is no state to go on with")
+    if len(set(steps.values())) > 1:
+        raise CheckpointError(
+            "step: expected one number of steps, found "
+            f"{listed(f'{steps[p]} (parameter {p})' for p in steps)}; adamx counts them together"
+        )
+    weights = _weights(saved)
+    shapes = [moments[p]["mu"].shape if p in moments else None for p in positions]
+    names = _names(groups, shapes, weights)
+    count = next(iter(steps.values()))
+    arrays = {
+        field: {
+            names[i]: moments[p][field]
+            for i, p in enumerate(positions)
+            if p in moments and field in moments[p]
+        }
+        for field in _KEYS.values()
+    }
+    params = {} if weights is None else {n: _array(f"{n}", t, size) for n, t in weights.items()}
+    checkpoint = Checkpoint(
+        framework="torch",
+        version=None,
+        config=config,
+        count=count,
+        names=tuple(names),
+        params=params,
+        **arrays,  # type: ignore[arg-type]
+    )
+    return checkpoint, saved, state_dict
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what claims more than there is, before torch takes memory for it."""
+    size = path.stat().st_size
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            if file.read(len(LEGACY_SIGNATURE)) != LEGACY_SIGNATURE:
+                raise CheckpointError("expected a file of torch.save, found something else")
+            file.seek(0)
+            for _ in range(_LEGACY_PICKLES):
+                _check_pickle(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
+                raise CheckpointError(
+                    f"{info.filename}: claims {info.file_size} bytes or is compressed"
+                )
+        pickles = [n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1:
+            raise CheckpointError(f"expected one data.pkl in the archive, found {len(pickles)}")
+        _check_pickle(io.BytesIO(archive.read(pickles[0])))
+
+
+def _check_pickle(file: BinaryIO) -> None:
+    for _, argument, _ in pickletools.genops(file):
+        if argument in _ALLOCATING:
+            raise CheckpointError(f"expected tensors and plain containers, found {argument!r}")
+
+
+def _children(node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        yield from ((str(key), value) for key, value in node.items())
+    elif isinstance(node, list | tuple):
+        yield from ((str(index), value) for index, value in enumerate(node))
+
+
+def _walk(saved: Any) -> Iterator[tuple[str, Any]]:
+    """Everything within what was saved, each thing once, with its place; not within optimizers."""
+    seen: set[int] = set()
+    ahead = [("the whole file", saved)]
+    while ahead:
+        place, node = ahead.pop(0)
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield place, node
+        if not _is_optimizer(node):
+            prefix = "" if node is saved else f"{place}/"
+            ahead += [
+                (f"{prefix}{key}", child)
+                for key, child in _children(node)
+                if isinstance(child, Mapping | list | tuple)
+            ]
+
+
+def _is_optimizer(node: Any) -> bool:
+    return (
+        isinstance(node, dict)
+        and isinstance(node.get("state"), Mapping)
+        and isinstance(node.get("param_groups"), list | tuple)
+    )
+
+
+def _optimizers(saved: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    return ((place, node) for place, node in _walk(saved) if _is_optimizer(node))
+
+
+def _groups(state_dict: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[int]]:
+    """The parameter groups, and the positions of their parameters in order."""
+    groups = list(state_dict["param_groups"])
+    positions: list[int] = []
+    for group in groups:
+        if not isinstance(group, dict) or not isinstance(group.get("params"), list):
+            raise CheckpointError(
+                f"param_groups: expected dictionaries with params, found {group!r:.80}"
+            )
+        positions += group["params"]
+    if not groups or any(not isinstance(p, int) or isinstance(p, bool) for p in positions):
+        raise CheckpointError("param_groups: expected positions of parameters in params")
+    if len(set(positions)) != len(positions):
+        raise CheckpointError("param_groups: expected every parameter once")
+    return groups, positions
+
+
+def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in _KEPT}
+
+
+def _config(groups: Sequence[Mapping[str, Any]]) -> AdamConfig:
+    otherwise = "To go on with other hyperparameters, give config="
+    if "amsgrad" not in groups[0]:
+        raise CheckpointError(
+            f"param_groups: expected those of Adam or AdamW, found {listed(map(str, groups[0]))}"
+        )
+    try:
+        configs = [AdamConfig.from_torch(group) for group in groups]
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"param_groups: {error}. {otherwise}") from error
+    for index, other in enumerate(configs):
+        if other != configs[0]:
+            keys = [k for k in groups[0] if k != "params" and groups[0][k] != groups[index].get(k)]
+            raise CheckpointError(
+                f"param_groups: expected groups with the same hyperparameters, found groups 0 and "
+                f"{index} with other {listed(keys)}; an AdamConfig holds one set. {otherwise}, and "
+                "treat the groups with optax.partition"
+            )
+    return configs[0]
+
+
+def _entry(position: int, entry: Any, size: int) -> tuple[int, dict[str, np.ndarray]]:
+    """The steps done and the moments of one parameter."""
+    where = f"state/{position}"
+    if not isinstance(entry, Mapping) or not {"step", "exp_avg", "exp_avg_sq"} <= entry.keys():
+        keys = listed(map(str, entry)) if isinstance(entry, Mapping) else type(entry).__name__
+        raise CheckpointError(
+            f"{where}: expected Adam's step, exp_avg and exp_avg_sq, found {keys}"
+        )
+    if unknown := sorted(map(str, entry.keys() - _KEYS.keys() - {"step"})):
+        raise CheckpointError(f"{where}: expected the state of Adam, found {listed(unknown)} in it")
+    step = entry["step"]
+    if not isinstance(step, int | float):
+        step = _array(f"{where}/step", step, size)
+    count = whole_number(f"{where}/step", np.asarray(step))
+    return count, {
+        field: _array(f"{where}/{key}", entry[key], size)
+        for key, field in _KEYS.items()
+        if key in entry
+    }
+
+
+def _array(where: str, tensor: Any, size: int) -> np.ndarray:
+    """A tensor as a NumPy array that shares its memory."""
+    torch = require("torch", "a .pt file")
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+        raise CheckpointError(f"{where}: expected a dense tensor, found {type(tensor).__name__}")
+    tensor = tensor.detach()
+    if tensor.device.type != "cpu":
+        raise CheckpointError(
+            f"{where}: expected a tensor with values, found one on {tensor.device}"
+        )
+    claimed = tensor.numel() * tensor.element_size()
+    if claimed > min(tensor.untyped_storage().nbytes(), size):
+        raise CheckpointError(
+            f"{where}: shape {tuple(tensor.shape)} claims more than the file holds"
+        )
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(np.dtype(jnp.bfloat16))
+    return tensor.numpy()
+
+
+def _tensor(array: np.ndarray) -> Any:
+    torch = require("torch", "a .pt file")
+    if not (array.flags.c_contiguous and array.flags.writeable):
+        array = array.copy(order="C")
+    if array.dtype == np.dtype(jnp.bfloat16):
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _weights(saved: Any) -> dict[str, Any] | None:
+    """The one state dict of a model in what was saved, or None."""
+    torch = require("torch", "a .pt file")
+    found = [
+        node
+        for _, node in _walk(saved)
+        if isinstance(node, dict)
+        and node
+        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in node.items())
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _names(
+    groups: Sequence[Mapping[str, Any]],
+    shapes: Sequence[tuple[int, ...] | None],
+    weights: Mapping[str, Any] | None,
+) -> list[str]:
+    """The names of the optimizer's parameters; their positions where the file does not tell.
+
+    A model's state dict has its parameters in the order of `model.parameters()`, and buffers
+    between them. Frozen ones may have been kept from the optimizer.
+    """
+    unknown = [str(index) for index in range(len(shapes))]
+    given = [name for group in groups for name in group.get("param_names", ())]
+    if given:
+        fits = len(given) == len(shapes) and all(isinstance(name, str) for name in given)
+        return given if fits and len(set(given)) == len(given) else unknown
+    if weights is None or len(groups) > 1:
+        return unknown
+    floating = {
+        name: tuple(tensor.shape)
+        for name, tensor in weights.items()
+        if tensor.is_floating_point() or tensor.is_complex()
+    }
+    trainable = {n: s for n, s in floating.items() if n.rpartition(".")[2] not in _BUFFERS}
+    for candidates in (trainable, floating):
+        names = list(candidates)
+        first = _places(shapes, [candidates[name] for name in names])
+        last = _places(shapes[::-1], [candidates[name] for name in reversed(names)])
+        if first is None or last is None:
+            continue
+        if first == [len(names) - 1 - place for place in reversed(last)]:  # only one way to fit
+            return [names[place] for place in first]
+        return unknown
+    return unknown
+
+
+def _places(
+    shapes: Sequence[tuple[int, ...] | None], candidates: Sequence[tuple[int, ...]]
+) -> list[int] | None:
+    """The first candidates, in order, that have the shapes; None stands for any shape."""
+    places: list[int] = []
+    place = -1
+    for shape in shapes:
+        place += 1
+        while place < len(candidates) and shape is not None and candidates[place] != shape:
+            place += 1
+        if place >= len(candidates):
+            return None
+        places.append(place)
+    return places
