@@ -1,6 +1,7 @@
 """Files of Keras whose variables are numbered: `.keras` archives and `.weights.h5`."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -9,7 +10,6 @@ import struct
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +18,7 @@ import numpy as np
 from adamx.checkpoint.files import CheckpointError, Progress, require
 from adamx.checkpoint.fitting import fitted
 from adamx.checkpoint.hdf5 import Reader, write_array
-from adamx.checkpoint.keras_layers import Layer, Variable, guess_layers, layers_of, name_variables
+from adamx.checkpoint.keras_layers import Layer, Variable, layers_in, layers_of, name_variables
 from adamx.checkpoint.keras_state import (
     Layout,
     config_of,
@@ -38,7 +38,7 @@ _OPTIMIZER = "optimizer/vars"
 _BLOCK = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Numbered:
     """What an HDF5 file of numbered variables holds."""
 
@@ -107,7 +107,7 @@ def read_weights(
         version=None,
         config=config,
         params=held.weights,
-        config_is_given=True,
+        config_is_given=values,
     )
 
 
@@ -141,7 +141,8 @@ def write_weights(
     path: Path, checkpoint: Checkpoint, template: Path, order: Sequence[str] | None
 ) -> list[str]:
     """Write a copy of a `.weights.h5` file with the values of `checkpoint`."""
-    target = read_weights(template, checkpoint.config, None, values=False)
+    any_rate = dataclasses.replace(checkpoint.config, learning_rate=0.0, decay=0.0)
+    target = read_weights(template, any_rate, None, values=False)
     result, left = fitted(checkpoint, target, order)
     keras_settings(result, {})
     shutil.copyfile(template, path)
@@ -180,9 +181,11 @@ def _variables(reader: Reader, layers: list[Layer] | None) -> tuple[dict[str, Va
         name = reader.text(reader.group(group), "name")
         if name is not None:
             names[group.removesuffix("/vars")] = name
+    ordered = True
     if layers is None:
-        layers = guess_layers(paths, names)
-    return name_variables(layers, paths, names)
+        layers, ordered = layers_in(paths, names)
+    variables, named = name_variables(layers, paths, names)
+    return variables, ordered and named
 
 
 def _names(held: _Numbered, layout: Layout) -> list[str] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from adamx.checkpoint.files import CheckpointError
 
-__all__ = ["NOT_TRAINED", "Layer", "Variable", "guess_layers", "layers_of", "name_variables"]
+__all__ = ["NOT_TRAINED", "Layer", "Variable", "layers_in", "layers_of", "name_variables"]
 
 # Weights that no optimizer moves, by the last part of their names.
 NOT_TRAINED = {"moving_mean", "moving_variance", "mean", "variance", "count"}
@@ -25,6 +25,7 @@ _KERNELS = (
     "DepthwiseConv1D",
     "DepthwiseConv2D",
 )
+_OTHER_CLASSES = ("Embedding", "BatchNormalization", "LayerNormalization", "GroupNormalization")
 
 
 @dataclass(frozen=True)
@@ -81,22 +82,20 @@ def layers_of(config: Any, group: str = "", prefix: str = "", trained: bool = Tr
     return layers
 
 
-def guess_layers(paths: Iterable[str], names: Mapping[str, str]) -> list[Layer]:
-    """The layers of a file without a configuration.
+def layers_in(paths: Iterable[str], names: Mapping[str, str]) -> tuple[list[Layer], bool]:
+    """The layers of a file without a configuration, and whether they are in the model's order.
 
-    Returns:
-      An empty list if they are of several classes, since groups are numbered within each class.
+    The order is known if they are of one class: groups are numbered within each class.
     """
-    groups = {path.rpartition("/vars/")[0]: None for path in paths if path.startswith("layers/")}
-    snakes = {re.sub(r"_\d+$", "", group) for group in groups}
-    if len(snakes) != 1 or any(group.count("/") > 1 for group in groups):
-        return []
-    class_names = {f"layers/{_snake_case(name)}": name for name in _KERNELS}
-    class_name = class_names.get(snakes.pop(), "")
-    return [
-        Layer(group, names.get(group, group.removeprefix("layers/")), class_name, {}, True)
-        for group in groups
-    ]
+    groups = dict.fromkeys(path.rpartition("/vars/")[0] for path in paths if "/vars/" in path)
+    class_of = {_snake_case(name): name for name in (*_KERNELS, *_OTHER_CLASSES)}
+    layers: list[Layer] = []
+    for group in groups:
+        kind = re.sub(r"_\d+$", "", group.removeprefix("layers/"))
+        name = names.get(group, group.removeprefix("layers/"))
+        layers.append(Layer(group, name, class_of.get(kind, kind), {}, True))
+    kinds = {layer.class_name for layer in layers}
+    return layers, len(kinds) == 1 and all(group.count("/") == 1 for group in groups)
 
 
 def name_variables(
@@ -150,7 +149,7 @@ def _roles(layer: Layer) -> list[str]:
         return ["embeddings"]
     if layer.class_name == "BatchNormalization":
         return [*chosen(scale="gamma", center="beta"), "moving_mean", "moving_variance"]
-    if layer.class_name in ("LayerNormalization", "GroupNormalization"):
+    if layer.class_name in _OTHER_CLASSES:
         return [*chosen(scale="gamma", center="beta")]
     return []
 

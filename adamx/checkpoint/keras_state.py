@@ -1,8 +1,9 @@
 """The list of an optimizer's variables in Keras's order, as moments by name and back."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,9 +14,9 @@ from adamx.keras_config import Generation
 from adamx.keras_schedules import KerasSchedule
 
 __all__ = [
-    "CONVENTION_HINT",
     "Layout",
     "config_of",
+    "convention_hint",
     "is_constant",
     "keras_settings",
     "pack",
@@ -195,8 +196,9 @@ def keras_settings(checkpoint: Checkpoint, optimizer: Mapping[str, Any]) -> dict
     try:
         settings = checkpoint.config.to_keras(checkpoint.framework)  # type: ignore[arg-type]
     except ValueError as error:
-        hint = f". {CONVENTION_HINT.format(convention='keras')}"
-        raise CheckpointError(f"{error}{hint if 'convention' in str(error) else ''}") from error
+        is_convention = str(error).startswith("convention")
+        hint = convention_hint(checkpoint, "keras") if is_convention else ""
+        raise CheckpointError(f"{error}{hint}") from error
     old = optimizer.get("config", {})
     settings |= {key: old[key] for key in _KEPT if key in old}
     if "AdamW" in str(optimizer.get("class_name")) and settings.get("weight_decay") is None:
@@ -214,11 +216,18 @@ def keras_settings(checkpoint: Checkpoint, optimizer: Mapping[str, Any]) -> dict
 
 _KEPT = ("name", "jit_compile", "use_ema", "ema_momentum", "ema_overwrite_frequency")
 
-CONVENTION_HINT = (
-    "Where epsilon stands differs; if the steps may differ by that, say so: "
-    "dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, "
-    'convention="{convention}")), or `adamx convert --convention {convention}`'
-)
+
+def convention_hint(checkpoint: Checkpoint, convention: Literal["keras", "torch"]) -> str:
+    """What to do where a file is of a framework that has epsilon elsewhere."""
+    config = checkpoint.config
+    correction = math.sqrt(-math.expm1(checkpoint.count * math.log(config.b2))) if config.b2 else 1
+    eps = config.eps / correction if convention == "torch" else config.eps * correction
+    return (
+        ". Epsilon stands elsewhere there. If steps may differ by that, say so: "
+        "dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, "
+        f'convention="{convention}")), or `adamx convert --set convention={convention}`. At this '
+        f"step eps={eps:.3g} there does what {config.eps:.3g} does here"
+    )
 
 
 def is_constant(config: AdamConfig) -> bool:

@@ -68,8 +68,9 @@ def assign(
     if not order and found and wanted:
         order = _by_shape(required if len(required) == len(wanted) else found, wanted, shape_at)
     names = {path: name for name, path in order.items() if name in found and path in wanted}
+    absent = {tuple(_parts(name)): what for name, what in (known or {}).items()}
     problems = [
-        f"{path}: {(known or {}).get(path) or 'not in the file'}"
+        f"{path}: {absent.get(tuple(_parts(path))) or 'not in the file'}"
         for path in wanted
         if path not in names
     ]

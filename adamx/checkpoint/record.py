@@ -263,9 +263,8 @@ class Checkpoint:
                 "params: the file holds no weights, or not just those of one model"
             )
         leaves = _leaves(params)
+        # Where the optimizer's variables have no names, any of the weights may be one.
         untrained = [name for name in self.params if name not in self.mu]
-        if len(untrained) == len(self.params):
-            untrained = []
         names = list(self.params)
         sources = self._assigned(leaves, self.params, names, order, transform, untrained)
         problems: list[str] = []

@@ -13,7 +13,7 @@ import numpy as np
 
 from adamx.checkpoint.files import CheckpointError, Progress, require
 from adamx.checkpoint.fitting import fitted, in_layout
-from adamx.checkpoint.keras_state import CONVENTION_HINT, whole_number
+from adamx.checkpoint.keras_state import convention_hint, whole_number
 from adamx.checkpoint.record import Checkpoint
 from adamx.checks import listed
 from adamx.config import AdamConfig
@@ -71,7 +71,6 @@ _KEPT = ("params", "param_names", "foreach", "capturable", "differentiable", "fu
 
 
 _HINTS = {
-    "convention": f". {CONVENTION_HINT.format(convention='torch')}",
     "decay": "; torch has schedules beside the optimizer: save with decay=0 in the configuration, "
     "and go on there with torch.optim.lr_scheduler.LambdaLR",
     "learning_rate": "; torch has schedules beside the optimizer: save with the rate of this step "
@@ -120,7 +119,9 @@ def _state_dict(checkpoint: Checkpoint) -> dict[str, Any]:
         group = checkpoint.config.to_torch()
     except ValueError as error:
         field = str(error).partition(":")[0]
-        raise CheckpointError(f"{error}{_HINTS.get(field, '')}") from error
+        is_convention = field == "convention"
+        hint = convention_hint(checkpoint, "torch") if is_convention else _HINTS.get(field, "")
+        raise CheckpointError(f"{error}{hint}") from error
     step = np.float32(checkpoint.count)
     if int(step) != checkpoint.count:
         raise CheckpointError(f"count: torch's float32 step cannot hold {checkpoint.count}")

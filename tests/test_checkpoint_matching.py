@@ -1,0 +1,316 @@
+"""What goes where: by names, by an order, by shapes that leave no doubt; and never by a guess."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamx
+from adamx import AdamConfig
+from adamx.checkpoint import Checkpoint, CheckpointError, torch_linear
+
+SHAPES = {"in.weight": (4, 3), "in.bias": (4,), "out.weight": (4, 4), "out.bias": (4,)}
+
+
+def checkpoint_of(shapes, framework="torch", amsgrad=False, **fields):
+    """Moments that can be told apart: variable i has i + 1 in mu, its square in nu."""
+
+    def arrays(value):
+        return {
+            name: np.full(shape, value(i + 1), np.float32)
+            for i, (name, shape) in enumerate(shapes.items())
+        }
+
+    return Checkpoint(
+        **{
+            "framework": framework,
+            "version": None,
+            "config": AdamConfig(convention="torch", amsgrad=amsgrad),
+            "count": 5,
+            "names": tuple(shapes),
+            "params": arrays(float),
+            "mu": arrays(float),
+            "nu": arrays(lambda i: i**2),
+            "nu_max": arrays(lambda i: i**2 + 1) if amsgrad else {},
+        }
+        | fields
+    )
+
+
+def tree_of(shapes):
+    tree = {}
+    for path, shape in shapes.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = jnp.zeros(shape)
+    return tree
+
+
+def restored(checkpoint, shapes, **arguments):
+    """By path, the number that stands in mu."""
+    _, state = checkpoint.restore(tree_of(shapes), **arguments)
+    return {
+        key.removeprefix("mu/"): float(array.flat[0])
+        for key, array in adamx.to_numpy(state).items()
+        if key.startswith("mu/")
+    }
+
+
+NAMED = {"in/weight": (4, 3), "in/bias": (4,), "out/weight": (4, 4), "out/bias": (4,)}
+KERNELS = {"in/kernel": (3, 4), "in/bias": (4,), "out/kernel": (4, 4), "out/bias": (4,)}
+
+
+def test_by_name():
+    expected = {"in/weight": 1, "in/bias": 2, "out/weight": 3, "out/bias": 4}
+    assert restored(checkpoint_of(SHAPES), NAMED) == expected
+
+
+@pytest.mark.parametrize("prefix", ["params", "model/encoder"])
+def test_by_name_below_a_common_prefix(prefix):
+    nested = {f"{prefix}/{path}": shape for path, shape in NAMED.items()}
+    expected = {"in/weight": 1, "in/bias": 2, "out/weight": 3, "out/bias": 4}
+    below = {f"{prefix}/{path}": value for path, value in expected.items()}
+    assert restored(checkpoint_of(SHAPES), nested) == below
+    there = {f"module.{name}": shape for name, shape in SHAPES.items()}
+    assert restored(checkpoint_of(there), NAMED) == expected
+
+
+def test_by_order_and_transform():
+    checkpoint = checkpoint_of(SHAPES)
+    assert restored(checkpoint, KERNELS, order=list(KERNELS), transform=torch_linear) == dict(
+        zip(KERNELS, (1, 2, 3, 4), strict=True)
+    )
+    other = ["in/kernel", "out/bias", "out/kernel", "in/bias"]
+    assert restored(checkpoint, KERNELS, order=other, transform=torch_linear) == dict(
+        zip(other, (1, 2, 3, 4), strict=True)
+    )
+
+
+def test_transform_is_applied_to_weights_and_moments_alike():
+    square = np.arange(16, dtype=np.float32).reshape(4, 4)
+    whole = checkpoint_of({"w.weight": (4, 4)}, amsgrad=True)
+    arrays = {field: {"w.weight": square + i} for i, field in enumerate(("params", "mu", "nu"))}
+    whole = dataclasses.replace(whole, nu_max={"w.weight": square + 3}, **arrays)
+    tree = {"w": {"kernel": jnp.zeros((4, 4))}}
+    how = {"order": ["w/kernel"], "transform": torch_linear}
+    np.testing.assert_array_equal(whole.params_like(tree, **how)["w"]["kernel"], square.T)
+    state = adamx.to_numpy(whole.restore(tree, **how)[1])
+    for i, field in enumerate(("mu", "nu", "nu_max"), 1):
+        np.testing.assert_array_equal(state[f"{field}/w/kernel"], square.T + i)
+
+
+def test_by_shape_if_there_is_one_way():
+    """The last bias has only one place, then the other one too."""
+    shapes = {"0": (3, 4), "1": (4,), "2": (4, 5), "3": (5,)}
+    tree = {"a/kernel": (3, 4), "a/bias": (4,), "b/kernel": (4, 5), "b/bias": (5,)}
+    checkpoint = checkpoint_of(shapes, "keras3", params={})
+    assert restored(checkpoint, tree) == dict(zip(tree, (1, 2, 3, 4), strict=True))
+
+
+def test_by_shape_through_a_transform():
+    """Transposed, the two kernels would fit either place; as they are, only one."""
+    shapes = {"0": (2, 3), "1": (3, 2)}
+    tree = {"a/kernel": (2, 3), "b/kernel": (3, 2)}
+    checkpoint = checkpoint_of(shapes, params={})
+    assert restored(checkpoint, tree, transform=torch_linear) == {"a/kernel": 2, "b/kernel": 1}
+
+
+def test_more_than_one_way_is_an_error():
+    shapes = {"0": (3, 4), "1": (4,), "2": (4, 4), "3": (4,)}
+    with pytest.raises(CheckpointError) as raised:
+        restored(checkpoint_of(shapes, "keras3", params={}), KERNELS)
+    message = str(raised.value)
+    assert "more than one assignment has the right shapes" in message
+    assert "order=[the tree's paths in the file's order]" in message
+    for line in ("0 (3, 4)", "1 (4,)", "in/kernel (3, 4)", "out/bias (4,)"):
+        assert f"\n  {line}" in message
+
+
+def test_all_faults_in_one_error():
+    tree = {"in/weight": (4, 2), "in/bias": (4,), "out/weight": (4, 4), "more/bias": (4,)}
+    with pytest.raises(CheckpointError) as raised:
+        restored(checkpoint_of(SHAPES), tree)
+    message = str(raised.value)
+    assert "\n  more/bias: not in the file" in message
+    assert "\n  out.bias: in the file, but not in the tree" in message
+    assert "\n  in/weight: expected shape (4, 2), found (4, 3)" in message
+    assert "in.weight, in.bias, out.weight, out.bias" in message
+
+
+def test_a_square_kernel_of_torch_needs_a_transform():
+    """Its shape does not tell that it is transposed."""
+    checkpoint = checkpoint_of({"a.weight": (4, 4), "a.bias": (4,)})
+    tree = {"a/kernel": (4, 4), "a/bias": (4,)}
+    with pytest.raises(
+        CheckpointError, match=r"(?s)a/kernel: a\.weight .* transform=.*torch_linear"
+    ):
+        restored(checkpoint, tree, order=["a/kernel", "a/bias"])
+    as_it_is = restored(
+        checkpoint, tree, order=["a/kernel", "a/bias"], transform=lambda path, array: array
+    )
+    assert as_it_is == {"a/kernel": 1, "a/bias": 2}
+
+
+def test_a_square_weight_from_keras_needs_a_transform():
+    checkpoint = checkpoint_of({"a/kernel": (4, 4)}, "keras3")
+    with pytest.raises(CheckpointError, match=r"a/weight: a/kernel .* transform"):
+        restored(checkpoint, {"a/weight": (4, 4)}, order=["a/weight"])
+
+
+def test_torch_linear_leaves_the_rest_alone():
+    array = np.arange(6).reshape(2, 3)
+    assert torch_linear("hidden/kernel", array).tolist() == array.T.tolist()
+    assert torch_linear("embedding/embedding", array) is array
+    assert torch_linear("hidden/bias", array[0]).shape == (3,)
+    with pytest.raises(CheckpointError, match=r"conv/kernel: expected a kernel of 2 dimensions"):
+        torch_linear("conv/kernel", np.zeros((3, 3, 3, 3)))
+
+
+@pytest.mark.parametrize(
+    ("order", "error", "message"),
+    [
+        (["in/kernel"], CheckpointError, "order: expected 4 paths.*found 1"),
+        (["in/kernel"] * 4, CheckpointError, "order: expected every path once, found in/kernel"),
+        ("in/kernel", TypeError, "order: expected a list of paths, found str"),
+        ([1, 2, 3, 4], TypeError, "order: expected paths such as"),
+        (["x/kernel", "in/bias", "out/kernel", "out/bias"], CheckpointError, "as x/kernel"),
+    ],
+)
+def test_wrong_orders(order, error, message):
+    with pytest.raises(error, match=message):
+        restored(checkpoint_of(SHAPES), KERNELS, order=order, transform=torch_linear)
+
+
+def with_hole():
+    """As torch saves a frozen parameter: it has a position and a weight, and no moments."""
+    whole = checkpoint_of(SHAPES)
+
+    def but_one(arrays):
+        return {name: array for name, array in arrays.items() if name != "in.bias"}
+
+    return dataclasses.replace(whole, mu=but_one(whole.mu), nu=but_one(whole.nu))
+
+
+def test_a_frozen_parameter_is_left_out():
+    rest = {path: shape for path, shape in NAMED.items() if path != "in/bias"}
+    expected = {"in/weight": 1, "out/weight": 3, "out/bias": 4}
+    assert restored(with_hole(), rest) == expected
+    assert restored(with_hole(), rest, order=list(rest)) == expected
+    assert restored(with_hole(), rest, order=list(NAMED)) == expected
+    tree = tree_of(NAMED)
+    tree["in"]["bias"] = None
+    _, state = with_hole().restore(tree)
+    assert "mu/in/bias" not in adamx.to_numpy(state)
+
+
+def test_a_frozen_parameter_cannot_be_trained_as_if_nothing_had_been():
+    with pytest.raises(CheckpointError, match=r"in/bias: has no moments .* put None there"):
+        restored(with_hole(), NAMED)
+
+
+def test_weights_of_frozen_parameters_are_there():
+    weights = with_hole().params_like(tree_of(NAMED))
+    assert float(weights["in"]["bias"][0]) == 2
+    rest = tree_of({path: shape for path, shape in NAMED.items() if path != "in/bias"})
+    assert jax.tree.structure(with_hole().params_like(rest)) == jax.tree.structure(rest)
+    with pytest.raises(CheckpointError, match="the file holds no weights"):
+        dataclasses.replace(with_hole(), params={}).params_like(rest)
+
+
+def test_shapes_alone_will_do_for_weights():
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree_of(NAMED))
+    weights = checkpoint_of(SHAPES).params_like(shapes)
+    assert float(weights["out"]["bias"][0]) == 4
+
+
+def test_precision_is_not_lost_without_a_word():
+    fine = np.float32(1) + np.arange(4, dtype=np.float32) / 1024
+    whole = checkpoint_of({"b": (4,)}, params={"b": fine})
+    narrow = {"b": jnp.zeros(4, jnp.bfloat16)}
+    with pytest.raises(CheckpointError, match=r"b: expected values that bfloat16 can hold"):
+        whole.params_like(narrow)
+    _, state = whole.restore(narrow)  # its moments are 1 and 1
+    assert state[0].mu["b"].dtype == jnp.bfloat16
+    finer = dataclasses.replace(whole, mu={"b": fine})
+    with pytest.raises(CheckpointError, match=r"mu/b: expected values that bfloat16 can hold"):
+        finer.restore(narrow)
+    rounded = dataclasses.replace(finer, mu={"b": fine.astype(jnp.bfloat16)})
+    rounded.restore(narrow)
+
+
+def test_every_count_is_set():
+    schedule = optax.linear_schedule(1.0, 0.0, 10)
+    config = AdamConfig(learning_rate=schedule, convention="torch")
+    checkpoint = checkpoint_of(SHAPES, config=config, params={})
+    transformation, state = checkpoint.restore(tree_of(NAMED))
+    assert [int(part.count) for part in state] == [5, 5]
+    updates, _ = transformation.update(jax.tree.map(jnp.zeros_like, tree_of(NAMED)), state)
+    # m / sqrt(v) of 0.9 / sqrt(0.999) and the sixth step's corrections, at half the rate
+    step = 0.5 * (0.9 / (1 - 0.9**6)) / np.sqrt(0.999 / (1 - 0.999**6))
+    np.testing.assert_allclose(updates["in"]["weight"], -step, rtol=1e-6)
+
+
+def test_from_state_and_back():
+    tree = {"a": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}, "b": None}
+    config = AdamConfig(amsgrad=True, learning_rate=0.5)
+    transformation = config.transformation()
+    state = transformation.init(tree)
+    gradients = jax.tree.map(lambda x: x + 2, tree)
+    _, state = transformation.update(gradients, state)
+    checkpoint = Checkpoint.from_state(tree, state, config)
+    assert checkpoint.names == ("a/bias", "a/kernel")
+    assert (checkpoint.framework, checkpoint.count) == ("jax", 1)
+    _, again = checkpoint.restore(tree)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+def test_from_state_in_another_order():
+    tree = {"a": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
+    config = AdamConfig()
+    state = config.transformation().init(tree)
+    order = ["a/kernel", "a/bias"]
+    checkpoint = Checkpoint.from_state(tree, state, config, order=order, transform=torch_linear)
+    assert checkpoint.names == tuple(order)
+    assert checkpoint.mu["a/kernel"].shape == checkpoint.params["a/kernel"].shape == (3, 2)
+    with pytest.raises(CheckpointError, match=r"order: a/x: not among the paths"):
+        Checkpoint.from_state(tree, state, config, order=["a/kernel", "a/x"])
+
+
+def test_from_state_must_fit_together():
+    tree = {"a": jnp.ones(2)}
+    state = AdamConfig().transformation().init(tree)
+    with pytest.raises(CheckpointError, match="nu_max/a: missing beside mu/a"):
+        Checkpoint.from_state(tree, state, AdamConfig(amsgrad=True))
+    with pytest.raises(CheckpointError, match="a: expected moments of shape"):
+        Checkpoint.from_state({"a": jnp.ones(3)}, state, AdamConfig())
+    with pytest.raises(CheckpointError, match="a: moments of no variable"):
+        Checkpoint.from_state({"b": jnp.ones(2)}, state, AdamConfig())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"names": ("in.weight",) * 4}, "in.weight: expected every name once"),
+        ({"count": -1}, "count: expected at least 0, found -1"),
+        ({"nu": {}}, "nu/in.weight: missing beside mu/in.weight"),
+        ({"nu_max": {"in.bias": np.zeros(4)}}, "nu_max/in.bias: not expected beside amsgrad=False"),
+        ({"mu": {}}, "nu/in.weight: there is no mu/in.weight"),
+    ],
+)
+def test_a_checkpoint_fits_together(fields, message):
+    with pytest.raises(CheckpointError, match=message):
+        dataclasses.replace(checkpoint_of(SHAPES), **fields)
+
+
+def test_it_cannot_be_changed():
+    checkpoint = checkpoint_of(SHAPES)
+    with pytest.raises(TypeError):
+        checkpoint.mu["in.bias"] = np.zeros(4)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        checkpoint.count = 3

@@ -1,0 +1,280 @@
+"""Out of a file, through adamx's own, and back into a file of the same format: no bit is lost."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamx
+from adamx import AdamConfig
+from adamx.checkpoint import Checkpoint, CheckpointError, load, save, torch_linear
+from tests.checkpoint_runs import (
+    CHECKPOINTS,
+    RECORDED,
+    assert_equal,
+    difference,
+    flat,
+    needs_torch,
+    paths_of,
+    recorded_weights,
+    recording,
+    restored,
+    train,
+)
+from tests.golden.resume_data import LAYERS
+
+BY_FILE = {recorded.file: recorded for recorded in RECORDED}
+NUMBERS = {"learning_rate": 0.25, "b1": 0.5, "b2": 0.75, "eps": 0.125}
+
+
+@pytest.fixture(params=RECORDED, ids=lambda recorded: recorded.file)
+def recorded(request):
+    if needs_torch(request.param):
+        pytest.importorskip("torch", reason="torch reads its own files; see the torch session")
+    return request.param
+
+
+def loaded(file):
+    return load(CHECKPOINTS / file, config=BY_FILE[file].config)
+
+
+def blank(checkpoint):
+    """Another run of the same model: all numbers are others."""
+    fields = {
+        field: {name: np.zeros_like(array) for name, array in getattr(checkpoint, field).items()}
+        for field in ("params", "mu", "nu", "nu_max", "extra")
+    }
+    config = checkpoint.config
+    if not callable(config.learning_rate):
+        config = dataclasses.replace(config, **NUMBERS)
+    return dataclasses.replace(checkpoint, count=7, config=config, **fields)
+
+
+def with_config(checkpoint, **fields):
+    return dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, **fields))
+
+
+def test_through_adamx_and_back(recorded, tmp_path):
+    """Into a template in which every number was another."""
+    original = loaded(recorded.file)
+    own, template = tmp_path / "state.safetensors", tmp_path / f"template_{recorded.file}"
+    assert save(own, original) == ()
+    assert_equal(load(own), original)
+    save(template, blank(original), template=CHECKPOINTS / recorded.file)
+    copy = tmp_path / recorded.file
+    left = save(copy, load(own), template=template)
+    assert left == (("config",) if recorded.config else ())
+    assert_equal(load(copy, config=recorded.config), original)
+
+
+def test_blank_template_was_blank(recorded, tmp_path):
+    """Or the test above would show nothing."""
+    original = loaded(recorded.file)
+    template = tmp_path / recorded.file
+    save(template, blank(original), template=CHECKPOINTS / recorded.file)
+    other_rate = None if recorded.config is None else blank(original).config
+    read = load(template, config=other_rate)
+    assert read.count == 7
+    assert not any(array.any() for array in [*read.params.values(), *read.mu.values()])
+
+
+def test_state_dict_alone(tmp_path):
+    pytest.importorskip("torch", reason="torch reads its own files; see the torch session")
+    original = loaded("torch_frozen.pt")
+    left = save(tmp_path / "optimizer.pt", original)
+    assert left == tuple(f"params/{name}" for name in original.params)
+    assert_equal(load(tmp_path / "optimizer.pt"), dataclasses.replace(original, params={}))
+
+
+def test_groups_with_hyperparameters_of_their_own(tmp_path):
+    pytest.importorskip("torch", reason="torch reads its own files; see the torch session")
+    file = CHECKPOINTS / "torch_groups.pt"
+    with pytest.raises(CheckpointError, match=r"groups 0 and 1 with other weight_decay.*config="):
+        load(file)
+    config = AdamConfig(learning_rate=0.01, convention="torch")
+    original = load(file, config=config)
+    assert original.names == tuple("01234567")  # weights first: not the order of the model
+    with pytest.raises(CheckpointError, match="more than one assignment"):
+        load(file, config=config).restore(
+            {name: jnp.zeros(array.shape) for name, array in original.params.items()}
+        )
+    left = save(tmp_path / "copy.pt", blank(original), template=file)
+    assert left == ("config",)
+    save(tmp_path / "again.pt", original, template=tmp_path / "copy.pt")
+    assert_equal(load(tmp_path / "again.pt", config=config), original)
+    import torch
+
+    groups = torch.load(tmp_path / "again.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+
+
+@pytest.mark.parametrize("file", ["keras3_amsgrad.keras", "tf11_model.h5", "keras3_schedule.keras"])
+def test_jax_half_way(file, tmp_path):
+    """30 steps in JAX, with a file after 15 of them, are 30 steps in JAX."""
+    recorded = BY_FILE[file]
+    checkpoint = loaded(file)
+    weights, fixed, transformation, state = restored(checkpoint, recorded)
+    uninterrupted, _ = train(weights, fixed, transformation, state, 8, 1e-3)
+    weights, state = train(weights, fixed, transformation, state, 8, 1e-3, last=45)
+    half = Checkpoint.from_state(weights, state, checkpoint.config)
+    assert (half.framework, half.count) == ("jax", 45)
+    save(tmp_path / "half.safetensors", half)
+    again = load(tmp_path / "half.safetensors")
+    transformation, state = again.restore(weights)
+    weights = again.params_like(weights)
+    weights, _ = train(weights, fixed, transformation, state, 8, 1e-3, first=45)
+    jax.tree.map(np.testing.assert_array_equal, weights, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["keras3_model.keras", "tfkeras_model.h5", "tfkeras_model.keras", "tf11_model.h5"],
+)
+def test_jax_into_a_file_of_keras(file, tmp_path):
+    """A JAX state goes into the file under the file's names, whatever the order of the tree."""
+    recorded = BY_FILE[file]
+    checkpoint = loaded(file)
+    weights, fixed, transformation, state = restored(checkpoint, recorded)
+    weights, state = train(weights, fixed, transformation, state, 8, 1e-3, last=45)
+    half = Checkpoint.from_state(weights, state, checkpoint.config)
+    assert half.names != checkpoint.names or file == "tf11_model.h5"
+    save(tmp_path / file, half, template=CHECKPOINTS / file)
+    read = load(tmp_path / file)
+    assert (read.count, read.names, read.config) == (45, checkpoint.names, checkpoint.config)
+    for path, array in flat(weights).items():
+        np.testing.assert_array_equal(read.params[path], array)
+    for key, array in adamx.to_numpy(state).items():
+        if key != "count":
+            field, _, path = key.partition("/")
+            np.testing.assert_array_equal(getattr(read, field)[path], array)
+
+
+def test_jax_into_torch(tmp_path):
+    """The tree's alphabetical order becomes the model's, and kernels are transposed."""
+    torch = pytest.importorskip("torch", reason="torch reads its own files; see the torch session")
+    recorded = BY_FILE["torch_adam.pt"]
+    checkpoint = loaded(recorded.file)
+    weights, _, _, state = restored(checkpoint, recorded)
+    back = Checkpoint.from_state(
+        weights, state, checkpoint.config, order=paths_of(LAYERS), transform=torch_linear
+    )
+    save(tmp_path / "back.pt", back)
+    original = torch.load(CHECKPOINTS / recorded.file, weights_only=True)["optimizer"]
+    written = torch.load(tmp_path / "back.pt", weights_only=True)
+    for position, entry in original["state"].items():
+        for key, tensor in entry.items():
+            assert torch.equal(written["state"][position][key], tensor), (position, key)
+    (group,), (expected,) = written["param_groups"], original["param_groups"]
+    assert group == expected | {"param_names": list(paths_of(LAYERS))}
+
+
+def test_tensorflow_1_into_keras_3(tmp_path):
+    """Its decay becomes a schedule, so that the file loses the variable of the learning rate."""
+    source = loaded("tf11_model.h5")
+    target = tmp_path / "model.keras"
+    assert save(target, source, template=CHECKPOINTS / "keras3_model.keras") == ()
+    read = load(target)
+    assert (read.framework, read.count) == ("keras3", 30)
+    assert read.names == loaded("keras3_model.keras").names
+    for field in ("params", "mu", "nu"):
+        for name, array in getattr(source, field).items():
+            np.testing.assert_array_equal(getattr(read, field)[name], array)
+    recorded, arrays = BY_FILE["tf11_model.h5"], recording(BY_FILE["tf11_model.h5"])
+    weights, fixed, transformation, state = restored(read, recorded)
+    weights, _ = train(weights, fixed, transformation, state, int(arrays["seed"]), 1e-3)
+    final = recorded_weights(arrays, recorded, "final", is_torch=False)
+    assert difference(weights, final) <= 2.4e-7  # 1.2e-7 measured
+
+
+def test_keras_3_into_optax():
+    """The state goes on in Optax's own Adam, with the epsilon that comes closest."""
+    recorded = BY_FILE["keras3_model.keras"]
+    arrays = recording(recorded)
+    checkpoint = with_config(loaded(recorded.file), convention="optax")
+    weights, fixed, _, state = restored(checkpoint, recorded)
+    eps = 1e-7 / np.sqrt(1 - 0.999**45)  # Keras's, half-way to step 60
+    theirs = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(checkpoint.config.learning_rate, eps=eps)
+    )
+    state = adamx.from_numpy(theirs.init(weights), adamx.to_numpy(state))
+    with jax.numpy_dtype_promotion("standard"):
+        weights, _ = train(weights, fixed, theirs, state, int(arrays["seed"]), 1e-3)
+    final = recorded_weights(arrays, recorded, "final", is_torch=False)
+    assert difference(weights, final) <= 1.4e-6  # 6.6e-7 measured
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "fields", "message"),
+    [
+        ("tf11_model.h5", "keras3_model.keras", {"clip_value": 1.0}, "clip_global_norm and clip"),
+        ("tf11_model.h5", "keras3_model.h5", {}, "template: expected an optimizer with"),
+        ("keras3_amsgrad.keras", "tf11_model.h5", {}, "amsgrad: a tf1 configuration"),
+        (
+            "keras3_model.keras",
+            "tfkeras_model.h5",
+            {"convention": "torch"},
+            "convention.*Epsilon.*eps=1.72e-08",
+        ),
+        ("keras3_model.keras", "keras3_ema.keras", {}, "use_ema: the template keeps averages"),
+        ("tfkeras_model.h5", "keras3_frozen.keras", {}, "norm/gamma: not in the file"),
+    ],
+)
+def test_what_a_file_cannot_express_is_refused(source, target, fields, message, tmp_path):
+    path = tmp_path / target
+    path.write_text("as it was")
+    with pytest.raises(CheckpointError, match=message):
+        save(path, with_config(loaded(source), **fields), template=CHECKPOINTS / target)
+    assert path.read_text() == "as it was"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"convention": "keras"},
+            "convention.*Epsilon stands.*--set convention=torch.*eps=5.82e-08",
+        ),
+        ({"decay": 0.1}, "decay.*LambdaLR"),
+        ({"learning_rate": optax.constant_schedule(1.0)}, "learning_rate.*lr_scheduler"),
+        ({"clip_norm": 1.0}, "clip_norm: torch.optim cannot express"),
+    ],
+)
+def test_what_torch_cannot_express_is_refused(fields, message, tmp_path):
+    pytest.importorskip("torch", reason="torch writes its own files; see the torch session")
+    with pytest.raises(CheckpointError, match=message):
+        save(tmp_path / "x.pt", with_config(loaded("torch_adam.pt"), **fields))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_function_is_not_saved(tmp_path):
+    checkpoint = with_config(
+        loaded("keras3_model.keras"), learning_rate=optax.constant_schedule(1.0)
+    )
+    with pytest.raises(CheckpointError, match="learning_rate: expected a number or a schedule"):
+        save(tmp_path / "x.safetensors", checkpoint)
+
+
+def test_averages_are_kept_or_named(tmp_path):
+    source = loaded("keras3_ema.keras")
+    assert len(source.extra) == 9
+    assert source.extra["ema_momentum"] == 0.9
+    left = save(tmp_path / "plain.keras", source, template=CHECKPOINTS / "keras3_schedule.keras")
+    assert left == tuple(source.extra)
+
+
+def test_bfloat16_and_other_dtypes(tmp_path):
+    base = loaded("keras3_model.keras")
+    arrays = {
+        "a": np.array([1, 1.5, np.nan], jnp.bfloat16),
+        "b": np.float64(1) / np.arange(1, 4),
+        "c": np.array(2, np.float16),
+        "d": np.zeros((0, 3), np.float32),
+        "e": np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
+    }
+    checkpoint = dataclasses.replace(base, names=tuple(arrays), params={}, mu=arrays, nu=arrays)
+    save(tmp_path / "x.safetensors", checkpoint)
+    assert_equal(load(tmp_path / "x.safetensors"), checkpoint)
