@@ -151,7 +151,7 @@ def test_a_square_kernel_of_torch_needs_a_transform():
     ):
         restored(checkpoint, tree, order=["a/kernel", "a/bias"])
     as_it_is = restored(
-        checkpoint, tree, order=["a/kernel", "a/bias"], transform=lambda path, array: array
+        checkpoint, tree, order=["a/kernel", "a/bias"], transform=lambda _, array: array
     )
     assert as_it_is == {"a/kernel": 1, "a/bias": 2}
 

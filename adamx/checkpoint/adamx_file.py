@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +54,9 @@ def write_adamx(path: Path, checkpoint: Checkpoint, progress: Progress | None) -
         "sha256": _BLANK,
     }
     save_file(arrays, path, metadata)
-    digest, place = _checksum(path, _BLANK, progress)
-    with path.open("r+b") as file:
+    with path.open("r+b") as file, ThreadPoolExecutor(1) as pool:
+        pool.submit(os.fsync, file.fileno())  # the disk is busy while the checksum is computed
+        digest, place = _checksum(path, _BLANK, progress)
         file.seek(place)
         file.write(digest.encode())
 
@@ -63,7 +66,10 @@ def read_adamx(path: Path, config: AdamConfig | None, progress: Progress | None)
     require("safetensors", "a .safetensors file")
     from safetensors import safe_open
 
-    with safe_open(path, framework="numpy") as file:
+    with (
+        safe_open(path, framework="numpy", backend="pread") as file,
+        ThreadPoolExecutor(1) as pool,
+    ):
         metadata = file.metadata() or {}
         if metadata.get("format") != "adamx":
             raise CheckpointError(
@@ -71,28 +77,29 @@ def read_adamx(path: Path, config: AdamConfig | None, progress: Progress | None)
                 "weights, and no optimizer state that adamx knows"
             )
         written = metadata.get("sha256", "")
-        digest, _ = _checksum(path, written, progress)
-        if digest != written:
+        check = pool.submit(_checksum, path, written, progress)
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if check.result()[0] != written:
             raise CheckpointError(
                 "the checksum is wrong: the file was damaged after it was written"
             )
-        described = json.loads(metadata["checkpoint"])
-        if described["version"] != _VERSION:
-            raise CheckpointError(
-                f"expected version {_VERSION} of the format, found {described['version']!r:.20}; "
-                "use a newer adamx"
-            )
-        arrays: dict[str, dict[str, np.ndarray]] = {field: {} for field in _ARRAYS}
-        for key in described["arrays"]:
-            field, _, name = key.partition("/")
-            arrays[field][name] = file.get_tensor(key)
+    described = json.loads(metadata["checkpoint"])
+    if described["version"] != _VERSION:
+        raise CheckpointError(
+            f"expected version {_VERSION} of the format, found {described['version']!r:.20}; "
+            "use a newer adamx"
+        )
+    fields: dict[str, Any] = {field: {} for field in _ARRAYS}
+    for key in described["arrays"]:
+        field, _, name = key.partition("/")
+        fields[field][name] = arrays[key]
     return Checkpoint(
         framework=described["framework"],
         version=described["framework_version"],
         config=config or _config_from_json(described["config"]),
         count=described["count"],
         names=tuple(described["names"]),
-        **arrays,  # type: ignore[arg-type]
+        **fields,
     )
 
 

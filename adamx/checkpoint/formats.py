@@ -20,7 +20,7 @@ from adamx.checkpoint.torch_file import LEGACY_SIGNATURE, read_torch, write_torc
 from adamx.checks import check_choice
 from adamx.config import AdamConfig
 
-__all__ = ["FORMATS", "Format", "load", "save"]
+__all__ = ["FORMATS", "Format", "load", "save", "write"]
 
 Format = Literal["safetensors", "torch", "keras", "h5", "weights.h5"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -119,6 +119,20 @@ def save(
         template; a value would lose precision.
       OSError, ImportError: as `load`.
     """
+    return write(path, checkpoint, format, template, order, progress)
+
+
+def write(
+    path: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    format: Format | None,
+    template: str | os.PathLike[str] | None,
+    order: Sequence[str] | None,
+    progress: Progress | None,
+    *,
+    drain: bool = False,
+) -> tuple[str, ...]:
+    """`save`; with `drain`, the checkpoint may lose its arrays on the way, to save memory."""
     path = Path(path)
     if not isinstance(checkpoint, Checkpoint):
         raise TypeError(f"checkpoint: expected a Checkpoint, found {type(checkpoint).__name__}")
@@ -144,7 +158,7 @@ def save(
             write_adamx(temporary, checkpoint, progress)
             left: list[str] = []
         elif kind == "torch":
-            left = write_torch(temporary, checkpoint, source, order)
+            left = write_torch(temporary, checkpoint, source, order, drain)
         else:
             assert source is not None
             left = _KERAS_WRITERS[kind](temporary, checkpoint, source, order)

@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -14,7 +14,7 @@ import numpy as np
 from adamx.checkpoint.files import CheckpointError, Progress, plain_text, require
 from adamx.checkpoint.matching import precision_problems
 
-__all__ = ["SIGNATURE", "Reader", "in_natural_order", "write_array", "write_text"]
+__all__ = ["SIGNATURE", "Reader", "in_natural_order"]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -169,6 +169,44 @@ class Reader:
             )
         return group[name]
 
+    def copy_with(
+        self, target: Path, arrays: Mapping[str, np.ndarray], texts: Mapping[str, str], whole: str
+    ) -> None:
+        """Write a copy of the file in which some arrays are others.
+
+        Args:
+          target: the new file.
+          arrays: by path.
+          texts: attributes of the root to replace.
+          whole: a group that has those of `arrays` alone.
+        """
+        with self._h5py.File(target, "w") as new:
+            self._copy(self._file, new, "", arrays, whole)
+            for path in arrays:
+                if path not in new:
+                    new[path] = arrays[path]
+                    if arrays[path].dtype == _BFLOAT16:
+                        new[path].attrs["dtype"] = "bfloat16"
+            for name, text in texts.items():
+                new.attrs[name] = np.bytes_(text.encode("utf-8"))
+
+    def _copy(
+        self, old: Any, new: Any, prefix: str, arrays: Mapping[str, np.ndarray], whole: str
+    ) -> None:
+        for name in old.attrs:
+            if self._attribute(old, name) is not None:
+                new.attrs[name] = old.attrs[name]
+        for name in old:
+            path, node = f"{prefix}{name}", self._child(old, name)
+            if isinstance(node, self._h5py.Group):
+                self._copy(node, new.create_group(name), f"{path}/", arrays, whole)
+            elif path in arrays and node.shape == arrays[path].shape:
+                created = new.create_dataset(name, data=as_stored(path, arrays[path], node.dtype))
+                for key in node.attrs:
+                    created.attrs[key] = node.attrs[key]
+            elif path not in arrays and prefix != f"{whole}/":
+                old.copy(name, new)
+
     def _walk(self, group: Any, prefix: str, above: set[Any], found: dict[str, Any]) -> None:
         here = self._h5py.h5o.get_info(group.id).addr
         if here in above or len(above) > _DEEPEST:
@@ -192,24 +230,10 @@ def in_natural_order(name: str) -> list[tuple[int, str]]:
     return [(int(digits or 0), text) for digits, text in re.findall(r"(\d{1,18})|(\D+)", name)]
 
 
-def write_array(group: Any, path: str, array: np.ndarray) -> None:
-    """Put an array in the place of a dataset, in a file open for writing; or beside the others."""
-    old = group.get(path)
-    if old is not None and old.shape == array.shape:
-        if array.dtype == _BFLOAT16 and old.dtype.kind == "V":
-            array = array.view(old.dtype)
-        if problems := precision_problems(old.name, array, old.dtype):
-            raise CheckpointError(problems[0])
-        if array.size:
-            old.write_direct(np.ascontiguousarray(array.astype(old.dtype, copy=False)))
-        return
-    if old is not None:
-        del group[path]
-    group[path] = array
-    if array.dtype == _BFLOAT16:
-        group[path].attrs["dtype"] = "bfloat16"
-
-
-def write_text(owner: Any, name: str, text: str) -> None:
-    """Replace an attribute that holds text, as Keras writes it."""
-    owner.attrs[name] = np.bytes_(text.encode("utf-8"))
+def as_stored(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`array` in the dtype of the dataset that it replaces."""
+    if array.dtype == _BFLOAT16 and dtype.kind == "V":
+        return np.ascontiguousarray(array).view(dtype)
+    if problems := precision_problems(name, array, dtype):
+        raise CheckpointError(problems[0])
+    return array.astype(dtype, copy=False)

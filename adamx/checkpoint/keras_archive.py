@@ -10,14 +10,15 @@ import struct
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from adamx.checkpoint.files import CheckpointError, Progress, require
+from adamx.checkpoint.files import CheckpointError, Progress
 from adamx.checkpoint.fitting import fitted
-from adamx.checkpoint.hdf5 import Reader, write_array
+from adamx.checkpoint.hdf5 import Reader
 from adamx.checkpoint.keras_layers import Layer, Variable, layers_in, layers_of, name_variables
 from adamx.checkpoint.keras_state import (
     Layout,
@@ -67,7 +68,10 @@ def read_archive(
                 "config.json: expected the configuration of an optimizer in compile_config, found "
                 "none: the model was not compiled when it was saved"
             )
-        with _member(archive, path) as stream, Reader.open(stream, progress, values) as reader:
+        with (
+            _member(archive, path, checked=values) as stream,
+            Reader.open(stream, progress, values) as reader,
+        ):
             held = _read_numbered(reader, layers_of(described))
         is_given = config is not None
         config = config or config_of(optimizer, generation)
@@ -117,14 +121,17 @@ def write_archive(
     """Write a copy of a `.keras` file with the values of `checkpoint`; return what was left out."""
     target = read_archive(template, None, None, values=False)
     result, left = fitted(checkpoint, target, order)
-    with _opened(template) as archive, tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with (
+        _opened(template) as archive,
+        _member(archive, template, checked=False) as stream,
+        Reader.open(stream) as reader,
+        tempfile.TemporaryDirectory(dir=path.parent) as folder,
+    ):
         described = _json(archive, _CONFIG)
         optimizer = described["compile_config"]["optimizer"]
         optimizer["config"] = keras_settings(result, optimizer)
         weights = Path(folder) / _WEIGHTS
-        with _member(archive, template) as stream, weights.open("wb") as file:
-            shutil.copyfileobj(stream, file, _BLOCK)
-        _write_numbered(weights, result, layers_of(described))
+        _write_numbered(reader, weights, result, layers_of(described))
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as written:
             for info in archive.infolist():
                 if info.filename == _CONFIG:
@@ -145,8 +152,8 @@ def write_weights(
     target = read_weights(template, any_rate, None, values=False)
     result, left = fitted(checkpoint, target, order)
     keras_settings(result, {})
-    shutil.copyfile(template, path)
-    _write_numbered(path, result, None)
+    with Reader.open(template) as reader:
+        _write_numbered(reader, path, result, None)
     return [*left, "config"]
 
 
@@ -234,27 +241,20 @@ def _is_consistent(held: _Numbered, layout: Layout) -> bool:
     return bool(shapes)
 
 
-def _write_numbered(path: Path, checkpoint: Checkpoint, layers: list[Layer] | None) -> None:
-    h5py = require("h5py", "writing HDF5")
-    with Reader.open(path) as reader:
-        variables, _ = _variables(reader, layers)
-        averages = any(name.startswith("average/") for name in checkpoint.extra)
-        keras3 = checkpoint.framework == "keras3"
-        layout = Layout(
-            has_rate=keras3 and is_constant(checkpoint.config),
-            averages=averages,
-            interleaved=True,
-            amsgrad=checkpoint.config.amsgrad,
-        )
-    with h5py.File(path, "r+") as file:
-        for place, variable in variables.items():
-            write_array(file, place, checkpoint.params[variable.name])
-        group = file[_OPTIMIZER]
-        arrays = pack(checkpoint, layout)
-        for name in set(group) - {str(index) for index in range(len(arrays))}:
-            del group[name]
-        for index, array in enumerate(arrays):
-            write_array(group, str(index), array)
+def _write_numbered(
+    template: Reader, path: Path, checkpoint: Checkpoint, layers: list[Layer] | None
+) -> None:
+    layout = Layout(
+        has_rate=checkpoint.framework == "keras3" and is_constant(checkpoint.config),
+        averages=any(name.startswith("average/") for name in checkpoint.extra),
+        interleaved=True,
+        amsgrad=checkpoint.config.amsgrad,
+    )
+    variables, _ = _variables(template, layers)
+    arrays = {place: checkpoint.params[variable.name] for place, variable in variables.items()}
+    for index, array in enumerate(pack(checkpoint, layout)):
+        arrays[f"{_OPTIMIZER}/{index}"] = array
+    template.copy_with(path, arrays, {}, whole=_OPTIMIZER)
 
 
 def _major(version: str) -> int:
@@ -292,18 +292,24 @@ def _json(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _member(archive: zipfile.ZipFile, path: Path) -> Iterator[BinaryIO]:
-    """The weights as a stream within the archive, after its checksum was found right."""
+def _member(archive: zipfile.ZipFile, path: Path, checked: bool) -> Iterator[BinaryIO]:
+    """The weights as a stream within the archive, and meanwhile its checksum compared."""
     info = archive.getinfo(_WEIGHTS)
-    with archive.open(info) as member:
-        while member.read(_BLOCK):
-            pass
-    with path.open("rb") as file:
+    with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
         file.seek(info.header_offset)
         header = file.read(30)
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         start = info.header_offset + 30 + name_length + extra_length
+        check = pool.submit(_read_through, path) if checked else None
         yield io.BufferedReader(_Part(file, start, info.file_size), _BLOCK)
+        if check is not None:
+            check.result()
+
+
+def _read_through(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive, archive.open(_WEIGHTS) as member:
+        while member.read(_BLOCK):  # raises at the end if the checksum is wrong
+            pass
 
 
 class _Part(io.RawIOBase):

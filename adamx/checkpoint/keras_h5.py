@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from adamx.checkpoint.files import CheckpointError, Progress, require
+from adamx.checkpoint.files import CheckpointError, Progress
 from adamx.checkpoint.fitting import fitted
-from adamx.checkpoint.hdf5 import Reader, write_array, write_text
+from adamx.checkpoint.hdf5 import Reader
 from adamx.checkpoint.keras_layers import NOT_TRAINED, layers_of
 from adamx.checkpoint.keras_state import Layout, config_of, keras_settings, pack, unpack
 from adamx.checkpoint.record import Checkpoint
@@ -80,27 +79,23 @@ def write_h5(
     path: Path, checkpoint: Checkpoint, template: Path, order: Sequence[str] | None
 ) -> list[str]:
     """Write a copy of a whole model's file with the values of `checkpoint`."""
-    h5py = require("h5py", "writing HDF5")
     result, left = fitted(checkpoint, read_h5(template, None, None, values=False), order)
     with Reader.open(template) as reader:
         described = _described(reader)
-    optimizer = described.training["optimizer_config"]
-    settings = keras_settings(result, optimizer)
-    layout = _layout(described.generation, settings)
-    if layout != described.layout:
-        raise CheckpointError(
-            "template: expected an optimizer with the checkpoint's settings, found variables for "
-            f"{described.layout} instead of {layout}; compile the template's model with "
-            f"{settings}, train it for a step and save it"
-        )
-    optimizer["config"] = settings
-    shutil.copyfile(template, path)
-    with h5py.File(path, "r+") as file:
-        for name, place in described.weights.items():
-            write_array(file, place, result.params[name])
-        for place, array in zip(described.slots, pack(result, layout), strict=True):
-            write_array(file, place, array)
-        write_text(file, _TRAINING, json.dumps(described.training))
+        optimizer = described.training["optimizer_config"]
+        settings = keras_settings(result, optimizer)
+        layout = _layout(described.generation, settings)
+        if layout != described.layout:
+            raise CheckpointError(
+                "template: expected an optimizer with the checkpoint's settings, found variables "
+                f"for {described.layout} instead of {layout}; compile the template's model with "
+                f"{settings}, train it for a step and save it"
+            )
+        optimizer["config"] = settings
+        arrays = {place: result.params[name] for name, place in described.weights.items()}
+        arrays |= dict(zip(described.slots, pack(result, layout), strict=True))
+        training = json.dumps(described.training)
+        reader.copy_with(path, arrays, {_TRAINING: training}, whole=_OPTIMIZER)
     return left
 
 

@@ -1,7 +1,7 @@
 """The optimizer state of any framework, in one form, and its way into and out of a JAX tree."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
@@ -95,9 +95,10 @@ class Checkpoint:
     extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in ("params", *_MOMENTS, "extra"):
-            value = MappingProxyType(dict(getattr(self, field)))
-            object.__setattr__(self, field, value)
+        own = {field: dict(getattr(self, field)) for field in ("params", *_MOMENTS, "extra")}
+        object.__setattr__(self, "_own", own)
+        for field, arrays in own.items():
+            object.__setattr__(self, field, MappingProxyType(arrays))
         object.__setattr__(self, "names", tuple(self.names))
         if len(set(self.names)) != len(self.names):
             twice = sorted({name for name in self.names if self.names.count(name) > 1})
@@ -276,6 +277,15 @@ class Checkpoint:
         if problems:
             raise CheckpointError("\n  ".join(["values would lose precision:", *problems]))
         return jax.tree_util.tree_map_with_path(lambda p, _: weights[path_name(p)], params)
+
+    def drained(self, field: str) -> Iterator[tuple[str, np.ndarray]]:
+        """The arrays of a field by name, each forgotten as it comes: for a conversion in place.
+
+        The checkpoint is of no use afterwards.
+        """
+        arrays: dict[str, np.ndarray] = getattr(self, "_own")[field]  # noqa: B009
+        for name in list(arrays):
+            yield name, arrays.pop(name)
 
     def ordered(self, order: Order, names: Sequence[str], of: str) -> dict[str, str]:
         """By name the path that `order` gives it: to each of `names`, or of those with moments."""

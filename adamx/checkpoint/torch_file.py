@@ -40,26 +40,37 @@ def read_torch(path: Path, config: AdamConfig | None, progress: Progress | None)
 
 
 def write_torch(
-    path: Path, checkpoint: Checkpoint, template: Path | None, order: Sequence[str] | None
+    path: Path,
+    checkpoint: Checkpoint,
+    template: Path | None,
+    order: Sequence[str] | None,
+    drain: bool = False,
 ) -> list[str]:
-    """Write an optimizer's state dict, or a copy of a template with the values of `checkpoint`."""
+    """Write an optimizer's state dict, or a copy of a template with the values of `checkpoint`.
+
+    With `drain`, `checkpoint` loses its arrays, so that transposing takes no more memory.
+    """
     torch = require("torch", "a .pt file")
     if template is None:
-        result, left = _in_torch_layout(checkpoint, order)
-        torch.save(_state_dict(result), path)
+        left = [f"params/{name}" for name in checkpoint.params] + list(checkpoint.extra)
+        torch.save(_state_dict_alone(checkpoint, order, drain), path)
         return left
-    target, saved, state_dict = _read(template, checkpoint.config)
+    target, saved, state_dict = _read(template, checkpoint.config, values=False)
     result, left = fitted(checkpoint, target, order)
-    replacement = _state_dict(result)
     groups = state_dict["param_groups"]
-    settings = {k: v for k, v in replacement["param_groups"][0].items() if k not in _KEPT}
+    settings = {k: v for k, v in _group(result).items() if k not in _KEPT}
     if all(_hyperparameters(group) == _hyperparameters(groups[0]) for group in groups):
         for group in groups:
             group.update({key: value for key, value in settings.items() if key in group})
     else:
         left.append("config")  # of groups with different ones, each keeps its own
     positions = [position for group in groups for position in group["params"]]
-    state_dict["state"] = {positions[i]: entry for i, entry in replacement["state"].items()}
+    held = [(key, getattr(result, field)) for key, field in _KEYS.items()]
+    state_dict["state"] = {
+        position: _step(result) | {key: _tensor(arrays[n]) for key, arrays in held if n in arrays}
+        for position, n in zip(positions, result.names, strict=True)
+        if n in result.mu
+    }
     weights = _weights(saved) or {}
     for name, array in result.params.items():
         weights[name] = _tensor(array)
@@ -78,10 +89,10 @@ _HINTS = {
 }
 
 
-def _in_torch_layout(
-    checkpoint: Checkpoint, order: Sequence[str] | None
-) -> tuple[Checkpoint, list[str]]:
-    """`checkpoint` as torch's, in the order of the model's weights, where it has one."""
+def _state_dict_alone(
+    checkpoint: Checkpoint, order: Sequence[str] | None, drain: bool
+) -> dict[str, Any]:
+    """What `torch.optim.Adam.load_state_dict` takes, in the order of the model's weights."""
     names = checkpoint.names
     if checkpoint.framework not in ("torch", "jax"):  # tf1's variables are sorted by name
         in_model = [name for name in checkpoint.params if name in names]
@@ -90,62 +101,55 @@ def _in_torch_layout(
     if order is not None:
         known = list(checkpoint.params) or list(checkpoint.names)
         new |= checkpoint.ordered(order, known, "each of the checkpoint's variables")
-
-    def put(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {
-            new[name]: in_layout(array, name, checkpoint.framework, "torch")
-            for name, array in arrays.items()
-        }
-
-    left = [f"params/{name}" for name in checkpoint.params] + list(checkpoint.extra)
-    result = Checkpoint(
-        framework="torch",
-        version=None,
-        config=checkpoint.config,
-        count=checkpoint.count,
-        names=tuple(new[name] for name in names),
-        params={},
-        mu=put(checkpoint.mu),
-        nu=put(checkpoint.nu),
-        nu_max=put(checkpoint.nu_max),
-    )
-    return result, left
+    group = _group(checkpoint) | {"params": list(range(len(names)))}
+    if any(not new[name].isdecimal() for name in names):
+        group["param_names"] = [new[name] for name in names]
+    if drain:
+        for field in ("params", "extra"):
+            dict(checkpoint.drained(field))
+    tensors: dict[str, dict[str, Any]] = {name: {} for name in checkpoint.mu}
+    for key, field in _KEYS.items():
+        arrays = getattr(checkpoint, field).items()
+        for name, array in checkpoint.drained(field) if drain else arrays:
+            tensors[name][key] = _tensor(in_layout(array, name, checkpoint.framework, "torch"))
+    state = {i: _step(checkpoint) | tensors[n] for i, n in enumerate(names) if n in tensors}
+    return {"state": state, "param_groups": [group]}
 
 
-def _state_dict(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `torch.optim.Adam.load_state_dict` takes."""
-    torch = require("torch", "a .pt file")
+def _group(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The parameter group of a checkpoint; an error where torch cannot express it."""
     try:
-        group = checkpoint.config.to_torch()
+        return checkpoint.config.to_torch()
     except ValueError as error:
         field = str(error).partition(":")[0]
         is_convention = field == "convention"
         hint = convention_hint(checkpoint, "torch") if is_convention else _HINTS.get(field, "")
         raise CheckpointError(f"{error}{hint}") from error
+
+
+def _step(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The steps done, as torch counts them with each parameter."""
+    torch = require("torch", "a .pt file")
     step = np.float32(checkpoint.count)
     if int(step) != checkpoint.count:
         raise CheckpointError(f"count: torch's float32 step cannot hold {checkpoint.count}")
-    state = {}
-    for index, name in enumerate(checkpoint.names):
-        if name in checkpoint.mu:
-            moments = {key: getattr(checkpoint, field) for key, field in _KEYS.items()}
-            state[index] = {"step": torch.tensor(float(step))} | {
-                key: _tensor(arrays[name]) for key, arrays in moments.items() if name in arrays
-            }
-    group["params"] = list(range(len(checkpoint.names)))
-    if any(not name.isdecimal() for name in checkpoint.names):
-        group["param_names"] = list(checkpoint.names)
-    return {"state": state, "param_groups": [group]}
+    return {"step": torch.tensor(float(step))}
 
 
-def _read(path: Path, config: AdamConfig | None) -> tuple[Checkpoint, Any, dict[str, Any]]:
-    """The checkpoint, all that was saved, and the optimizer's state dict within it."""
+def _read(
+    path: Path, config: AdamConfig | None, values: bool = True
+) -> tuple[Checkpoint, Any, dict[str, Any]]:
+    """The checkpoint, all that was saved, and the optimizer's state dict within it.
+
+    Without `values`, arrays stay in the file until somebody looks at them.
+    """
     torch = require("torch", "a .pt file")
     _check_archive(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+            mapped = not values and zipfile.is_zipfile(path)
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:
             if "weights_only" not in str(error).lower() and "unsupported" not in str(error).lower():
                 raise
