@@ -32,7 +32,11 @@ _READERS: dict[str, Callable[[Path, AdamConfig | None, Progress | None], Checkpo
     "h5": read_h5,
     "weights.h5": read_weights,
 }
-_KERAS_WRITERS: dict[str, Callable[[Path, Checkpoint, Path, Sequence[str] | None], list[str]]] = {
+_Writer = Callable[
+    [Path, Checkpoint, Path, Sequence[str] | None, Progress | None],
+    list[str],
+]
+_KERAS_WRITERS: dict[str, _Writer] = {
     "keras": write_archive,
     "h5": write_h5,
     "weights.h5": write_weights,
@@ -159,9 +163,11 @@ def write(
             left: list[str] = []
         elif kind == "torch":
             left = write_torch(temporary, checkpoint, source, order, drain)
+            if progress:
+                progress(temporary.stat().st_size)
         else:
             assert source is not None
-            left = _KERAS_WRITERS[kind](temporary, checkpoint, source, order)
+            left = _KERAS_WRITERS[kind](temporary, checkpoint, source, order, progress)
     return tuple(left)
 
 

@@ -204,6 +204,8 @@ class Reader:
                 created = new.create_dataset(name, data=as_stored(path, arrays[path], node.dtype))
                 for key in node.attrs:
                     created.attrs[key] = node.attrs[key]
+                if self._progress:
+                    self._progress(arrays[path].nbytes)
             elif path not in arrays and prefix != f"{whole}/":
                 old.copy(name, new)
 

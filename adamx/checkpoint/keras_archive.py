@@ -116,7 +116,11 @@ def read_weights(
 
 
 def write_archive(
-    path: Path, checkpoint: Checkpoint, template: Path, order: Sequence[str] | None
+    path: Path,
+    checkpoint: Checkpoint,
+    template: Path,
+    order: Sequence[str] | None,
+    progress: Progress | None,
 ) -> list[str]:
     """Write a copy of a `.keras` file with the values of `checkpoint`; return what was left out."""
     target = read_archive(template, None, None, values=False)
@@ -124,7 +128,7 @@ def write_archive(
     with (
         _opened(template) as archive,
         _member(archive, template, checked=False) as stream,
-        Reader.open(stream) as reader,
+        Reader.open(stream, progress) as reader,
         tempfile.TemporaryDirectory(dir=path.parent) as folder,
     ):
         described = _json(archive, _CONFIG)
@@ -145,14 +149,18 @@ def write_archive(
 
 
 def write_weights(
-    path: Path, checkpoint: Checkpoint, template: Path, order: Sequence[str] | None
+    path: Path,
+    checkpoint: Checkpoint,
+    template: Path,
+    order: Sequence[str] | None,
+    progress: Progress | None,
 ) -> list[str]:
     """Write a copy of a `.weights.h5` file with the values of `checkpoint`."""
     any_rate = dataclasses.replace(checkpoint.config, learning_rate=0.0, decay=0.0)
     target = read_weights(template, any_rate, None, values=False)
     result, left = fitted(checkpoint, target, order)
     keras_settings(result, {})
-    with Reader.open(template) as reader:
+    with Reader.open(template, progress) as reader:
         _write_numbered(reader, path, result, None)
     return [*left, "config"]
 

@@ -76,11 +76,15 @@ def read_h5(
 
 
 def write_h5(
-    path: Path, checkpoint: Checkpoint, template: Path, order: Sequence[str] | None
+    path: Path,
+    checkpoint: Checkpoint,
+    template: Path,
+    order: Sequence[str] | None,
+    progress: Progress | None,
 ) -> list[str]:
     """Write a copy of a whole model's file with the values of `checkpoint`."""
     result, left = fitted(checkpoint, read_h5(template, None, None, values=False), order)
-    with Reader.open(template) as reader:
+    with Reader.open(template, progress) as reader:
         described = _described(reader)
         optimizer = described.training["optimizer_config"]
         settings = keras_settings(result, optimizer)
