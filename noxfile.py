@@ -1,9 +1,15 @@
 """The tests on every interpreter found, and with the oldest packages that pyproject.toml allows."""
 
+from glob import glob
+
 import nox
 
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
+
+TORCH = "torch==2.13.0"  # the CPU build is enough
+EXTRAS = ("checkpoint", "test", "examples")
+EXAMPLES = ("train_digits", "conventions", "keras_facade", "resume_from_keras")
 
 
 @nox.session(python=["3.11", "3.12", "3.13"])
@@ -19,23 +25,43 @@ def lowest(session: nox.Session) -> None:
     """The oldest packages allowed, of the extras too."""
     project = nox.project.load_toml("pyproject.toml")["project"]
     extras = project["optional-dependencies"]
-    bounds = [*project["dependencies"], *extras["test"], *extras["examples"]]
-    session.install("-e", ".", *(bound.replace(">=", "==") for bound in bounds))
+    bounds = [*project["dependencies"], *(b for e in EXTRAS for b in extras[e])]
+    pinned = [bound.replace(">=", "==") for bound in bounds if not bound.startswith("adamx[")]
+    session.install("-e", ".", *pinned)
     session.run("pytest", *session.posargs)
-    for example in ("train_digits", "conventions", "keras_facade"):
+    for example in EXAMPLES:
         session.run("python", f"examples/{example}.py", "--out", session.create_tmp())
 
 
 @nox.session(python="3.11")
+def fuzz(session: nox.Session) -> None:
+    """Mutated checkpoints, and writers that are killed."""
+    session.install("-e", ".[test]", TORCH)
+    session.run("pytest", "-m", "fuzz", "tests/fuzz", *session.posargs)
+
+
+@nox.session(python="3.11")
 def torch(session: nox.Session) -> None:
-    """The accuracy table with torch in it, and the comparison; the CPU build is enough."""
-    session.install("-e", ".[test]", "torch==2.13.0")
+    """torch's own files, the comparison with it, and its column in the table of accuracy."""
+    session.install("-e", ".[test,examples]", TORCH)
     session.run("python", "-m", "benchmarks.accuracy")
-    session.run("pytest", "-m", "live", "tests/live/test_torch.py")
+    session.run("pytest", "-k", "checkpoint or untrusted or cli", "tests", *session.posargs)
+    session.run("pytest", "-m", "live", *glob("tests/live/test_torch*.py"), *session.posargs)
+    session.run("python", "examples/resume_from_torch.py", "--out", session.create_tmp())
 
 
 @nox.session(python="3.11")
 def keras3(session: nox.Session) -> None:
-    """The comparison with Keras 3, which runs on JAX."""
+    """The comparison with Keras 3, which runs on JAX, and its way with the files written for it."""
     session.install("-e", ".[test]", "keras>=3.15")
-    session.run("pytest", "-m", "live", "tests/live/test_keras3.py", env={"KERAS_BACKEND": "jax"})
+    files = glob("tests/live/test_keras3*.py")
+    session.run("pytest", "-m", "live", *files, *session.posargs, env={"KERAS_BACKEND": "jax"})
+
+
+@nox.session(python="3.11")
+def tf_keras(session: nox.Session) -> None:
+    """tf_keras's way with the files written for it, where TensorFlow installs."""
+    session.install("tensorflow-cpu", "tf_keras")
+    session.install("-e", ".[test]")
+    files = glob("tests/live/test_tf_keras*.py")
+    session.run("pytest", "-m", "live", *files, *session.posargs)

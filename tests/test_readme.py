@@ -1,6 +1,7 @@
 """The README says what is true."""
 
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -10,17 +11,21 @@ import adamx
 
 PROMOTES = True  # the examples use Optax's schedules
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
 def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "examples" / "data", tmp_path / "examples" / "data")
     namespace = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), namespace)
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     assert "slope" in capsys.readouterr().out
+    later = [adamx.checkpoint.load(f"later.{suffix}") for suffix in ("safetensors", "keras")]
+    assert [checkpoint.count for checkpoint in later] == [600, 600]
     np.testing.assert_allclose(namespace["params"]["slope"], 3, atol=1e-3)
     np.testing.assert_allclose(namespace["params"]["offset"], 2, atol=1e-3)
     assert len(jax.tree.leaves(namespace["state"])) == 6
