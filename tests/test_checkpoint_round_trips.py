@@ -13,6 +13,7 @@ from adamx import AdamConfig
 from adamx.checkpoint import Checkpoint, CheckpointError, load, save, torch_linear
 from tests.checkpoint_runs import (
     CHECKPOINTS,
+    PLAIN,
     RECORDED,
     assert_equal,
     difference,
@@ -24,7 +25,7 @@ from tests.checkpoint_runs import (
     restored,
     train,
 )
-from tests.golden.resume_data import LAYERS
+from tests.golden.resume_data import FROZEN_LAYERS, LAYERS
 
 BY_FILE = {recorded.file: recorded for recorded in RECORDED}
 NUMBERS = {"learning_rate": 0.25, "b1": 0.5, "b2": 0.75, "eps": 0.125}
@@ -219,7 +220,7 @@ def test_keras_3_into_optax():
             "convention.*Epsilon.*eps=1.72e-08",
         ),
         ("keras3_model.keras", "keras3_ema.keras", {}, "use_ema: the template keeps averages"),
-        ("tfkeras_model.h5", "keras3_frozen.keras", {}, "norm/gamma: not in the file"),
+        ("tfkeras_model.h5", "keras3_frozen.keras", {}, "norm/gamma: not in the checkpoint"),
     ],
 )
 def test_what_a_file_cannot_express_is_refused(source, target, fields, message, tmp_path):
@@ -278,3 +279,42 @@ def test_bfloat16_and_other_dtypes(tmp_path):
     checkpoint = dataclasses.replace(base, names=tuple(arrays), params={}, mu=arrays, nu=arrays)
     save(tmp_path / "x.safetensors", checkpoint)
     assert_equal(load(tmp_path / "x.safetensors"), checkpoint)
+
+
+TORCH_NAMES = {"kernel": "weight", "gamma": "weight", "moving_mean": "running_mean"}
+TORCH_NAMES |= {"beta": "bias", "moving_variance": "running_var", "bias": "bias"}
+
+
+def test_keras_into_torch_with_buffers(tmp_path):
+    """A count of batches is in torch alone: that buffer stays the template's."""
+    torch = pytest.importorskip("torch", reason="torch writes its own files; see the torch session")
+    source = with_config(loaded("keras3_frozen.keras"), convention="torch")
+    paths = paths_of(FROZEN_LAYERS, statistics=True)
+    names = [f"{layer}.{TORCH_NAMES[key]}" for layer, key in (path.split("/") for path in paths)]
+    template = CHECKPOINTS / "torch_frozen.pt"
+    assert save(tmp_path / "new.pt", source, template=template, order=names) == ()
+    written, before = (torch.load(p, weights_only=True) for p in (tmp_path / "new.pt", template))
+    assert written["model"].keys() == before["model"].keys()
+    counted = "norm.num_batches_tracked"
+    assert torch.equal(written["model"][counted], before["model"][counted])
+    read = load(tmp_path / "new.pt")
+    for path, name in zip(paths, names, strict=True):
+        array = source.params[path]
+        expected = array.T if path.endswith("kernel") else array
+        np.testing.assert_array_equal(read.params[name], expected)
+        if path in source.mu:
+            moment = source.mu[path]
+            moment = moment.T if path.endswith("kernel") else moment
+            np.testing.assert_array_equal(read.mu[name], moment)
+    assert "frozen.weight" not in read.mu
+
+
+def test_an_order_for_the_moments_alone(tmp_path):
+    """The file has names for its weights, and none for the optimizer's variables."""
+    source = load(CHECKPOINTS / "keras3_frozen.weights.h5", config=PLAIN)
+    assert source.names == tuple("01234567")
+    order = paths_of(FROZEN_LAYERS, frozen=False)
+    target = tmp_path / "new.keras"
+    assert save(target, source, template=CHECKPOINTS / "keras3_frozen.keras", order=order) == ()
+    read, original = load(target), loaded("keras3_frozen.keras")
+    assert_equal(dataclasses.replace(read, config=original.config), original)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from adamx.checkpoint.files import CheckpointError
-from adamx.checkpoint.matching import assign, precision_problems
+from adamx.checkpoint.matching import assign, by_name, precision_problems
 from adamx.checkpoint.record import Checkpoint, Framework
 
 __all__ = ["fitted", "in_layout"]
@@ -57,29 +57,22 @@ def fitted(
         keras_name = path if keras_is_target else name
         return in_layout(array, keras_name, checkpoint.framework, target.framework)
 
-    given = None
+    given: dict[str, str] = {}
     if order is not None:
         names = list(checkpoint.params) or list(checkpoint.names)
         given = checkpoint.ordered(order, names, "each of the checkpoint's variables")
     moments = _assigned(checkpoint.mu, target.mu, given, carried, ())
     weights: dict[str, str] = {}
-    left: list[str] = []
+    left = [f"params/{name}" for name in checkpoint.params]
     if target.params:
         if not checkpoint.params:
             raise CheckpointError("params: the checkpoint holds no weights, the file has some")
-        weights = {
-            path: name
-            for path, name in moments.items()
-            if name in checkpoint.params and path in target.params
-        }
-        found = {n: a for n, a in checkpoint.params.items() if n not in weights.values()}
-        wanted = {p: a for p, a in target.params.items() if p not in weights}
-        untrained = [name for name in found if name not in checkpoint.mu]
-        more = _assigned(found, wanted, given, carried, untrained) if found or wanted else {}
-        left += [f"params/{name}" for name in found if name not in more.values()]
-        weights |= more
-    else:
-        left += [f"params/{name}" for name in checkpoint.params]
+        order_of_weights = {name: path for path, name in moments.items()} | given
+        untrained = [name for name in checkpoint.params if name not in checkpoint.mu]
+        keeps = () if checkpoint.framework == "torch" else (_TORCHS_OWN,)
+        wanted = {p: a for p, a in target.params.items() if not p.endswith(keeps)}
+        weights = _assigned(checkpoint.params, wanted, order_of_weights, carried, untrained)
+        left = [name for name in left if name.removeprefix("params/") not in weights.values()]
 
     problems: list[str] = []
 
@@ -114,17 +107,28 @@ def fitted(
     return result, left
 
 
+# A count of batches that torch alone has: the template's stays.
+_TORCHS_OWN = "num_batches_tracked"
+
+
 def _assigned(
     found: _Arrays,
     wanted: _Arrays,
-    order: Mapping[str, str] | None,
+    order: Mapping[str, str],
     carried: Callable[[np.ndarray, str, str], np.ndarray],
     optional: Sequence[str],
 ) -> dict[str, str]:
+    """By path what goes there: as `order` says, and by name what it does not speak of."""
+    known = {n: p for n, p in order.items() if n in found and p in wanted}
+    if known:
+        rest = [name for name in found if name not in order]
+        open_paths = [path for path in wanted if path not in known.values()]
+        known |= by_name(rest, [], open_paths)
     return assign(
         {name: array.shape for name, array in found.items()},
         {path: array.shape for path, array in wanted.items()},
-        order=order,
+        order={**order, **known} if known else None,
         shape_at=lambda name, path: carried(found[name], name, path).shape,
         optional=optional,
+        sides=("checkpoint", "other file"),
     )

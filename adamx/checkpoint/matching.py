@@ -7,7 +7,7 @@ import numpy as np
 from adamx.checkpoint.files import CheckpointError
 from adamx.checks import listed
 
-__all__ = ["Shape", "assign", "check_order", "precision_problems", "transposes"]
+__all__ = ["Shape", "assign", "by_name", "check_order", "precision_problems", "transposes"]
 
 Shape = tuple[int, ...]
 
@@ -46,6 +46,7 @@ def assign(
     optional: Collection[str] = (),
     known: Mapping[str, str] | None = None,
     fault: Callable[[str, str], str | None] | None = None,
+    sides: tuple[str, str] = ("file", "tree"),
 ) -> dict[str, str]:
     """By path of the tree, the name of the file's variable that belongs there.
 
@@ -57,47 +58,48 @@ def assign(
       optional: names that need not be in the tree.
       known: by name, what is wrong with a variable that is not among those found.
       fault: by name and path, what else is wrong with putting one there, if anything is.
+      sides: what the two are called in an error.
 
     Raises:
       CheckpointError: neither names nor shapes settle it; or entries are missing, extra or
         misshapen: all of them.
     """
+    source, target = sides
     required = {name: shape for name, shape in found.items() if name not in optional}
     if order is None:
-        order = _by_name(found, required, wanted)
+        order = by_name(found, required, wanted)
     if not order and found and wanted:
-        order = _by_shape(required if len(required) == len(wanted) else found, wanted, shape_at)
+        fitting = required if len(required) == len(wanted) else found
+        order = _by_shape(fitting, wanted, shape_at, sides)
     names = {path: name for name, path in order.items() if name in found and path in wanted}
     absent = {tuple(_parts(name)): what for name, what in (known or {}).items()}
     problems = [
-        f"{path}: {absent.get(tuple(_parts(path))) or 'not in the file'}"
+        f"{path}: {absent.get(tuple(_parts(path))) or f'not in the {source}'}"
         for path in wanted
         if path not in names
     ]
-    problems += [
-        f"{name}: in the file{f' (as {order[name]})' if order.get(name, name) != name else ''}, "
-        "but not in the tree"
-        for name in found
-        if order.get(name) not in wanted and name not in optional
-    ]
+    for name in found:
+        if order.get(name) not in wanted and name not in optional:
+            called = f" (as {order[name]})" if order.get(name, name) != name else ""
+            problems.append(f"{name}: in the {source}{called}, but not in the {target}")
     for path, name in names.items():
         shape = shape_at(name, path)
         if fault is not None and (told := fault(name, path)):
             problems.append(f"{path}: {told}")
         elif shape != wanted[path]:
-            also = "" if shape == found[name] else f", {found[name]} in the file"
+            also = "" if shape == found[name] else f", {found[name]} in the {source}"
             problems.append(f"{path}: expected shape {wanted[path]}, found {shape}{also}")
     if problems:
-        message = "\n  ".join(["the file's variables do not fit the tree:", *problems])
+        message = "\n  ".join([f"the {source}'s variables do not fit the {target}:", *problems])
         if any("not in the" in problem for problem in problems):
-            message += f"\nThe file has, in its order: {listed(found, most=1000)}"
-            message += f"\nThe tree has: {listed(wanted, most=1000)}"
-            message += "\nWhere names differ, give order=[the tree's paths in the file's order]"
+            message += f"\nThe {source} has, in its order: {listed(found, most=1000)}"
+            message += f"\nThe {target} has: {listed(wanted, most=1000)}"
+            message += f"\nWhere names differ, {_advice(sides)}"
         raise CheckpointError(message)
     return names
 
 
-def _by_name(
+def by_name(
     found: Collection[str], required: Collection[str], wanted: Collection[str]
 ) -> dict[str, str]:
     """By name the path that is equal, or equal without what all names and all paths begin with."""
@@ -139,6 +141,7 @@ def _by_shape(
     found: Mapping[str, Shape],
     wanted: Mapping[str, Shape],
     shape_at: Callable[[str, str], Shape],
+    sides: tuple[str, str],
 ) -> dict[str, str]:
     """By name the path of the same shape, if there is only one way to assign all; {} if none.
 
@@ -153,7 +156,7 @@ def _by_shape(
     while fits:
         pair = next(((n, *ps) for n, ps in fits.items() if len(ps) == 1), None)
         if pair is None:
-            raise CheckpointError(_ambiguous(found, wanted))
+            raise CheckpointError(_ambiguous(found, wanted, sides))
         name, path = pair
         order[name] = path
         del fits[name]
@@ -165,14 +168,24 @@ def _by_shape(
     return order
 
 
-def _ambiguous(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str:
+def _advice(sides: tuple[str, str]) -> str:
+    source, target = sides
+    names = "paths" if target == "tree" else "names"
+    return f"give order=[the {target}'s {names} in the {source}'s order]"
+
+
+def _ambiguous(
+    found: Mapping[str, Shape], wanted: Mapping[str, Shape], sides: tuple[str, str]
+) -> str:
+    source, target = sides
+
     def table(entries: Mapping[str, Shape]) -> str:
         return "".join(f"\n  {name} {shape}" for name, shape in entries.items())
 
     return (
-        "the names in the file are not those of the tree, and more than one assignment has the "
-        f"right shapes. The file has, in its order:{table(found)}\nThe tree has:{table(wanted)}\n"
-        "Give order=[the tree's paths in the file's order]"
+        f"the names in the {source} are not those of the {target}, and more than one assignment "
+        f"has the right shapes. The {source} has, in its order:{table(found)}\n"
+        f"The {target} has:{table(wanted)}\nSo {_advice(sides)}"
     )
 
 

@@ -1,0 +1,8 @@
+"""The command `adamx` as `python -m adamx`."""
+
+import sys
+
+from adamx.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

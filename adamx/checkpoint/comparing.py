@@ -1,0 +1,111 @@
+"""What differs between two checkpoints, and the size of what one holds; a block at a time."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from adamx.checkpoint.fitting import fitted
+from adamx.checkpoint.record import Checkpoint
+
+__all__ = ["brought", "differences", "measured"]
+
+_BLOCK = 1 << 13  # entries
+_INTEGERS = "biu"  # kinds of dtypes
+
+
+def brought(
+    a: Checkpoint, b: Checkpoint, order: Sequence[str] | None
+) -> tuple[Checkpoint, list[str]]:
+    """A with B's names and layouts, but its own precision; and what B has no place for."""
+
+    def like(
+        theirs: Mapping[str, np.ndarray], ours: Mapping[str, np.ndarray]
+    ) -> Mapping[str, np.ndarray]:
+        """B's shapes, without memory for them, with the dtype that A's numbers have or fit into."""
+        dtypes = {array.dtype for array in ours.values() if array.dtype.kind not in _INTEGERS}
+        wide = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float64)
+        return {
+            name: np.broadcast_to(
+                np.zeros((), array.dtype if array.dtype.kind in _INTEGERS else wide), array.shape
+            )
+            for name, array in theirs.items()
+        }
+
+    target = dataclasses.replace(
+        b,
+        params=like(b.params if a.params else {}, a.params),
+        mu=like(b.mu, a.mu),
+        nu=like(b.nu, a.nu),
+        nu_max=like(b.nu_max, a.nu_max),
+        extra=like(b.extra, a.extra),
+    )
+    return fitted(a, target, order)
+
+
+def differences(a: Checkpoint, b: Checkpoint) -> dict[str, dict[str, str]]:
+    """By variable and kind of array: the largest difference, and in how many entries."""
+    kinds = {"mu": "m", "nu": "v", "nu_max": "v_max", "params": "weight", "extra": "average"}
+    found: dict[str, dict[str, str]] = {}
+    for field, kind in kinds.items():
+        ours, theirs = getattr(a, field), getattr(b, field)
+        for name in (name for name in theirs if name in ours):
+            largest, entries = _difference(ours[name], theirs[name])
+            if entries:
+                cell = f"{largest:.3g} in {entries} of {theirs[name].size}"
+                found.setdefault(name.removeprefix("average/"), {})[kind] = cell
+    return found
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> tuple[float, int]:
+    """The largest absolute difference, and how many entries are not the same to the bit.
+
+    NaN is the same as NaN; 0 is not the same as -0.
+    """
+    largest, entries = 0.0, 0
+    with np.errstate(all="ignore"):
+        for x, y in _blocks(a, b):
+            differ = (x != y) | (np.signbit(x) != np.signbit(y))
+            differ &= ~(np.isnan(x) & np.isnan(y))
+            if differ.any():
+                sizes = np.abs(x[differ].astype(np.float64) - y[differ].astype(np.float64))
+                largest = float(np.maximum(largest, sizes.max()))  # a lone NaN is the largest
+                entries += int(np.count_nonzero(differ))
+    return largest, entries
+
+
+def measured(array: np.ndarray, root: bool = False) -> dict[str, Any]:
+    """Facts about an array or its square root, as JSON takes them: "nan" and "inf" are texts."""
+    squares, nonfinite = 0.0, 0
+    with np.errstate(all="ignore"):
+        for (block,) in _blocks(array):
+            values = np.sqrt(block) if root else block.astype(np.float64, copy=False)
+            nonfinite += values.size - int(np.count_nonzero(np.isfinite(values)))
+            squares += float(values @ values)
+    norm = math.sqrt(squares)
+    return {
+        "shape": array.shape,
+        "dtype": str(array.dtype),
+        "norm": norm if math.isfinite(norm) else str(norm),
+        "nonfinite": nonfinite,
+    }
+
+
+def _blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """The entries of arrays of one shape side by side, some at a time, so that copies stay small.
+
+    Integers stay what they are; other numbers become float64, a complex one two of them.
+    """
+    kinds = {array.dtype.kind for array in arrays}
+    wide = np.dtype(np.complex128 if "c" in kinds else np.float64)
+    if kinds <= set(_INTEGERS):
+        wide = np.result_type(*arrays)
+    flags = ("external_loop", "buffered", "zerosize_ok")
+    dtypes = [wide] * len(arrays)
+    # Not "safe", since bfloat16 is none of NumPy's own.
+    blocks = np.nditer(arrays, flags, op_dtypes=dtypes, casting="unsafe", buffersize=_BLOCK)
+    for block in blocks:
+        several = block if isinstance(block, tuple) else (block,)
+        yield tuple(x.view(np.float64) if x.dtype.kind == "c" else x for x in several)

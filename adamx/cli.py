@@ -1,0 +1,333 @@
+"""The command `adamx`: what a checkpoint holds, the same in another format, whether two agree."""
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adamx.checkpoint import FORMATS, Checkpoint, CheckpointError, load
+from adamx.checkpoint.comparing import brought, differences, measured
+from adamx.checkpoint.formats import write
+from adamx.checks import listed
+from adamx.cli_output import (
+    counted,
+    effective,
+    explained,
+    plain,
+    print_table,
+    printable,
+    progress_bar,
+    short_list,
+    single,
+    told,
+)
+from adamx.config import AdamConfig
+from adamx.keras_config import GENERATIONS
+
+__all__ = ["main"]
+
+_DONE, _DIFFERENT, _BAD, _INTERRUPTED, _BROKEN_PIPE = 0, 1, 2, 130, 141
+
+_FRAMEWORKS = {
+    "tf1": "TensorFlow 1.1, Keras",
+    "tf_keras_legacy": "tf_keras (legacy optimizer)",
+    "tf_keras": "tf_keras",
+    "keras3": "Keras",
+    "torch": "PyTorch",
+    "jax": "JAX",
+}
+_ALWAYS_SHOWN = ("learning_rate", "b1", "b2", "eps", "convention")
+
+_Rows = list[dict[str, str]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+      argv: its arguments; None for those of the process.
+
+    Returns:
+      The exit code: 0; 1 if two states differ; 2 after bad input, with the error on standard
+      error; 130 if interrupted; 141 if nobody reads the output any more.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not to fail at a name that cannot be shown
+        sys.stdout.reconfigure(errors="backslashreplace")
+    arguments = _parser().parse_args(argv)
+    try:
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except (CheckpointError, ImportError, OSError) as error:
+        print(f"adamx: error: {explained(error)}", file=sys.stderr)
+        return _BAD
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="adamx",
+        description="Read, convert and compare the state of Adam in checkpoints of TensorFlow 1.1, "
+        "tf_keras, Keras 3 (.h5, .keras, .weights.h5), PyTorch (.pt) and adamx (.safetensors).",
+        epilog="exit codes: 0; 1 if two states differ; 2 after an error",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run: Any, name: str, about: str, *files: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=about, description=f"{about.capitalize()}.")
+        one.set_defaults(run=run)
+        for file in files:
+            one.add_argument(file.lower(), type=Path, metavar=file)
+        about = "Keras's get_config() as JSON; for .weights.h5, which has no hyperparameters"
+        one.add_argument("--config", type=Path, metavar="FILE", help=about)
+        about = "of Keras, where get_config() does not tell it"
+        one.add_argument("--generation", choices=GENERATIONS, help=about)
+        return one
+
+    one = command(_inspect, "inspect", "show what a file holds, and what is wrong in it", "FILE")
+    one.add_argument("--json", action="store_true", help="for programs to read")
+
+    about = "write the optimizer state of a file in another format"
+    one = command(_convert, "convert", about, "SOURCE", "TARGET")
+    one.add_argument("--to", choices=FORMATS, help="TARGET's format; else its suffix tells")
+    about = "a file in TARGET's format, saved of its model after a step; needed for Keras"
+    one.add_argument("--template", type=Path, metavar="FILE", help=about)
+    about = "TARGET's names of SOURCE's variables: one a line, in SOURCE's order"
+    one.add_argument("--order", type=Path, metavar="FILE", help=about)
+    about = "another hyperparameter, such as convention=torch, decay=0, clip_value=None; repeatable"
+    settings = {"type": _setting, "action": "append", "default": []}
+    one.add_argument("--set", metavar="FIELD=VALUE", help=about, **settings)
+    one.add_argument("--force", action="store_true", help="replace TARGET if it exists")
+
+    about = "tell whether two files hold the same optimizer state, whatever their formats"
+    one = command(_diff, "diff", about, "A", "B")
+    about = "B's names of A's variables: one a line, in A's order"
+    one.add_argument("--order", type=Path, metavar="FILE", help=about)
+    return parser
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """A field of AdamConfig and its value, of `field=value`."""
+    field, _, value = text.partition("=")
+    known = [field.name for field in dataclasses.fields(AdamConfig)]
+    if field not in known:
+        raise argparse.ArgumentTypeError(f"expected FIELD=VALUE, with one of {', '.join(known)}")
+    try:
+        return field, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return field, value
+
+
+def _load(path: Path, arguments: argparse.Namespace) -> Checkpoint:
+    config = None
+    if arguments.config is not None:
+        try:
+            described = json.loads(arguments.config.read_bytes())
+            config = AdamConfig.from_keras(described, arguments.generation)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{arguments.config}: {error}") from error
+    with progress_bar(f"reading {path.name}", path.stat().st_size) as progress:
+        if arguments.run is _diff and config is not None:
+            # A file with hyperparameters of its own keeps them: they are compared.
+            with contextlib.suppress(CheckpointError):
+                return load(path, progress=progress)
+        return load(path, config=config, progress=progress)
+
+
+def _order(path: Path | None) -> list[str] | None:
+    """The names in a text file, one a line, without comments."""
+    if path is None:
+        return None
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    names = (re.sub(r"(^|\s)#.*", "", line).strip() for line in lines)
+    return [name for name in names if name]
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    checkpoint = _load(arguments.file, arguments)
+    variables = _variables(checkpoint)
+    if arguments.json:
+        facts = {
+            "file": str(arguments.file),
+            "framework": checkpoint.framework,
+            "version": checkpoint.version,
+            "count": checkpoint.count,
+            "config": plain(checkpoint.config),
+            "variables": [variable for variable in variables if "norm_m" in variable],
+            "without_moments": [variable for variable in variables if "norm_m" not in variable],
+            "extra": {name: measured(array) for name, array in checkpoint.extra.items()},
+        }
+        print(json.dumps(facts, indent=2, allow_nan=False))
+        return _DONE
+    config, usual = effective(checkpoint.config), plain(AdamConfig())
+    head = {
+        "file": str(arguments.file),
+        "framework": f"{_FRAMEWORKS[checkpoint.framework]} {checkpoint.version or ''}".strip(),
+        "count": counted(checkpoint.count, "step"),
+        **{k: v for k, v in config.items() if k in _ALWAYS_SHOWN or v != usual[k]},
+    }
+    if checkpoint.extra:
+        head["extra"] = listed(checkpoint.extra, most=3)
+    width = max(map(len, head)) + 2
+    for key, value in head.items():
+        print(printable(f"{key:{width}}{told(value)}"))
+    print()
+    print_table(_inspected_rows(variables) or [{"variable": "(none)"}])
+    return _DONE
+
+
+def _variables(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """What is told of each variable of the optimizer, and then of the model's other weights."""
+    c = checkpoint
+    sources = {"m": c.mu, "sqrt_v": c.nu, "sqrt_v_max": c.nu_max, "weight": c.params}
+    variables = []
+    for name in dict.fromkeys([*c.names, *c.params]):
+        held = {key: arrays[name] for key, arrays in sources.items() if name in arrays}
+        told_of = {key: measured(array, "sqrt" in key) for key, array in held.items()}
+        first = next(iter(told_of.values()), {"shape": None, "dtype": None})
+        variables.append(
+            {
+                "name": name,
+                "shape": first["shape"],
+                "dtype": first["dtype"],
+                "dtype_v": told_of.get("sqrt_v", first)["dtype"],
+                **{f"norm_{key}": facts["norm"] for key, facts in told_of.items()},
+                "nonfinite": {key: facts["nonfinite"] for key, facts in told_of.items()},
+            }
+        )
+    return variables
+
+
+def _inspected_rows(variables: Sequence[Mapping[str, Any]]) -> _Rows:
+    told = {"m": "m", "sqrt_v": "sqrt(v)", "sqrt_v_max": "sqrt(v_max)", "weight": "weight"}
+    moments = [k for k in told if k != "weight" and any(f"norm_{k}" in v for v in variables)]
+    rows = []
+    for variable in variables:
+        dtype, dtype_v = variable["dtype"], variable["dtype_v"]
+        row = {
+            "variable": variable["name"],
+            "shape": "" if variable["shape"] is None else str(variable["shape"]),
+            "dtype": (dtype or "") if dtype == dtype_v else f"m {dtype}, v {dtype_v}",
+        }
+        for key in moments:
+            norm = variable.get(f"norm_{key}")
+            row[f"norm of {told[key]}"] = "" if norm is None else f"{float(norm):.6g}"
+        wrong = [f"{count} in {told[k]}" for k, count in variable["nonfinite"].items() if count]
+        rows.append(row | {"NOT FINITE": ", ".join(wrong)})
+    if not any(row["NOT FINITE"] for row in rows):
+        rows = [{k: v for k, v in row.items() if k != "NOT FINITE"} for row in rows]
+    return rows
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    target: Path = arguments.target
+    if os.path.lexists(target) and not arguments.force:
+        raise CheckpointError(f"{target}: exists; --force replaces it")
+    order = _order(arguments.order)
+    checkpoint = _load(arguments.source, arguments)
+    old = plain(checkpoint.config)
+    checkpoint = _with_settings(checkpoint, dict(arguments.set))
+    new, steps = plain(checkpoint.config), counted(checkpoint.count, "step")
+    names = {field: [*getattr(checkpoint, field)] for field in ("mu", "params", "extra")}
+    with progress_bar(f"writing {target.name}", arguments.source.stat().st_size) as progress:
+        # Drained, the checkpoint is empty afterwards, and there was no second copy of it.
+        left = write(
+            target, checkpoint, arguments.to, arguments.template, order, progress, drain=True
+        )
+    last = f"{target}: carried {steps}, {_carried(names, left)}"
+    last += f"; not carried: {short_list(left, names['params']) or 'nothing'}"
+    for field in (field for field in new if new[field] != old[field]):
+        what = "the place of epsilon" if field == "convention" else field
+        last += f"; changed {what} from {told(old[field])} to {told(new[field])}"
+    print(printable(last))
+    return _DONE
+
+
+def _carried(names: Mapping[str, Sequence[str]], left: Sequence[str]) -> str:
+    weights = sum(f"params/{name}" not in left for name in names["params"])
+    carried = [
+        "config" if "config" not in left else "",
+        f"moments of {counted(len(names['mu']), 'variable')}",
+        counted(weights, "weight") if weights else "",
+        listed([name for name in names["extra"] if name not in left], most=3),
+    ]
+    return ", ".join(filter(None, carried))
+
+
+def _with_settings(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint with other hyperparameters."""
+    old = checkpoint.config
+    try:
+        new = dataclasses.replace(old, **settings)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"--set {error}") from error
+    conventions = {old.convention, new.convention}
+    if old.amsgrad and len(conventions) > 1 and "optax" in conventions:
+        raise CheckpointError(
+            f"--set convention: AMSGrad's maxima in {old.convention} are not those in "
+            f"{new.convention}, since Optax alone corrects their bias first"
+        )
+    return dataclasses.replace(checkpoint, config=new)
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    order = _order(arguments.order)
+    a, b = _load(arguments.a, arguments), _load(arguments.b, arguments)
+    try:
+        as_b, left = brought(a, b, order)
+    except CheckpointError as error:
+        raise CheckpointError(f"{arguments.a} and {arguments.b}: {error}") from error
+    differing = differences(as_b, b)
+    only_a = [*left, *(["v_max"] if a.nu_max and not b.nu_max else [])]
+    only_b = [name for name in b.extra if name not in as_b.extra]
+    only_b += ["v_max"] if b.nu_max and not a.nu_max else []
+    only_b += [f"params/{name}" for name in b.params if not a.params]
+
+    for line in _config_differences(a.config, b.config):
+        print(printable(line))
+    for side, names, one in (("A", only_a, a), ("B", only_b, b)):
+        if names:
+            print(printable(f"only in {side}: {short_list(names, one.params)}"))
+    if a.count != b.count:
+        print(f"count: {counted(a.count, 'step')} in A, {b.count} in B")
+    if differing:
+        print("the largest differences, and how many entries differ:")
+        print_table(_difference_rows(differing))
+    lacking = [name for name in only_a + only_b if not name.startswith("params/")]
+    if differing or lacking or a.count != b.count:
+        print("A and B are not the same optimizer state")
+        return _DIFFERENT
+    compared = [counted(b.count, "step"), f"moments of {counted(len(b.mu), 'variable')}"]
+    compared += [counted(len(as_b.params), "weight")] if as_b.params else []
+    print(f"A and B are the same optimizer state, bit for bit: {', '.join(compared)}")
+    return _DONE
+
+
+def _difference_rows(differences: Mapping[str, Mapping[str, str]]) -> _Rows:
+    kinds = dict.fromkeys(kind for cells in differences.values() for kind in cells)
+    return [
+        {"variable": name} | {kind: cells.get(kind, "same") for kind in kinds}
+        for name, cells in differences.items()
+    ]
+
+
+def _config_differences(a: AdamConfig, b: AdamConfig) -> Iterator[str]:
+    ours, theirs = effective(a), effective(b)
+    for field in (field for field in ours if field in theirs):
+        x, y = ours[field], theirs[field]
+        if x != y:
+            floats = isinstance(x, float) and isinstance(y, float)
+            note = ", the same in float32" if floats and single(x) == single(y) else ""
+            yield f"{field}: {told(x)} in A, {told(y)} in B{note}"

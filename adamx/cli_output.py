@@ -1,0 +1,142 @@
+"""How the command `adamx` shows things: plain texts, tables, a progress bar."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from adamx.checkpoint.files import Progress
+from adamx.checks import listed
+from adamx.config import AdamConfig
+from adamx.keras_schedules import KerasSchedule
+
+__all__ = [
+    "counted",
+    "effective",
+    "explained",
+    "plain",
+    "print_table",
+    "printable",
+    "progress_bar",
+    "short_list",
+    "single",
+    "told",
+]
+
+_LARGE = 64 << 20  # bytes for which one has to wait
+
+# What an error of the library asks for, and the option that gives it.
+_OPTIONS = {
+    "config=": "--config FILE",
+    "template=": "--template FILE",
+    "order=": "--order FILE",
+    "format=": "--to FORMAT",
+    "generation: expected": "--generation NAME",
+    "cannot express": "--set FIELD=VALUE",
+}
+
+
+def plain(config: AdamConfig) -> dict[str, Any]:
+    """The fields, with a schedule as Keras writes it."""
+    fields = config.plain_fields()
+    if isinstance(rate := fields["learning_rate"], KerasSchedule):
+        fields["learning_rate"] = rate.to_config()
+    return fields
+
+
+def effective(config: AdamConfig) -> dict[str, Any]:
+    """The fields, without those that have no effect and that each framework sets in its way."""
+    fields = plain(config)
+    if not fields["weight_decay"]:
+        del fields["decoupled"]
+    if fields["clip_value"] is None:
+        del fields["clip_value_first"]
+    return fields
+
+
+def told(value: Any) -> str:
+    """The value for people: `0.01 in float32`, say, for the double that this is."""
+    if isinstance(value, Mapping):
+        arguments = ", ".join(f"{k}={told(v)}" for k, v in value["config"].items())
+        return f"{value['class_name']}({arguments})"
+    if isinstance(value, float) and float(single(value)) == value != float(str(single(value))):
+        return f"{single(value)!s} in float32"
+    return str(value)
+
+
+def single(number: float) -> np.float32:
+    """The number rounded to float32."""
+    with np.errstate(all="ignore"):
+        return np.float32(number)
+
+
+def short_list(names: Sequence[str], params: Iterable[str]) -> str:
+    """The first names; in a word if all weights are among them."""
+    weights = {f"params/{name}" for name in params}
+    if weights and weights <= set(names):
+        names = [counted(len(weights), "weight"), *(n for n in names if n not in weights)]
+    return listed(names, most=5)
+
+
+def counted(count: int, name: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{count} {name}{'' if count == 1 else 's'}"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text without what steers a terminal: anyone may have written the names in a file."""
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def explained(error: Exception) -> str:
+    """What an error says, and the options that help."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return printable(f"{error.filename}: {error.strerror}")
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "rich":
+        return "the command adamx needs the package rich: pip install 'adamx[checkpoint]'"
+    message = str(error)
+    options = [option for asked, option in _OPTIONS.items() if asked in message]
+    if options and "`adamx" not in message:  # else it names the option already
+        message += f"\nOn the command line: {', '.join(options)}"
+    return printable(message, keep="\n")
+
+
+@contextlib.contextmanager
+def progress_bar(doing: str, size: int) -> Iterator[Progress | None]:
+    """A bar on standard error, if somebody sees it and has to wait."""
+    if size < _LARGE or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(escape(printable(doing)), total=None)  # until it is known to move
+
+        def advance(count: int) -> None:
+            bar.update(task, advance=count, total=size)
+
+        yield advance
+
+
+def print_table(rows: list[dict[str, str]]) -> None:
+    """Rows under their columns' names. Where no terminal sets a width, no line is broken."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in rows[0]:
+        is_number = column.startswith("norm")
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(printable, row.values()))
+    text = io.StringIO()  # a pipe that breaks is for `main` to see, not for rich
+    seen = sys.stdout.isatty()
+    width = None if seen else 1 << 20
+    console = Console(file=text, force_terminal=seen, width=width, markup=False, emoji=False)
+    console.print(table, highlight=False)
+    print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
