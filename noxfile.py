@@ -1,6 +1,8 @@
 """The tests on every interpreter found, and with the oldest packages that pyproject.toml allows."""
 
+import shutil
 from glob import glob
+from pathlib import Path
 
 import nox
 
@@ -8,6 +10,14 @@ nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
 
 TORCH = "torch==2.13.0"  # the CPU build is enough
+TF11 = (
+    "tensorflow==1.1.0",
+    "numpy==1.16.6",
+    "protobuf==3.19.6",
+    "h5py==2.10.0",
+    "werkzeug==1.0.1",
+    "six==1.15.0",
+)
 EXTRAS = ("checkpoint", "test", "examples")
 EXAMPLES = ("train_digits", "conventions", "keras_facade", "resume_from_keras")
 
@@ -42,7 +52,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def torch(session: nox.Session) -> None:
-    """torch's own files, the comparison with it, and its column in the table of accuracy."""
+    """The files of torch, the comparison with it, and its column in the table of accuracy."""
     session.install("-e", ".[test,examples]", TORCH)
     session.run("python", "-m", "benchmarks.accuracy")
     session.run("pytest", "-k", "checkpoint or untrusted or cli", "tests", *session.posargs)
@@ -65,3 +75,18 @@ def tf_keras(session: nox.Session) -> None:
     session.install("-e", ".[test]")
     files = glob("tests/live/test_tf_keras*.py")
     session.run("pytest", "-m", "live", *files, *session.posargs)
+
+
+@nox.session(python="3.11")
+def tf11(session: nox.Session) -> None:
+    """TensorFlow 1.1's way with the files written for it, where its last CPython is found."""
+    python = shutil.which("python3.6")
+    if python is None:
+        session.skip("TensorFlow 1.1 needs CPython 3.6, which was not found")
+    folder = Path(session.create_tmp()).resolve() / "tf11"
+    session.run(python, "-m", "venv", str(folder), external=True)
+    session.run(str(folder / "bin/pip"), "install", "--no-deps", *TF11, external=True)
+    session.install("-e", ".[test]")
+    env = {"ADAMX_TF11_PYTHON": str(folder / "bin/python")}
+    files = glob("tests/live/test_tf11*.py")
+    session.run("pytest", "-m", "live", *files, *session.posargs, env=env)

@@ -1,6 +1,6 @@
 """Adam for JAX, complete."""
 
-from adamx import keras
+from adamx import checkpoint, keras
 from adamx.config import AdamConfig
 from adamx.schedules import inverse_time_decay
 from adamx.transform import AdamState, AmsgradState, adam, adamw, scale_by_adam
@@ -12,6 +12,7 @@ __all__ = [
     "AmsgradState",
     "adam",
     "adamw",
+    "checkpoint",
     "from_numpy",
     "get_weights",
     "inverse_time_decay",

@@ -7,12 +7,18 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from adamx.checkpoint.files import CheckpointError, Progress, require
-from adamx.checkpoint.record import Checkpoint
+from adamx.checkpoint.files import (
+    CheckpointError,
+    Progress,
+    check_json_size,
+    parsed_json,
+    require,
+)
+from adamx.checkpoint.record import Checkpoint, Framework
 from adamx.config import AdamConfig
 from adamx.keras_schedules import KerasSchedule
 
@@ -23,6 +29,7 @@ _ARRAYS = ("params", "mu", "nu", "nu_max", "extra")
 _BLANK = "0" * 64  # what stands in the place of the checksum while it is computed
 _BLOCK = 1 << 22
 _LENGTH = 8  # bytes before the header, which say how long it is
+_PER_ARRAY = 700  # bytes of memory that the description of an array takes, however small it is
 
 
 def write_adamx(path: Path, checkpoint: Checkpoint, progress: Progress | None) -> None:
@@ -66,6 +73,7 @@ def read_adamx(path: Path, config: AdamConfig | None, progress: Progress | None)
     require("safetensors", "a .safetensors file")
     from safetensors import safe_open
 
+    _check_header(path)
     with (
         safe_open(path, framework="numpy", backend="pread") as file,
         ThreadPoolExecutor(1) as pool,
@@ -83,12 +91,14 @@ def read_adamx(path: Path, config: AdamConfig | None, progress: Progress | None)
             raise CheckpointError(
                 "the checksum is wrong: the file was damaged after it was written"
             )
-    described = json.loads(metadata["checkpoint"])
+    allowed = path.stat().st_size + _PER_ARRAY * len(arrays)
+    described = parsed_json(metadata["checkpoint"], allowed)
     if described["version"] != _VERSION:
         raise CheckpointError(
             f"expected version {_VERSION} of the format, found {described['version']!r:.20}; "
             "use a newer adamx"
         )
+    _check_described(described, arrays)
     fields: dict[str, Any] = {field: {} for field in _ARRAYS}
     for key in described["arrays"]:
         field, _, name = key.partition("/")
@@ -101,6 +111,28 @@ def read_adamx(path: Path, config: AdamConfig | None, progress: Progress | None)
         names=tuple(described["names"]),
         **fields,
     )
+
+
+def _check_header(path: Path) -> None:
+    """Raise if the header is not in the file, or would take more memory than the file's size."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH), "little")
+        if length > size - _LENGTH:
+            raise ValueError(f"its header is said to have {length} bytes")
+        header = file.read(length)
+        check_json_size(header, size + _PER_ARRAY * header.count(b'"data_offsets"'))
+
+
+def _check_described(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise unless what is no array has the right types, and names every array once."""
+    texts = [described["framework"], *described["names"], *described["arrays"]]
+    if not all(isinstance(text, str) for text in texts) or type(described["count"]) is not int:
+        raise CheckpointError("expected texts as names and a whole number as count")
+    if described["framework"] not in get_args(Framework):
+        raise CheckpointError(f"expected a framework, found {described['framework']!r:.80}")
+    if len(described["arrays"]) != len(arrays) or set(described["arrays"]) != arrays.keys():
+        raise CheckpointError("expected the arrays that the file names, found others")
 
 
 def _checksum(path: Path, written: str, progress: Progress | None) -> tuple[str, int]:

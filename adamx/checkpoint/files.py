@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,7 +10,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["CheckpointError", "Progress", "naming_file", "plain_text", "replacing", "require"]
+__all__ = [
+    "CheckpointError",
+    "Progress",
+    "check_json_size",
+    "naming_file",
+    "parsed_json",
+    "plain_text",
+    "replacing",
+    "require",
+]
 
 Progress = Callable[[int], None]
 """Called with the number of bytes just read or written."""
@@ -19,7 +29,12 @@ class CheckpointError(ValueError):
     """A file that cannot be read, or a state that a file or a tree cannot hold."""
 
 
-_EXTRAS = {"h5py": "checkpoint", "safetensors": "checkpoint", "torch": "torch"}
+_EXTRAS = {
+    "h5py": "checkpoint",
+    "rich": "checkpoint",
+    "safetensors": "checkpoint",
+    "torch": "torch",
+}
 
 
 def require(module: str, purpose: str) -> ModuleType:
@@ -43,14 +58,43 @@ def naming_file(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error.__cause__
+        raise CheckpointError(f"{path}: {_legible(str(error))}") from error.__cause__
     except ImportError:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
             raise
-        told = " ".join(str(error).split())[:300] or type(error).__name__
+        told = _legible(" ".join(str(error).split())[:300]) or type(error).__name__
         raise CheckpointError(f"{path}: truncated or damaged {kind}: {told}") from error
+
+
+_LONGEST = 1_500
+
+
+def _legible(message: str) -> str:
+    """A message that may quote a file, without control characters, and not without end."""
+    shown = message if len(message) <= _LONGEST else f"{message[:_LONGEST]} ..."
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in shown
+    )
+
+
+# Bytes of memory that a value of JSON takes, about, and what may be taken whatever the file's size.
+_VALUE, _SLACK = 80, 2 << 20
+
+
+def parsed_json(text: str | bytes, size: int) -> Any:
+    """What JSON from a file of `size` bytes says, if that takes no more than twice the memory."""
+    text = text.encode() if isinstance(text, str) else text
+    check_json_size(text, size)
+    return json.loads(text.decode())
+
+
+def check_json_size(text: bytes, size: int) -> None:
+    """Raise if the values of a JSON text would take more than twice as much memory as `size`."""
+    values = sum(text.count(mark) for mark in (b",", b":", b"[", b"{"))
+    if values * _VALUE + len(text) > 2 * size + _SLACK:
+        raise CheckpointError(f"expected a configuration, found JSON with {values} values")
 
 
 @contextlib.contextmanager

@@ -69,7 +69,8 @@ def fitted(
             raise CheckpointError("params: the checkpoint holds no weights, the file has some")
         order_of_weights = {name: path for path, name in moments.items()} | given
         untrained = [name for name in checkpoint.params if name not in checkpoint.mu]
-        keeps = () if checkpoint.framework == "torch" else (_TORCHS_OWN,)
+        has_own = any(name.endswith(_TORCHS_OWN) for name in [*checkpoint.params, *given.values()])
+        keeps = () if has_own else (_TORCHS_OWN,)
         wanted = {p: a for p, a in target.params.items() if not p.endswith(keeps)}
         weights = _assigned(checkpoint.params, wanted, order_of_weights, carried, untrained)
         left = [name for name in left if name.removeprefix("params/") not in weights.values()]

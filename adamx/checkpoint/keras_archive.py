@@ -2,13 +2,11 @@
 
 import contextlib
 import dataclasses
-import io
 import json
-import os
 import shutil
-import struct
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +14,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from adamx.checkpoint.files import CheckpointError, Progress
+from adamx.checkpoint.archive import Member, content, members, stream, verify
+from adamx.checkpoint.files import CheckpointError, Progress, naming_file, parsed_json
 from adamx.checkpoint.fitting import fitted
 from adamx.checkpoint.hdf5 import Reader
 from adamx.checkpoint.keras_layers import Layer, Variable, layers_in, layers_of, name_variables
@@ -56,39 +55,39 @@ def read_archive(
     path: Path, config: AdamConfig | None, progress: Progress | None, values: bool = True
 ) -> Checkpoint:
     """Read a `.keras` file of tf_keras or Keras 3; without `values`, shapes and dtypes alone."""
-    with _opened(path) as archive:
-        described = _json(archive, _CONFIG)
-        version = str(_json(archive, _METADATA).get("keras_version", ""))
-        generation: Generation = "keras3" if _major(version) >= 3 else "tf_keras"
-        compiled = described.get("compile_config")
-        optimizer = compiled.get("optimizer") if isinstance(compiled, Mapping) else None
-        settings = optimizer.get("config") if isinstance(optimizer, Mapping) else None
-        if not isinstance(settings, Mapping):
-            raise CheckpointError(
-                "config.json: expected the configuration of an optimizer in compile_config, found "
-                "none: the model was not compiled when it was saved"
-            )
-        with (
-            _member(archive, path, checked=values) as stream,
-            Reader.open(stream, progress, values) as reader,
-        ):
-            held = _read_numbered(reader, layers_of(described))
-        is_given = config is not None
-        config = config or config_of(optimizer, generation)
-        has_rate = generation == "keras3" and not isinstance(settings.get("learning_rate"), Mapping)
-        averages = bool(settings.get("use_ema"))
-        layout = Layout(has_rate, averages, interleaved=True, amsgrad=config.amsgrad)
-        return unpack(
-            held.optimizer,
-            _names(held, layout),
-            layout,
-            framework=generation,
-            version=version,
-            config=config,
-            params=held.weights,
-            momentum=settings.get("ema_momentum"),
-            config_is_given=is_given,
+    parts = _parts(path)
+    described = _json(path, parts[_CONFIG])
+    version = str(_json(path, parts[_METADATA]).get("keras_version", ""))
+    generation: Generation = "keras3" if _major(version) >= 3 else "tf_keras"
+    compiled = described.get("compile_config")
+    optimizer = compiled.get("optimizer") if isinstance(compiled, Mapping) else None
+    settings = optimizer.get("config") if isinstance(optimizer, Mapping) else None
+    if not isinstance(settings, Mapping):
+        raise CheckpointError(
+            "config.json: expected the configuration of an optimizer in compile_config, found "
+            "none: the model was not compiled when it was saved"
         )
+    with (
+        _weights(path, parts[_WEIGHTS], checked=values) as weights,
+        Reader.open(weights, progress, values) as reader,
+    ):
+        held = _read_numbered(reader, layers_of(described))
+    is_given = config is not None
+    config = config or config_of(optimizer, generation)
+    has_rate = generation == "keras3" and not isinstance(settings.get("learning_rate"), Mapping)
+    averages = bool(settings.get("use_ema"))
+    layout = Layout(has_rate, averages, interleaved=True, amsgrad=config.amsgrad)
+    return unpack(
+        held.optimizer,
+        _names(held, layout),
+        layout,
+        framework=generation,
+        version=version,
+        config=config,
+        params=held.weights,
+        momentum=settings.get("ema_momentum"),
+        config_is_given=is_given,
+    )
 
 
 def read_weights(
@@ -123,15 +122,17 @@ def write_archive(
     progress: Progress | None,
 ) -> list[str]:
     """Write a copy of a `.keras` file with the values of `checkpoint`; return what was left out."""
-    target = read_archive(template, None, None, values=False)
+    with naming_file(template, "template"):
+        target = read_archive(template, None, None, values=False)
     result, left = fitted(checkpoint, target, order)
+    parts = _parts(template)
     with (
-        _opened(template) as archive,
-        _member(archive, template, checked=False) as stream,
-        Reader.open(stream, progress) as reader,
+        zipfile.ZipFile(template) as archive,
+        _weights(template, parts[_WEIGHTS], checked=False) as old_weights,
+        Reader.open(old_weights, progress) as reader,
         tempfile.TemporaryDirectory(dir=path.parent) as folder,
     ):
-        described = _json(archive, _CONFIG)
+        described = _json(template, parts[_CONFIG])
         optimizer = described["compile_config"]["optimizer"]
         optimizer["config"] = keras_settings(result, optimizer)
         weights = Path(folder) / _WEIGHTS
@@ -157,9 +158,15 @@ def write_weights(
 ) -> list[str]:
     """Write a copy of a `.weights.h5` file with the values of `checkpoint`."""
     any_rate = dataclasses.replace(checkpoint.config, learning_rate=0.0, decay=0.0)
-    target = read_weights(template, any_rate, None, values=False)
+    with naming_file(template, "template"):
+        target = read_weights(template, any_rate, None, values=False)
     result, left = fitted(checkpoint, target, order)
     keras_settings(result, {})
+    if target.framework == "keras3" and not is_constant(result.config):
+        raise CheckpointError(
+            f"learning_rate: {template} is of a model with a number for it, the checkpoint has a "
+            "schedule, and Keras would drop the whole state; make a template with the schedule"
+        )
     with Reader.open(template, progress) as reader:
         _write_numbered(reader, path, result, None)
     return [*left, "config"]
@@ -191,7 +198,7 @@ def _variables(reader: Reader, layers: list[Layer] | None) -> tuple[dict[str, Va
         top = path.partition("/")[0]
         if top in ("optimizer", "metrics") or path.rpartition("/")[0].rpartition("/")[2] != "vars":
             continue
-        paths[path] = dataset.dtype.kind in "fV"
+        paths[path] = dataset.is_floating
         group = path.rpartition("/")[0]
         name = reader.text(reader.group(group), "name")
         if name is not None:
@@ -241,12 +248,8 @@ def _is_consistent(held: _Numbered, layout: Layout) -> bool:
         expected = () if kind in ("count", "rate") else shapes.setdefault(index, array.shape)
         if array.shape != expected:
             return False
-    left = sorted(array.shape for array in held.weights.values())
-    for shape in shapes.values():
-        if shape not in left:
-            return False
-        left.remove(shape)
-    return bool(shapes)
+    weights = Counter(array.shape for array in held.weights.values())
+    return bool(shapes) and Counter(shapes.values()) <= weights
 
 
 def _write_numbered(
@@ -272,74 +275,32 @@ def _major(version: str) -> int:
     return int(head[:9])
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if len(set(names)) != len(names):
-            raise CheckpointError("the archive has two members of the same name")
-        for name in (_CONFIG, _METADATA, _WEIGHTS):
-            if name not in names:
-                raise CheckpointError(f"expected {name} in the archive, found {names[:10]}")
-            info = archive.getinfo(name)
-            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-                raise CheckpointError(
-                    f"{name}: expected it as Keras stores it, found it compressed or encrypted; "
-                    "unpack the archive, and pack it anew with `zip -0`"
-                )
-            if info.compress_size != info.file_size or info.file_size > path.stat().st_size:
-                raise CheckpointError(f"{name}: claims {info.file_size} bytes; the file has less")
-        yield archive
+def _parts(path: Path) -> dict[str, Member]:
+    """The members of the archive that Keras puts there, by name."""
+    found: dict[str, Member] = {}
+    for member in members(path):
+        if member.name in (_CONFIG, _METADATA, _WEIGHTS):
+            if member.name in found:
+                raise CheckpointError(f"the archive has two members called {member.name}")
+            found[member.name] = member
+    for name in (_CONFIG, _METADATA, _WEIGHTS):
+        if name not in found:
+            raise CheckpointError(f"expected {name} in the archive, found none")
+    return found
 
 
-def _json(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
-    value = json.loads(archive.read(name))
+def _json(path: Path, member: Member) -> dict[str, Any]:
+    value = parsed_json(content(path, member), path.stat().st_size)
     if not isinstance(value, dict):
-        raise CheckpointError(f"{name}: expected a JSON object, found {type(value).__name__}")
+        raise CheckpointError(f"{member.name}: expected a JSON object, found another value")
     return value
 
 
 @contextlib.contextmanager
-def _member(archive: zipfile.ZipFile, path: Path, checked: bool) -> Iterator[BinaryIO]:
+def _weights(path: Path, member: Member, checked: bool) -> Iterator[BinaryIO]:
     """The weights as a stream within the archive, and meanwhile its checksum compared."""
-    info = archive.getinfo(_WEIGHTS)
     with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
-        file.seek(info.header_offset)
-        header = file.read(30)
-        name_length, extra_length = struct.unpack("<HH", header[26:30])
-        start = info.header_offset + 30 + name_length + extra_length
-        check = pool.submit(_read_through, path) if checked else None
-        yield io.BufferedReader(_Part(file, start, info.file_size), _BLOCK)
+        check = pool.submit(verify, path, member) if checked else None
+        yield stream(file, member)
         if check is not None:
             check.result()
-
-
-def _read_through(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive, archive.open(_WEIGHTS) as member:
-        while member.read(_BLOCK):  # raises at the end if the checksum is wrong
-            pass
-
-
-class _Part(io.RawIOBase):
-    """A part of a file as a file of its own."""
-
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self._file, self._start, self._size, self._at = file, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")[: max(0, self._size - self._at)]
-        self._file.seek(self._start + self._at)
-        count = self._file.readinto(view)  # type: ignore[attr-defined]
-        self._at += count
-        return count

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adamx.checkpoint.files import CheckpointError, Progress
+from adamx.checkpoint.files import CheckpointError, Progress, naming_file, parsed_json
 from adamx.checkpoint.fitting import fitted
 from adamx.checkpoint.hdf5 import Reader
 from adamx.checkpoint.keras_layers import NOT_TRAINED, layers_of
@@ -83,7 +83,9 @@ def write_h5(
     progress: Progress | None,
 ) -> list[str]:
     """Write a copy of a whole model's file with the values of `checkpoint`."""
-    result, left = fitted(checkpoint, read_h5(template, None, None, values=False), order)
+    with naming_file(template, "template"):
+        target = read_h5(template, None, None, values=False)
+    result, left = fitted(checkpoint, target, order)
     with Reader.open(template, progress) as reader:
         described = _described(reader)
         optimizer = described.training["optimizer_config"]
@@ -112,7 +114,7 @@ def _described(reader: Reader) -> _Described:
             "expected optimizer_weights and training_config, found a file without the state of an "
             "optimizer; save the compiled model with include_optimizer=True"
         )
-    training = json.loads(stored)
+    training = parsed_json(stored, reader.size)
     optimizer = training.get("optimizer_config") if isinstance(training, dict) else None
     if not isinstance(optimizer, dict) or not isinstance(optimizer.get("config"), dict):
         raise CheckpointError("training_config: expected an optimizer_config, found none")
@@ -213,8 +215,11 @@ def _variable_name(slot: str, kind: str, generation: Generation) -> str:
 
 def _longest_end(name: str, ends: Mapping[str, str], separator: str) -> str | None:
     """What the longest of `ends` stands for that `name` ends with."""
-    fitting = [end for end in ends if name == end or name.endswith(separator + end)]
-    return ends[max(fitting, key=len)] if fitting else None
+    while name not in ends:
+        _, separated, name = name.partition(separator)
+        if not separated:
+            return None
+    return ends[name]
 
 
 def _sorted_names(
@@ -226,7 +231,7 @@ def _sorted_names(
       None where number and shapes do not agree with what the model's configuration says.
     """
     stored = reader.text(reader.group(""), "model_config")
-    layers = layers_of(json.loads(stored)) if stored else []
+    layers = layers_of(parsed_json(stored, reader.size)) if stored else []
     frozen = {layer.name.rpartition("/")[2] for layer in layers if not layer.trained}
     trained = sorted(
         (

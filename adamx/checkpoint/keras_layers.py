@@ -5,6 +5,7 @@ configuration holds the layers, with the names that their user gave them.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,10 +111,14 @@ def name_variables(
     """
     found: dict[str, Variable] = {}
     ordered = bool(layers)
+    places = {path: place for place, path in enumerate(paths)}
+    in_text_order = sorted(paths)
     for layer in layers:
         own_name = layer.name.rpartition("/")[2]
         ordered &= names.get(layer.group, own_name) == own_name
-        own = [path for path in paths if path.startswith(f"{layer.group}/")]
+        start = bisect_left(in_text_order, f"{layer.group}/")
+        end = bisect_left(in_text_order, f"{layer.group}0")  # "0" is what follows "/"
+        own = sorted(in_text_order[start:end], key=places.__getitem__)
         floating = [path for path in own if paths[path]]
         groups = {path.rpartition("/")[0] for path in floating}
         ordered &= len(groups) < 2  # the order of layers within a layer is not told

@@ -1,20 +1,22 @@
 """Files of torch.save: the state dict of an Adam, wherever it stands in what was saved."""
 
 import io
-import pickletools
 import warnings
-import zipfile
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.checkpoint.files import CheckpointError, Progress, require
+from adamx.checkpoint.archive import SIGNATURE, Member, content, members, verify
+from adamx.checkpoint.files import CheckpointError, Progress, naming_file, require
 from adamx.checkpoint.fitting import fitted, in_layout
 from adamx.checkpoint.keras_state import convention_hint, whole_number
 from adamx.checkpoint.record import Checkpoint
+from adamx.checkpoint.torch_pickle import check_pickle
 from adamx.checks import listed
 from adamx.config import AdamConfig
 
@@ -26,9 +28,7 @@ _LEGACY_PICKLES = 5
 
 _KEYS = {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"}
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-
-# What the weights-only loader calls with any size that the file names.
-_ALLOCATING = ("builtins bytearray", "__builtin__ bytearray")
+_DEEPEST = 32  # containers within one another
 
 
 def read_torch(path: Path, config: AdamConfig | None, progress: Progress | None) -> Checkpoint:
@@ -55,7 +55,8 @@ def write_torch(
         left = [f"params/{name}" for name in checkpoint.params] + list(checkpoint.extra)
         torch.save(_state_dict_alone(checkpoint, order, drain), path)
         return left
-    target, saved, state_dict = _read(template, checkpoint.config, values=False)
+    with naming_file(template, "template"):
+        target, saved, state_dict = _read(template, checkpoint.config, values=False)
     result, left = fitted(checkpoint, target, order)
     groups = state_dict["param_groups"]
     settings = {k: v for k, v in _group(result).items() if k not in _KEPT}
@@ -144,12 +145,15 @@ def _read(
     Without `values`, arrays stay in the file until somebody looks at them.
     """
     torch = require("torch", "a .pt file")
-    _check_archive(path)
-    with warnings.catch_warnings():
+    is_archive = _check(path)
+    with warnings.catch_warnings(), ThreadPoolExecutor(1) as pool:
         warnings.simplefilter("ignore")
+        check = pool.submit(_verify, path) if is_archive and values else None
         try:
-            mapped = not values and zipfile.is_zipfile(path)
+            mapped = is_archive and not values
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            if check is not None:
+                check.result()
         except Exception as error:
             if "weights_only" not in str(error).lower() and "unsupported" not in str(error).lower():
                 raise
@@ -213,38 +217,55 @@ def _read(
     return checkpoint, saved, state_dict
 
 
-def _check_archive(path: Path) -> None:
-    """Refuse what claims more than there is, before torch takes memory for it."""
+def _check(path: Path) -> bool:
+    """Refuse what torch's loader trusts without looking; return whether the file is an archive."""
     size = path.stat().st_size
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            if file.read(len(LEGACY_SIGNATURE)) != LEGACY_SIGNATURE:
-                raise CheckpointError("expected a file of torch.save, found something else")
-            file.seek(0)
-            for _ in range(_LEGACY_PICKLES):
-                _check_pickle(file)
-        return
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
-                raise CheckpointError(
-                    f"{info.filename}: claims {info.file_size} bytes or is compressed"
-                )
-        pickles = [n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl"]
-        if len(pickles) != 1:
-            raise CheckpointError(f"expected one data.pkl in the archive, found {len(pickles)}")
-        _check_pickle(io.BytesIO(archive.read(pickles[0])))
+    with path.open("rb") as file:
+        if file.read(4) == SIGNATURE:
+            _check_archive(path, size)
+            return True
+        file.seek(0)
+        if file.read(len(LEGACY_SIGNATURE)) != LEGACY_SIGNATURE:
+            raise CheckpointError("expected a file of torch.save, found something else")
+        file.seek(0)
+        storages: dict[str, int] = {}
+        for _ in range(_LEGACY_PICKLES):
+            storages |= check_pickle(file, size)
+        if sum(storages.values()) > size - file.tell():
+            raise CheckpointError("its tensors claim more bytes than the file has")
+    return False
 
 
-def _check_pickle(file: BinaryIO) -> None:
-    for _, argument, _ in pickletools.genops(file):
-        if argument in _ALLOCATING:
-            raise CheckpointError(f"expected tensors and plain containers, found {argument!r}")
+def _check_archive(path: Path, size: int) -> None:
+    pickles = [member for member in members(path) if _last(member) == "data.pkl"]
+    if len(pickles) != 1:
+        raise CheckpointError(f"expected one data.pkl in the archive, found {len(pickles)}")
+    storages = check_pickle(io.BytesIO(content(path, pickles[0])), size)
+    found = set()
+    for member in members(path):
+        key = _last(member)
+        if storages.get(key, 0) > member.size:
+            raise CheckpointError(
+                f"{member.name}: expected {storages[key]} bytes, found {member.size}"
+            )
+        found.add(key)
+    if missing := sorted(storages.keys() - found):
+        raise CheckpointError(f"the values of {len(missing)} tensors are missing in the archive")
+
+
+def _verify(path: Path) -> None:
+    for member in members(path):
+        verify(path, member)
+
+
+def _last(member: Member) -> str:
+    """The last part of the name; torch's loader does not tell cases apart."""
+    return member.name.lower().rpartition("/")[2]
 
 
 def _children(node: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(node, Mapping):
-        yield from ((str(key), value) for key, value in node.items())
+        yield from ((str(key)[:80], value) for key, value in node.items())
     elif isinstance(node, list | tuple):
         yield from ((str(index), value) for index, value in enumerate(node))
 
@@ -252,20 +273,22 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
 def _walk(saved: Any) -> Iterator[tuple[str, Any]]:
     """Everything within what was saved, each thing once, with its place; not within optimizers."""
     seen: set[int] = set()
-    ahead = [("the whole file", saved)]
+    ahead = deque([(("the whole file",), saved)])
     while ahead:
-        place, node = ahead.pop(0)
+        place, node = ahead.popleft()
         if id(node) in seen:
             continue
         seen.add(id(node))
-        yield place, node
+        yield "/".join(place), node
+        if len(place) > _DEEPEST:
+            raise CheckpointError(f"{'/'.join(place):.200}: too many containers within one another")
         if not _is_optimizer(node):
-            prefix = "" if node is saved else f"{place}/"
-            ahead += [
-                (f"{prefix}{key}", child)
+            prefix = () if node is saved else place
+            ahead.extend(
+                ((*prefix, key), child)
                 for key, child in _children(node)
                 if isinstance(child, Mapping | list | tuple)
-            ]
+            )
 
 
 def _is_optimizer(node: Any) -> bool:
@@ -287,7 +310,7 @@ def _groups(state_dict: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[i
     for group in groups:
         if not isinstance(group, dict) or not isinstance(group.get("params"), list):
             raise CheckpointError(
-                f"param_groups: expected dictionaries with params, found {group!r:.80}"
+                f"param_groups: expected dictionaries with params, found {type(group).__name__}"
             )
         positions += group["params"]
     if not groups or any(not isinstance(p, int) or isinstance(p, bool) for p in positions):
@@ -295,6 +318,18 @@ def _groups(state_dict: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[i
     if len(set(positions)) != len(positions):
         raise CheckpointError("param_groups: expected every parameter once")
     return groups, positions
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a number, a flag, a text or a pair of such, and so has a short `repr`."""
+    torch = require("torch", "a .pt file")
+    if isinstance(value, list | tuple):
+        return len(value) <= 2 and all(
+            _is_plain(v) and not isinstance(v, list | tuple) for v in value
+        )
+    if isinstance(value, torch.Tensor):
+        return value.numel() == 1
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,6 +342,12 @@ def _config(groups: Sequence[Mapping[str, Any]]) -> AdamConfig:
         raise CheckpointError(
             f"param_groups: expected those of Adam or AdamW, found {listed(map(str, groups[0]))}"
         )
+    for group in groups:
+        if strange := [key for key in group if key not in _KEPT and not _is_plain(group[key])]:
+            raise CheckpointError(
+                f"param_groups: expected numbers as {listed(map(str, strange))}, found something "
+                f"else. {otherwise}"
+            )
     try:
         configs = [AdamConfig.from_torch(group) for group in groups]
     except (TypeError, ValueError) as error:

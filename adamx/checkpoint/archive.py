@@ -1,0 +1,172 @@
+"""Zip archives that nobody vouches for: members are read in place by name, none is unpacked.
+
+Keras and torch store members as they are, in one piece after another. Anything else is refused
+before memory is taken for it.
+"""
+
+import io
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from struct import unpack, unpack_from
+from typing import Any, BinaryIO, NamedTuple
+
+from adamx.checkpoint.files import CheckpointError
+
+__all__ = ["SIGNATURE", "Member", "content", "members", "stream", "verify"]
+
+SIGNATURE = b"PK\x03\x04"
+
+_DIRECTORY, _END, _END_64, _LOCATOR = b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
+_LONGEST_COMMENT = 0xFFFF
+_ELSEWHERE = 0xFFFFFFFF  # the size is in an extra field, having more than 32 bits
+_BLOCK = 1 << 20
+
+
+class Member(NamedTuple):
+    """A file in an archive: its name, its checksum, and which bytes of the archive it is."""
+
+    name: str
+    checksum: int
+    start: int
+    size: int
+
+
+def members(path: Path) -> Iterator[Member]:
+    """The members of an archive, each of which is wholly in it.
+
+    Raises:
+      CheckpointError: one is compressed or encrypted, or they claim more bytes than there are.
+    """
+    left = path.stat().st_size
+    with path.open("rb") as file, path.open("rb") as other:
+        start, end = _directory(file, left)
+        file.seek(start)
+        while file.tell() < end:
+            head = _read(file, 46)
+            if head[:4] != _DIRECTORY:
+                raise ValueError("the directory of the archive is damaged")
+            flags, method, checksum, stored, size = unpack_from("<HH4xIII", head, 8)
+            name_size, extra_size, comment_size, at = unpack_from("<HHH8xI", head, 28)
+            name = _read(file, name_size)
+            extra = _read(file, extra_size + comment_size)[:extra_size]
+            size, stored, at = _wide(extra, size, stored, at)
+            shown = name.decode("utf-8", "replace")
+            if method or flags & 1:
+                raise CheckpointError(
+                    f"{shown}: expected it stored as it is, found it compressed or encrypted; "
+                    "unpack the archive, and pack it anew with `zip -0`"
+                )
+            left -= size
+            if left < 0 or stored != size:
+                raise CheckpointError(f"{shown}: claims {size} bytes; the file has less")
+            place = _place(other, at, name)
+            if place + size > start:
+                raise CheckpointError(f"{shown}: claims {size} bytes; the file has less")
+            yield Member(shown, checksum, place, size)
+        if file.tell() != end:
+            raise ValueError("the directory of the archive does not end where it should")
+
+
+def content(path: Path, member: Member) -> bytes:
+    """All bytes of a member, whose checksum is right."""
+    verify(path, member)
+    with path.open("rb") as file:
+        file.seek(member.start)
+        return file.read(member.size)
+
+
+def verify(path: Path, member: Member) -> None:
+    """Raise unless the checksum is right; torch writes 0 if told to compute none."""
+    checksum, left = 0, member.size
+    with path.open("rb") as file:
+        file.seek(member.start)
+        while left and (block := file.read(min(left, _BLOCK))):
+            checksum = zlib.crc32(block, checksum)
+            left -= len(block)
+    if member.checksum not in (0, checksum):
+        raise ValueError(f"{member.name}: the checksum is wrong")
+
+
+def stream(file: BinaryIO, member: Member) -> BinaryIO:
+    """A member of an open archive as a file of its own."""
+    return io.BufferedReader(_Part(file, member))
+
+
+class _Part(io.RawIOBase):
+    def __init__(self, file: BinaryIO, member: Member) -> None:
+        self._file, self._member, self._at = file, member, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._member.size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self._member.size - self._at)]
+        self._file.seek(self._member.start + self._at)
+        count = self._file.readinto(view)  # type: ignore[attr-defined]
+        self._at += count
+        return count
+
+
+def _directory(file: BinaryIO, size: int) -> tuple[int, int]:
+    """Where the central directory begins and ends: right before its end records.
+
+    Readers look for it in several ways. Where they could find different ones, it is refused.
+    """
+    start = max(0, size - _LONGEST_COMMENT - 22)
+    file.seek(start)
+    tail = file.read()
+    at = tail.rfind(_END)
+    if at < 0 or len(tail) < at + 22:
+        raise ValueError("the archive's directory is missing")
+    length, offset = unpack_from("<II", tail, at + 12)
+    end = start + at
+    if end >= 76:
+        file.seek(end - 76)
+        records = file.read(76)
+        if records[56:60] == _LOCATOR:
+            end -= 76
+            if records[:4] != _END_64 or unpack_from("<Q", records, 64) != (end,):
+                raise ValueError("the archive's directory is damaged")
+            length, offset = unpack_from("<QQ", records, 40)
+    if offset + length != end:
+        raise ValueError("the archive's directory is not where it should be")
+    return offset, end
+
+
+def _wide(extra: bytes, *sizes: int) -> tuple[int, ...]:
+    """Sizes and offset, those with more than 32 bits from the extra field of ZIP64."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = unpack_from("<HH", extra, at)
+        if kind == 1:
+            wide = iter(unpack_from(f"<{length // 8}Q", extra, at + 4))
+            return tuple(next(wide) if size == _ELSEWHERE else size for size in sizes)
+        at += 4 + length
+    return sizes
+
+
+def _place(file: BinaryIO, at: int, name: bytes) -> int:
+    """Where the bytes of the member begin, whose own header stands at `at`."""
+    file.seek(at)
+    head = _read(file, 30)
+    name_size, extra_size = unpack("<HH", head[26:])
+    if head[:4] != SIGNATURE or _read(file, name_size) != name:
+        raise ValueError(f"the archive has no {name.decode('utf-8', 'replace')} at {at}")
+    return at + 30 + name_size + extra_size
+
+
+def _read(file: BinaryIO, count: int) -> bytes:
+    found = file.read(count)
+    if len(found) != count:
+        raise ValueError("the archive ends too early")
+    return found

@@ -1,0 +1,285 @@
+"""What a pickle of `torch.save` would make, found out without making it.
+
+torch's weights-only loader executes nothing. But it takes memory for any number that a pickle
+names, believes what it says of a storage's size, and hashes whatever is a key, however long that
+takes. So a pickle is gone through first, by the opcodes that the loader knows. With tensors,
+numbers, texts and containers in it and nothing else, it goes on to the loader.
+"""
+
+import os
+import pickle
+import re
+from collections.abc import Callable, Sequence
+from struct import unpack
+from typing import Any, BinaryIO, NamedTuple
+
+from adamx.checkpoint.files import CheckpointError
+
+__all__ = ["check_pickle"]
+
+_ITEM_SIZES = {
+    "torch DoubleStorage": 8,
+    "torch FloatStorage": 4,
+    "torch HalfStorage": 2,
+    "torch BFloat16Storage": 2,
+    "torch LongStorage": 8,
+    "torch IntStorage": 4,
+    "torch ShortStorage": 2,
+    "torch CharStorage": 1,
+    "torch ByteStorage": 1,
+    "torch BoolStorage": 1,
+    "torch ComplexFloatStorage": 8,
+    "torch ComplexDoubleStorage": 16,
+    "torch.storage UntypedStorage": 1,
+}
+_TENSORS = [f"torch._utils _rebuild_tensor{version}" for version in ("", "_v2", "_v3")]
+_CONTAINERS = ["collections Counter", "collections OrderedDict"]
+_OBJECTS = ["torch Size", "torch device", "torch._utils _rebuild_parameter"]
+
+# Bytes of memory that things take in Python, about; what may be taken whatever the file's size; and
+# what a tensor takes beside its values.
+_CONTAINER, _ENTRY, _SLACK, _TENSOR = 72, 40, 2 << 20, 2_000
+
+
+class _Tuple(NamedTuple):
+    parts: Sequence[Any]
+
+
+class _Global(NamedTuple):
+    name: str
+
+
+class _Storage(NamedTuple):
+    count: int  # of its values
+
+
+class _Made(NamedTuple):
+    kind: str
+
+
+_LIST, _DICT, _SET, _OBJECT = map(_Made, ("list", "dict", "set", "object"))
+
+
+def check_pickle(file: BinaryIO, size: int) -> dict[str, int]:
+    """Go through the pickle that begins where `file` stands, to its end.
+
+    Args:
+      file: a binary stream that can seek.
+      size: of the whole file that the pickle is in.
+
+    Returns:
+      The bytes of each storage that it refers to, by its key.
+
+    Raises:
+      CheckpointError: it would call or make what no state dict holds, or take more memory for
+        other things than tensors than twice the file's size.
+    """
+    machine = _Machine(file, size)
+    machine.run()
+    return machine.storages
+
+
+class _Machine:
+    """The weights-only unpickler, with a stack of what things are instead of things."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        here = file.tell()
+        self._end = file.seek(0, os.SEEK_END)
+        file.seek(here)
+        self._left = 2 * size + _SLACK
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        self.storages: dict[str, int] = {}
+
+    def run(self) -> None:
+        while (opcode := self.read(1)) != pickle.STOP:
+            if opcode not in _STEPS:
+                raise ValueError(f"torch.save does not write the opcode {opcode!r}")
+            _STEPS[opcode](self)
+
+    def read(self, count: int) -> bytes:
+        if self._file.tell() + count > self._end:
+            raise ValueError("the pickle ends too early")
+        return self._file.read(count)
+
+    def integer(self, count: int) -> int:
+        return int.from_bytes(self.read(count), "little")
+
+    def push(self, value: Any, cost: int = 8) -> None:
+        self.spend(cost)
+        self._stack.append(value)
+
+    def pop(self) -> Any:
+        if len(self._stack) <= (self._marks[-1] if self._marks else 0):
+            raise ValueError("the pickle takes more from its stack than is there")
+        return self._stack.pop()
+
+    def pop_many(self, count: int) -> list[Any]:
+        return [self.pop() for _ in range(count)][::-1]
+
+    def pop_mark(self) -> list[Any]:
+        if not self._marks:
+            raise ValueError("the pickle goes back to a mark that is not there")
+        mark = self._marks.pop()
+        values = self._stack[mark:]
+        del self._stack[mark:]
+        return values
+
+    def mark(self) -> None:
+        self.spend(_CONTAINER)
+        self._marks.append(len(self._stack))
+
+    def put(self, place: int) -> None:
+        self.spend(_ENTRY)
+        value = self.pop()
+        self._memo[place] = value
+        self._stack.append(value)
+
+    def get(self, place: int) -> None:
+        self.push(self._memo[place])
+
+    def text(self) -> None:
+        text = self.read(self.integer(4))
+        cost = _ENTRY + len(text) * (1 if text.isascii() else 5)
+        self.push(text.decode("utf-8", "surrogatepass"), cost)
+
+    def name(self) -> None:
+        module, name = (self._file.readline(200).decode() for _ in range(2))
+        if not (module.endswith("\n") and name.endswith("\n")):
+            raise ValueError("the pickle names something without end")
+        self.push(_Global(f"{module[:-1]} {name[:-1]}"), _CONTAINER)
+
+    def tuple_of(self, values: list[Any]) -> None:
+        self.push(_Tuple(values), _CONTAINER + 8 * len(values))
+
+    def append(self, values: list[Any]) -> None:
+        self._into(_LIST, 8 * len(values))
+
+    def set_items(self, values: list[Any]) -> None:
+        for key in values[::2]:
+            if not isinstance(key, str | bytes | int | float | None):
+                raise CheckpointError("expected texts and numbers as keys, found something else")
+        self._into(_DICT, _CONTAINER * len(values))
+
+    def build(self) -> None:
+        if self.pop() != _DICT:
+            raise _unknown("an object with a state")
+        self._into(_DICT, 0)
+
+    def storage(self) -> None:
+        """A persistent id, which is all that refers to something outside of the pickle."""
+        found = self.pop()
+        parts = found.parts if isinstance(found, _Tuple) else ()
+        if len(parts) not in (5, 6) or parts[0] != "storage" or not isinstance(parts[1], _Global):
+            raise _unknown("a reference to something else than values")
+        _, kind, key, _, count = parts[:5]
+        if kind.name not in _ITEM_SIZES or not isinstance(key, str) or not _is_size(count):
+            raise _unknown(kind.name)
+        nbytes = count * _ITEM_SIZES[kind.name]
+        if self.storages.setdefault(key, nbytes) != nbytes:
+            raise ValueError(f"the pickle tells two sizes of the storage {key}")
+        self._left += _TENSOR
+        if len(parts) == 6 and parts[5] is not None:
+            raise _unknown("a part of a storage")  # which torch has not written since 0.4
+        self.push(_Storage(count))
+
+    def call(self) -> None:
+        arguments = self.pop()
+        found = self.pop()
+        name = found.name if isinstance(found, _Global) else "something without a name"
+        parts = arguments.parts if isinstance(arguments, _Tuple) else ()
+        if name in _TENSORS:
+            _check_tensor(parts)
+            self.push(_OBJECT)
+        elif name in _CONTAINERS:
+            self.push(_DICT, _CONTAINER)
+        elif name in _OBJECTS:
+            self.push(_OBJECT, _CONTAINER)
+        elif name == "_codecs encode" and parts[1:] == ["latin1"] and isinstance(parts[0], str):
+            self.push(b"", 2 * len(parts[0]) + _ENTRY)
+        else:
+            raise _unknown(name)
+
+    def spend(self, count: int) -> None:
+        """Account for memory."""
+        self._left -= count
+        if self._left < 0:
+            raise CheckpointError(
+                "expected tensors, found more of other things than the file's size allows"
+            )
+
+    def _into(self, kind: _Made, cost: int) -> None:
+        if not self._stack or self._stack[-1] != kind:
+            raise ValueError("the pickle puts something into what is no container")
+        self.spend(cost)
+
+
+_STEPS: dict[bytes, Callable[[_Machine], object]] = {
+    pickle.PROTO: lambda m: m.integer(1),
+    pickle.NONE: lambda m: m.push(None),
+    pickle.NEWFALSE: lambda m: m.push(False),
+    pickle.NEWTRUE: lambda m: m.push(True),
+    pickle.BININT: lambda m: m.push(unpack("<i", m.read(4))[0], _ENTRY),
+    pickle.BININT1: lambda m: m.push(m.integer(1)),
+    pickle.BININT2: lambda m: m.push(m.integer(2), _ENTRY),
+    pickle.LONG1: lambda m: m.push(pickle.decode_long(m.read(m.integer(1))), 2 * _ENTRY),
+    pickle.BINFLOAT: lambda m: m.push(unpack(">d", m.read(8))[0], _ENTRY),
+    pickle.BINUNICODE: _Machine.text,
+    pickle.SHORT_BINSTRING: lambda m: m.push(m.read(m.integer(1)), 2 * _ENTRY),
+    pickle.EMPTY_LIST: lambda m: m.push(_LIST, _CONTAINER),
+    pickle.EMPTY_DICT: lambda m: m.push(_DICT, _CONTAINER),
+    pickle.EMPTY_SET: lambda m: m.push(_SET, 4 * _CONTAINER),
+    pickle.EMPTY_TUPLE: lambda m: m.push(_Tuple(())),
+    pickle.MARK: _Machine.mark,
+    pickle.TUPLE: lambda m: m.tuple_of(m.pop_mark()),
+    pickle.TUPLE1: lambda m: m.tuple_of(m.pop_many(1)),
+    pickle.TUPLE2: lambda m: m.tuple_of(m.pop_many(2)),
+    pickle.TUPLE3: lambda m: m.tuple_of(m.pop_many(3)),
+    pickle.APPEND: lambda m: m.append(m.pop_many(1)),
+    pickle.APPENDS: lambda m: m.append(m.pop_mark()),
+    pickle.SETITEM: lambda m: m.set_items(m.pop_many(2)),
+    pickle.SETITEMS: lambda m: m.set_items(m.pop_mark()),
+    pickle.BINPUT: lambda m: m.put(m.integer(1)),
+    pickle.LONG_BINPUT: lambda m: m.put(m.integer(4)),
+    pickle.BINGET: lambda m: m.get(m.integer(1)),
+    pickle.LONG_BINGET: lambda m: m.get(m.integer(4)),
+    pickle.GLOBAL: _Machine.name,
+    pickle.REDUCE: _Machine.call,
+    pickle.BUILD: _Machine.build,
+    pickle.BINPERSID: _Machine.storage,
+}
+
+
+def _check_tensor(arguments: Sequence[Any]) -> None:
+    """Raise unless all values of a tensor are in its storage."""
+    if len(arguments) < 4:
+        raise ValueError("a tensor without a shape")
+    storage, offset, shape, strides = arguments[:4]
+    shape, strides = getattr(shape, "parts", None), getattr(strides, "parts", None)
+    if not isinstance(storage, _Storage) or shape is None or strides is None:
+        raise ValueError("a tensor without a storage or a shape")
+    if len(shape) != len(strides) or not all(map(_is_size, [offset, *shape, *strides])):
+        raise ValueError("a tensor whose shape is none")
+    needed = 1 + offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    dtype = arguments[6] if len(arguments) > 6 else None
+    if isinstance(dtype, _Global):  # version 3: the storage is of bytes
+        bits = re.search(r"\d+", dtype.name)
+        needed *= max(int(bits[0]) // 8, 1) if bits else 1
+    if all(shape) and needed > storage.count:
+        raise CheckpointError(
+            f"a tensor of shape {tuple(shape)} claims {needed} values of {storage.count}"
+        )
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _unknown(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"expected tensors in plain dictionaries and lists, found {name}. Other objects are not "
+        "loaded, since loading them may execute code. Save the state dicts alone: torch.save("
+        "{'model': model.state_dict(), 'optimizer': optimizer.state_dict()}, path)"
+    )

@@ -1,0 +1,177 @@
+"""adamx's own files: headers that lie, with or without the checksum made right."""
+
+import copy
+import hashlib
+import json
+import re
+from typing import Any
+
+import numpy as np
+
+from tests.fuzz.hdf5_files import strange_json
+from tests.fuzz.mangling import mangled
+
+__all__ = ["EDITS", "damaged_within", "header_end", "places", "with_checksum"]
+
+_BLANK = b"0" * 64
+
+
+def header_end(content: bytes) -> int:
+    """Where the arrays begin."""
+    return 8 + int.from_bytes(content[:8], "little")
+
+
+def places(content: bytes) -> np.ndarray:
+    """The header is all structure."""
+    return np.concatenate([np.zeros(100, int), np.arange(header_end(content))])
+
+
+def with_checksum(content: bytes) -> bytes:
+    """With the checksum made right, where there is a place for it."""
+    match = re.search(rb'"sha256":"(.{64})"', content[: 1 << 20], re.DOTALL)
+    if match is None:
+        return content
+    blank = content[: match.start(1)] + _BLANK + content[match.end(1) :]
+    return content[: match.start(1)] + hashlib.sha256(blank).hexdigest().encode() + content[
+        match.end(1) :
+    ]
+
+
+def damaged_within(content: bytes, rng: np.random.RandomState) -> tuple[bytes, str]:
+    """Bytes changed, and the checksum made right."""
+    result, told = mangled(content, places(content), rng)
+    return with_checksum(result), f"{told}, checksum right"
+
+
+def strange_checkpoint(content: bytes, rng: np.random.RandomState) -> bytes:
+    """One value of what is no array."""
+    header, data = _parts(content)
+    metadata = header["__metadata__"]
+    metadata["checkpoint"] = strange_json(metadata["checkpoint"], rng).replace("\ud800", "?")
+    return _joined(header, data)
+
+
+def strange_fields(content: bytes, rng: np.random.RandomState) -> bytes:
+    header, data = _parts(content)
+    described = json.loads(header["__metadata__"]["checkpoint"])
+    key = list(described)[rng.randint(len(described))]
+    values: list[Any] = [-1, 0.5, None, "x", [], {}, 10**30, ["a"] * 9, [[1]], True, {"b1": 2}]
+    described[key] = values[rng.randint(len(values))]
+    header["__metadata__"]["checkpoint"] = json.dumps(described)
+    return _joined(header, data)
+
+
+def repeated_arrays(content: bytes, rng: np.random.RandomState) -> bytes:
+    """One array, to be read a hundred thousand times."""
+    header, data = _parts(content)
+    described = json.loads(header["__metadata__"]["checkpoint"])
+    arrays = described["arrays"]
+    described["arrays"] = [arrays[rng.randint(len(arrays))]] * 100_000
+    header["__metadata__"]["checkpoint"] = json.dumps(described)
+    return _joined(header, data)
+
+
+def swapped_arrays(content: bytes, rng: np.random.RandomState) -> bytes:
+    header, data = _parts(content)
+    one, other = _any_array(header, rng), _any_array(header, rng)
+    header[one], header[other] = header[other], header[one]
+    return _joined(header, data)
+
+
+def strange_array(content: bytes, rng: np.random.RandomState) -> bytes:
+    """A shape, a dtype or a place that cannot be."""
+    header, data = _parts(content)
+    entry = copy.deepcopy(header[_any_array(header, rng)])
+    start, end = entry["data_offsets"]
+    changes: list[tuple[str, Any]] = [
+        ("shape", [1 << 40, 1 << 20]),
+        ("shape", [1 << 32, 1 << 32, 0]),
+        ("shape", entry["shape"][::-1]),
+        ("shape", [1] * 100 + entry["shape"]),
+        ("shape", [-1]),
+        ("dtype", "F64"),
+        ("dtype", "BF16"),
+        ("dtype", "F8_E4M3"),
+        ("dtype", "BOOL"),
+        ("dtype", "I32"),
+        ("data_offsets", [end, start]),
+        ("data_offsets", [start, end + (1 << 44)]),
+        ("data_offsets", [start + (1 << 63), end + (1 << 63)]),
+        ("data_offsets", [0, 1 << 64]),
+        ("data_offsets", [start, start]),
+    ]
+    key, value = changes[rng.randint(len(changes))]
+    header[_any_array(header, rng)][key] = value
+    return _joined(header, data)
+
+
+def removed_array(content: bytes, rng: np.random.RandomState) -> bytes:
+    header, data = _parts(content)
+    del header[_any_array(header, rng)]
+    return _joined(header, data)
+
+
+def renamed_array(content: bytes, rng: np.random.RandomState) -> bytes:
+    header, data = _parts(content)
+    name = _any_array(header, rng)
+    names = ["", "mu/", "/", "mu", "x/y", "\x1b[31m", "mu/" + "x" * 60_000, "sha256"]
+    header[names[rng.randint(len(names))]] = header.pop(name)
+    return _joined(header, data)
+
+
+def lying_length(content: bytes, rng: np.random.RandomState) -> bytes:
+    values = [0, 1, len(content), len(content) - 8, 100_000_000, 1 << 31, 1 << 40, (1 << 64) - 1]
+    length = values[rng.randint(len(values))].to_bytes(8, "little")
+    return with_checksum(length + content[8:])
+
+
+def strange_metadata(content: bytes, rng: np.random.RandomState) -> bytes:
+    header, data = _parts(content)
+    changes: list[Any] = [
+        None,
+        {},
+        {"format": "pt"},
+        {**header["__metadata__"], "sha256": "x" * 64},
+        {**header["__metadata__"], "sha256": 3},
+        {**header["__metadata__"], "more": '"sha256":"' + "0" * 64 + '"'},
+        {**header["__metadata__"], "format": "adamx2"},
+        {**header["__metadata__"], "checkpoint": "["},
+        {**header["__metadata__"], **{f"{i:x}": "" for i in range(20_000)}},
+    ]
+    header["__metadata__"] = changes[rng.randint(len(changes))]
+    return _joined(header, data)
+
+
+def strange_header(content: bytes, rng: np.random.RandomState) -> bytes:
+    header, data = _parts(content)
+    text = strange_json(json.dumps(header), rng).encode("utf-8", "surrogatepass")
+    return with_checksum(len(text).to_bytes(8, "little") + text + data)
+
+
+EDITS = (
+    strange_checkpoint,
+    strange_fields,
+    repeated_arrays,
+    swapped_arrays,
+    strange_array,
+    removed_array,
+    renamed_array,
+    lying_length,
+    strange_metadata,
+    strange_header,
+)
+
+
+def _parts(content: bytes) -> tuple[dict[str, Any], bytes]:
+    end = header_end(content)
+    return json.loads(content[8:end]), content[end:]
+
+
+def _joined(header: dict[str, Any], data: bytes) -> bytes:
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return with_checksum(len(text).to_bytes(8, "little") + text + data)
+
+
+def _any_array(header: dict[str, Any], rng: np.random.RandomState) -> str:
+    names = [name for name in header if name != "__metadata__"]
+    return names[rng.randint(len(names))]

@@ -1,0 +1,162 @@
+"""The mutated files: which format, which file of it, and what is done to it, told by a number."""
+
+import dataclasses
+import functools
+import itertools
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from adamx.checkpoint import load, save
+from tests.fuzz import adamx_files, archives, hdf5_files, keras_files, torch_files
+from tests.fuzz.mangling import mangled
+
+__all__ = ["FORMATS", "LARGE", "Format", "case", "cases"]
+
+LARGE = 8 << 20
+
+Edit = Callable[[bytes, np.random.RandomState], bytes]
+
+_GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+      ending: of its name.
+      files: among the golden ones.
+      made: of each of those, what files are made.
+      places: where structures begin.
+      edits: changes that know what they change.
+      within: damage to what a checksum would shield, and the checksum made right.
+      enlarged: a larger file of the same variables.
+    """
+
+    ending: str
+    files: Sequence[str]
+    places: Callable[[bytes], np.ndarray]
+    edits: Sequence[Edit]
+    enlarged: Callable[[bytes, int], bytes]
+    within: Callable[[bytes, np.random.RandomState], tuple[bytes, str]] | None = None
+    made: Sequence[Callable[[bytes], bytes]] = (bytes,)
+
+    @functools.cached_property
+    def seeds(self) -> list[bytes]:
+        """Files that load; the last is the large one."""
+        golden = [(_GOLDEN / name).read_bytes() for name in self.files]
+        small = [make(content) for content, make in itertools.product(golden, self.made)]
+        return [*small, self.enlarged(small[0], LARGE)]
+
+    @functools.cached_property
+    def seed_places(self) -> list[np.ndarray]:
+        return [self.places(content) for content in self.seeds]
+
+
+def _as_adamx(content: bytes) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        old, new = Path(folder, "old.keras"), Path(folder, "new.safetensors")
+        old.write_bytes(content)
+        save(new, load(old))
+        return new.read_bytes()
+
+
+def _enlarged_adamx(content: bytes, size: int) -> bytes:
+    del content
+    source = (_GOLDEN / "keras3_amsgrad.keras").read_bytes()
+    return _as_adamx(keras_files.enlarged(source, size))
+
+
+def _hdf5(ending: str, *files: str) -> Format:
+    edits = [hdf5_files.with_edit(edit) for edit in hdf5_files.EDITS]
+    text = hdf5_files.with_edit(hdf5_files.repeated_text)
+    edits.append(lambda content, rng: hdf5_files.with_shared_text(text(content, rng)))
+    return Format(
+        ending,
+        files,
+        hdf5_files.places,
+        edits,
+        hdf5_files.enlarged,
+        
+    )
+
+
+def _keras(*files: str) -> Format:
+    return Format(
+        ".keras",
+        files,
+        archives.places,
+        keras_files.EDITS,
+        keras_files.enlarged,
+        keras_files.damaged_within,
+    )
+
+
+FORMATS = {
+    "tf11_h5": _hdf5(".h5", "tf11_model.h5", "tf11_frozen.h5"),
+    "tf_keras_legacy_h5": _hdf5(".h5", "tfkeras_legacy_model.h5", "tfkeras_legacy_frozen.h5"),
+    "tf_keras_h5": _hdf5(".h5", "tfkeras_model.h5", "tfkeras_frozen.h5"),
+    "keras3_h5": _hdf5(".h5", "keras3_model.h5"),
+    "weights_h5": _hdf5(".weights.h5", "keras3.weights.h5", "keras3_frozen.weights.h5"),
+    "tf_keras_archive": _keras("tfkeras_model.keras", "tfkeras_frozen.keras"),
+    "keras3_archive": _keras(
+        "keras3_model.keras",
+        "keras3_amsgrad.keras",
+        "keras3_ema.keras",
+        "keras3_frozen.keras",
+        "keras3_schedule.keras",
+    ),
+    "torch_archive": Format(
+        ".pt",
+        ("torch_adam.pt", "torch_adam_amsgrad.pt", "torch_adamw.pt", "torch_frozen.pt")
+        + ("torch_names.pt",),
+        archives.places,
+        torch_files.ARCHIVE_EDITS,
+        torch_files.enlarged,
+        torch_files.damaged_within,
+    ),
+    "torch_old": Format(
+        ".pt",
+        ("torch_legacy.pt", "torch_adam_amsgrad.pt", "torch_names.pt"),
+        torch_files.old_places,
+        torch_files.OLD_EDITS,
+        torch_files.enlarged,
+        torch_files.damaged_within_old,
+        made=(torch_files.in_old_format,),
+    ),
+    "adamx": Format(
+        ".safetensors",
+        ("keras3_model.keras", "keras3_amsgrad.keras", "keras3_ema.keras", "keras3_schedule.keras"),
+        adamx_files.places,
+        adamx_files.EDITS,
+        _enlarged_adamx,
+        adamx_files.damaged_within,
+        made=(_as_adamx,),
+    ),
+}
+
+
+def case(name: str, index: int) -> tuple[str, bytes]:
+    """What is done to which file, and the file that comes of it; always the same."""
+    form = FORMATS[name]
+    rng = np.random.RandomState([zlib.crc32(name.encode()), index])
+    is_large = index % 16 == 3
+    which = -1 if is_large else rng.randint(len(form.seeds) - 1)
+    content = form.seeds[which]
+    if index % 4 == 0:
+        edit = form.edits[index // 4 % len(form.edits)]
+        told, result = edit.__name__, edit(content, rng)
+    elif index % 4 == 2 and form.within is not None:
+        result, told = form.within(content, rng)
+    else:
+        result, told = mangled(content, form.seed_places[which], rng)
+    return f"{told} ({'large' if is_large else f'file {which}'})", result
+
+
+def cases(name: str, count: int) -> Iterator[tuple[int, str, bytes]]:
+    """The first of them, with their numbers."""
+    return ((index, *case(name, index)) for index in range(count))

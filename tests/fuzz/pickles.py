@@ -1,0 +1,164 @@
+"""Pickles that somebody made to do harm, opcode by opcode."""
+
+import pickle
+import pickletools
+import struct
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+__all__ = ["EDITS", "calling", "integer", "split", "text", "with_payload"]
+
+_START, _STOP = b"\x80\x02", b"."
+_INTEGERS = {"BININT", "BININT1", "BININT2", "LONG1"}
+
+
+def split(content: bytes) -> list[bytes]:
+    """The pickles at the beginning of an old file of torch, and the rest."""
+    parts, start = [], 0
+    for _ in range(5):
+        *_, (_, _, last) = pickletools.genops(content[start:])
+        parts.append(content[start : start + last + 1])
+        start += last + 1
+    return [*parts, content[start:]]
+
+
+def with_payload(saved: bytes, payload: bytes) -> bytes:
+    """A tuple of something more and of what was saved."""
+    return _START + b"(" + payload + saved[len(_START) : -len(_STOP)] + b"t" + _STOP
+
+
+def calling(module: str, name: str, *arguments: bytes) -> bytes:
+    """A call of a function."""
+    return f"c{module}\n{name}\n".encode() + b"(" + b"".join(arguments) + b"tR"
+
+
+def integer(value: int) -> bytes:
+    if -(1 << 31) <= value < 1 << 31:
+        return b"J" + struct.pack("<i", value)
+    digits = pickle.encode_long(value)
+    return b"\x8a" + bytes([len(digits)]) + digits
+
+
+def text(value: str) -> bytes:
+    encoded = value.encode()
+    return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def allocation(saved: bytes, rng: np.random.RandomState) -> bytes:
+    """Something that takes memory for a number alone."""
+    functions = [
+        ("builtins", "bytearray"),
+        ("__builtin__", "bytearray"),
+        ("torch", "FloatTensor"),
+        ("torch.storage", "UntypedStorage"),
+        ("torch.storage", "TypedStorage"),
+        ("torch", "Tensor"),
+        ("torch.nn.parameter", "Parameter"),
+        ("torch", "Size"),
+    ]
+    module, name = functions[rng.randint(len(functions))]
+    size = integer(int(rng.choice([10**8, 10**9, 10**12])))
+    new = f"c{module}\n{name}\n".encode() + b"(" + size + b"t\x81"
+    return with_payload(saved, calling(module, name, size) if rng.rand() < 0.7 else new)
+
+
+def doubling(saved: bytes, rng: np.random.RandomState) -> bytes:
+    """Text that each of many codecs makes twice as long."""
+    del rng
+    times = 24
+    start = b"c_codecs\nencode\n" * times + text("a" * 1000) + text("latin1") + b"\x86R"
+    return with_payload(saved, start + (text("hex") + b"\x86R") * (times - 1))
+
+
+def execution(saved: bytes, rng: np.random.RandomState) -> bytes:
+    functions = [("os", "system"), ("builtins", "eval"), ("posix", "system"), ("subprocess", "run")]
+    functions += [("torch", "load"), ("torch.hub", "load"), ("builtins", "open"), ("x\x1b[31m", "y")]
+    module, name = functions[rng.randint(len(functions))]
+    return with_payload(saved, calling(module, name, text("touch /tmp/adamx-was-here")))
+
+
+def deep(saved: bytes, rng: np.random.RandomState) -> bytes:
+    """Lists, tuples or dictionaries within one another."""
+    kinds = [b"]" * 50_000 + b"a" * 49_999, b")" + b"\x85" * 50_000]
+    kinds.append((b"}" + text("x" * 20)) * 20_000 + b"N" + b"s" * 20_000)
+    return with_payload(saved, kinds[rng.randint(len(kinds))])
+
+
+def recursive(saved: bytes, rng: np.random.RandomState) -> bytes:
+    kinds = [b"]r\xff\xff\x00\x00j\xff\xff\x00\x00a", b"}r\xff\xff\x00\x00K\x01j\xff\xff\x00\x00s"]
+    return with_payload(saved, kinds[rng.randint(2)])
+
+
+def web(saved: bytes, rng: np.random.RandomState) -> bytes:
+    """Tuples of twice the one before, perhaps as a key: 2 ** 60 ways to the last."""
+    put, get = b"r\xff\xff\x00\x00", b"j\xff\xff\x00\x00"
+    tuples = b")" + (put + get + b"\x86") * 60
+    return with_payload(saved, b"}" + tuples + b"Ns" if rng.rand() < 0.5 else tuples)
+
+
+def crowd(saved: bytes, rng: np.random.RandomState) -> bytes:
+    """Many small things, each of which takes more memory than bytes."""
+    kinds = [b"](" + b"]" * 200_000 + b"e", b"](" + b"}" * 200_000 + b"e", b"}" * 200_000 + b"0"]
+    kinds.append(b"](" + (b"c_codecs\nencode\n" + text("") + b"\x85R") * 9999 + b"e")
+    kinds.append(b"](" + calling("collections", "OrderedDict") * 9999 + b"e")
+    return with_payload(saved, kinds[rng.randint(len(kinds))])
+
+
+def claimed(saved: bytes, rng: np.random.RandomState) -> bytes:
+    """Texts and places in the memo that are too large."""
+    kinds = [b"X\xff\xff\xff\x7f", b"X\xff\xff\xff\xff", b"B\xff\xff\xff\x7f", b"\x8b\xff\xff\xff\x7f"]
+    kinds += [b"\x8e" + b"\xff" * 7 + b"\x0f", b"Nr\xff\xff\xff\x7f", b"Nr\xff\xff\xff\xff", b"\x95" * 9]
+    return with_payload(saved, kinds[rng.randint(len(kinds))])
+
+
+def wrong_integer(saved: bytes, rng: np.random.RandomState) -> bytes:
+    """Of a shape, a stride, an offset, a size, a position, or a place in the memo."""
+    spans = [span for name, span in _opcodes(saved) if name in _INTEGERS]
+    start, end = spans[rng.randint(len(spans))]
+    values = [-1, 0, 1, 2, 31, 65, 129, 300, 1000, 4000, 2**31, 2**40, 2**62, 2**63, 2**64, 2**600]
+    return saved[:start] + integer(values[rng.randint(len(values))]) + saved[end:]
+
+
+def wrong_opcode(saved: bytes, rng: np.random.RandomState) -> bytes:
+    """One opcode more, one less, or two in the place of each other."""
+    spans = [span for _, span in _opcodes(saved)][1:-1]
+    start, end = spans[rng.randint(len(spans))]
+    again, until = spans[rng.randint(len(spans))]
+    choice = rng.randint(3)
+    if choice == 0:
+        return saved[:start] + saved[end:]
+    if choice == 1:
+        return saved[:start] + saved[again:until] + saved[start:]
+    return saved[:start] + saved[again:until] + saved[end:]
+
+
+def many_wrong_integers(saved: bytes, rng: np.random.RandomState) -> bytes:
+    for _ in range(rng.randint(2, 6)):
+        saved = wrong_integer(saved, rng)
+    return saved
+
+
+EDITS: tuple[Callable[[bytes, np.random.RandomState], bytes], ...] = (
+    allocation,
+    allocation,
+    doubling,
+    execution,
+    deep,
+    recursive,
+    web,
+    crowd,
+    claimed,
+    wrong_integer,
+    wrong_integer,
+    many_wrong_integers,
+    wrong_opcode,
+    wrong_opcode,
+)
+
+
+def _opcodes(saved: bytes) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Names of the opcodes, and where they begin and end."""
+    found = [(opcode.name, position) for opcode, _, position in pickletools.genops(saved)]
+    ends = [*(position for _, position in found[1:]), len(saved)]
+    return ((name, (start, end)) for (name, start), end in zip(found, ends, strict=True))
