@@ -54,7 +54,7 @@ def main() -> None:
             ["a.h5", "b.safetensors"],
             ["a.safetensors", "b.keras", "--template", "a.keras"],
             ["a.safetensors", "b.h5", "--template", "a.h5"],
-            ["a.safetensors", "b.pt", "--convention", "torch"],
+            ["a.safetensors", "b.pt", "--set", "convention=torch"],
             ["b.pt", "b.safetensors"],
         ]
         if not has_torch():

@@ -29,7 +29,7 @@ _ARRAYS = ("params", "mu", "nu", "nu_max", "extra")
 _BLANK = "0" * 64  # what stands in the place of the checksum while it is computed
 _BLOCK = 1 << 22
 _LENGTH = 8  # bytes before the header, which say how long it is
-_PER_ARRAY = 700  # bytes of memory that the description of an array takes, however small it is
+_PER_ARRAY = 1_500  # bytes of memory that the description of an array takes, however small it is
 
 
 def write_adamx(path: Path, checkpoint: Checkpoint, progress: Progress | None) -> None:

@@ -85,16 +85,19 @@ _VALUE, _SLACK = 80, 2 << 20
 
 def parsed_json(text: str | bytes, size: int) -> Any:
     """What JSON from a file of `size` bytes says, if that takes no more than twice the memory."""
-    text = text.encode() if isinstance(text, str) else text
     check_json_size(text, size)
-    return json.loads(text.decode())
+    return json.loads(text if isinstance(text, str) else text.decode())
 
 
-def check_json_size(text: bytes, size: int) -> None:
-    """Raise if the values of a JSON text would take more than twice as much memory as `size`."""
-    values = sum(text.count(mark) for mark in (b",", b":", b"[", b"{"))
-    if values * _VALUE + len(text) > 2 * size + _SLACK:
-        raise CheckpointError(f"expected a configuration, found JSON with {values} values")
+def check_json_size(text: str | bytes, size: int) -> None:
+    """Raise if a JSON text and its values would take more than twice as much memory as `size`."""
+    marks = ",:[{" if isinstance(text, str) else (b",", b":", b"[", b"{")
+    values = sum(text.count(mark) for mark in marks)  # type: ignore[arg-type]
+    if values * _VALUE + len(text) * (3 if text.isascii() else 9) > 2 * size + _SLACK:
+        raise CheckpointError(
+            f"expected a configuration, found JSON of {len(text)} bytes with {values} values, "
+            "which is too much for the file's size"
+        )
 
 
 @contextlib.contextmanager

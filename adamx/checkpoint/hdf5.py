@@ -10,7 +10,8 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from adamx.checkpoint.files import CheckpointError, Progress, require
-from adamx.checkpoint.hdf5_file import BFLOAT16, SIGNATURE, Dataset, File, Group
+from adamx.checkpoint.hdf5_file import SIGNATURE, File, Group
+from adamx.checkpoint.hdf5_messages import BFLOAT16, Dataset
 from adamx.checkpoint.matching import precision_problems
 
 __all__ = ["SIGNATURE", "Reader", "in_natural_order"]
@@ -123,12 +124,16 @@ class Reader:
         return [text for part in parts for text in part] if parts else None
 
     def copy_with(
-        self, target: Path, arrays: Mapping[str, np.ndarray], texts: Mapping[str, str], whole: str
+        self,
+        target: Path | BinaryIO,
+        arrays: Mapping[str, np.ndarray],
+        texts: Mapping[str, str],
+        whole: str,
     ) -> None:
         """Write a copy of the file in which some arrays are others.
 
         Args:
-          target: the new file.
+          target: the new file, or a stream that can be read, written and seek.
           arrays: by path.
           texts: attributes of the root to replace.
           whole: a group that has those of `arrays` alone.
@@ -170,6 +175,7 @@ class Reader:
             node = self._file.child(group, name)
             assert node is not None
             found[prefix + name] = node
+            self._file.spend(len(prefix) + len(name))
             if len(found) * _LEAST_PER_OBJECT > self.size:
                 raise CheckpointError("more links than a file of this size has objects")
             if isinstance(node, Group):

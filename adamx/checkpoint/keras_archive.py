@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import shutil
-import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from adamx.checkpoint.keras_state import (
     pack,
     unpack,
 )
+from adamx.checkpoint.large_member import large_member
 from adamx.checkpoint.record import Checkpoint
 from adamx.config import AdamConfig
 from adamx.keras_config import Generation
@@ -126,26 +126,22 @@ def write_archive(
         target = read_archive(template, None, None, values=False)
     result, left = fitted(checkpoint, target, order)
     parts = _parts(template)
-    with (
-        zipfile.ZipFile(template) as archive,
-        _weights(template, parts[_WEIGHTS], checked=False) as old_weights,
-        Reader.open(old_weights, progress) as reader,
-        tempfile.TemporaryDirectory(dir=path.parent) as folder,
-    ):
+    with zipfile.ZipFile(template) as archive:
         described = _json(template, parts[_CONFIG])
         optimizer = described["compile_config"]["optimizer"]
         optimizer["config"] = keras_settings(result, optimizer)
-        weights = Path(folder) / _WEIGHTS
-        _write_numbered(reader, weights, result, layers_of(described))
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as written:
+        with (
+            _weights(template, parts[_WEIGHTS], checked=False) as old_weights,
+            Reader.open(old_weights, progress) as reader,
+            large_member(path, _WEIGHTS) as weights,
+        ):
+            _write_numbered(reader, weights, result, layers_of(described))
+        with zipfile.ZipFile(path, "a") as written:
+            written.writestr(_CONFIG, json.dumps(described))
             for info in archive.infolist():
-                if info.filename == _CONFIG:
-                    written.writestr(_CONFIG, json.dumps(described))
-                elif info.filename == _WEIGHTS:
-                    written.write(weights, _WEIGHTS)
-                elif not info.is_dir():
+                if info.filename not in (_CONFIG, _WEIGHTS) and not info.is_dir():
                     with archive.open(info) as old, written.open(info.filename, "w") as new:
-                        shutil.copyfileobj(old, new, _BLOCK)
+                        shutil.copyfileobj(old, new)
     return left
 
 
@@ -253,7 +249,10 @@ def _is_consistent(held: _Numbered, layout: Layout) -> bool:
 
 
 def _write_numbered(
-    template: Reader, path: Path, checkpoint: Checkpoint, layers: list[Layer] | None
+    template: Reader,
+    target: Path | BinaryIO,
+    checkpoint: Checkpoint,
+    layers: list[Layer] | None,
 ) -> None:
     layout = Layout(
         has_rate=checkpoint.framework == "keras3" and is_constant(checkpoint.config),
@@ -265,7 +264,7 @@ def _write_numbered(
     arrays = {place: checkpoint.params[variable.name] for place, variable in variables.items()}
     for index, array in enumerate(pack(checkpoint, layout)):
         arrays[f"{_OPTIMIZER}/{index}"] = array
-    template.copy_with(path, arrays, {}, whole=_OPTIMIZER)
+    template.copy_with(target, arrays, {}, whole=_OPTIMIZER)
 
 
 def _major(version: str) -> int:

@@ -18,6 +18,7 @@ __all__ = ["NOT_TRAINED", "Layer", "Variable", "layers_in", "layers_of", "name_v
 NOT_TRAINED = {"moving_mean", "moving_variance", "mean", "variance", "count"}
 
 _MODELS = {"Sequential", "Functional", "Model"}
+_LONGEST_PREFIX = 500  # of the names of models within models
 
 _KERNELS = (
     "Dense",
@@ -61,6 +62,8 @@ def layers_of(config: Any, group: str = "", prefix: str = "", trained: bool = Tr
     entries = inner.get("layers") if isinstance(inner, Mapping) else inner  # TensorFlow 1.1: a list
     if not isinstance(entries, Sequence) or isinstance(entries, str):
         return []
+    if len(group) + len(prefix) > _LONGEST_PREFIX:
+        raise CheckpointError("the model's configuration: too many models within one another")
     layers: list[Layer] = []
     used: dict[str, int] = {}
     for entry in entries:

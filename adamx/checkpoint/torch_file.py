@@ -1,6 +1,5 @@
 """Files of torch.save: the state dict of an Adam, wherever it stands in what was saved."""
 
-import io
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,20 +10,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.checkpoint.archive import SIGNATURE, Member, content, members, verify
 from adamx.checkpoint.files import CheckpointError, Progress, naming_file, require
 from adamx.checkpoint.fitting import fitted, in_layout
 from adamx.checkpoint.keras_state import convention_hint, whole_number
 from adamx.checkpoint.record import Checkpoint
-from adamx.checkpoint.torch_pickle import check_pickle
+from adamx.checkpoint.torch_checks import LEGACY_SIGNATURE, check_file, verify_members
 from adamx.checks import listed
 from adamx.config import AdamConfig
 
 __all__ = ["LEGACY_SIGNATURE", "read_torch", "write_torch"]
-
-# The magic number with which torch.save began before it wrote archives, pickled.
-LEGACY_SIGNATURE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_LEGACY_PICKLES = 5
 
 _KEYS = {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"}
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -145,10 +139,10 @@ def _read(
     Without `values`, arrays stay in the file until somebody looks at them.
     """
     torch = require("torch", "a .pt file")
-    is_archive = _check(path)
+    is_archive = check_file(path)
     with warnings.catch_warnings(), ThreadPoolExecutor(1) as pool:
         warnings.simplefilter("ignore")
-        check = pool.submit(_verify, path) if is_archive and values else None
+        check = pool.submit(verify_members, path) if is_archive and values else None
         try:
             mapped = is_archive and not values
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -215,52 +209,6 @@ def _read(
         **arrays,  # type: ignore[arg-type]
     )
     return checkpoint, saved, state_dict
-
-
-def _check(path: Path) -> bool:
-    """Refuse what torch's loader trusts without looking; return whether the file is an archive."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if file.read(4) == SIGNATURE:
-            _check_archive(path, size)
-            return True
-        file.seek(0)
-        if file.read(len(LEGACY_SIGNATURE)) != LEGACY_SIGNATURE:
-            raise CheckpointError("expected a file of torch.save, found something else")
-        file.seek(0)
-        storages: dict[str, int] = {}
-        for _ in range(_LEGACY_PICKLES):
-            storages |= check_pickle(file, size)
-        if sum(storages.values()) > size - file.tell():
-            raise CheckpointError("its tensors claim more bytes than the file has")
-    return False
-
-
-def _check_archive(path: Path, size: int) -> None:
-    pickles = [member for member in members(path) if _last(member) == "data.pkl"]
-    if len(pickles) != 1:
-        raise CheckpointError(f"expected one data.pkl in the archive, found {len(pickles)}")
-    storages = check_pickle(io.BytesIO(content(path, pickles[0])), size)
-    found = set()
-    for member in members(path):
-        key = _last(member)
-        if storages.get(key, 0) > member.size:
-            raise CheckpointError(
-                f"{member.name}: expected {storages[key]} bytes, found {member.size}"
-            )
-        found.add(key)
-    if missing := sorted(storages.keys() - found):
-        raise CheckpointError(f"the values of {len(missing)} tensors are missing in the archive")
-
-
-def _verify(path: Path) -> None:
-    for member in members(path):
-        verify(path, member)
-
-
-def _last(member: Member) -> str:
-    """The last part of the name; torch's loader does not tell cases apart."""
-    return member.name.lower().rpartition("/")[2]
 
 
 def _children(node: Any) -> Iterator[tuple[str, Any]]:

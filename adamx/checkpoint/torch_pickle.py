@@ -38,7 +38,7 @@ _OBJECTS = ["torch Size", "torch device", "torch._utils _rebuild_parameter"]
 
 # Bytes of memory that things take in Python, about; what may be taken whatever the file's size; and
 # what a tensor takes beside its values.
-_CONTAINER, _ENTRY, _SLACK, _TENSOR = 72, 40, 2 << 20, 2_000
+_CONTAINER, _ENTRY, _REMEMBERED, _SLACK, _TENSOR = 72, 40, 100, 2 << 20, 3_000
 
 
 class _Tuple(NamedTuple):
@@ -65,14 +65,14 @@ def check_pickle(file: BinaryIO, size: int) -> dict[str, int]:
 
     Args:
       file: a binary stream that can seek.
-      size: of the whole file that the pickle is in.
+      size: of the values that are beside the pickle.
 
     Returns:
       The bytes of each storage that it refers to, by its key.
 
     Raises:
       CheckpointError: it would call or make what no state dict holds, or take more memory for
-        other things than tensors than twice the file's size.
+        other things than tensors than twice that size.
     """
     machine = _Machine(file, size)
     machine.run()
@@ -132,7 +132,7 @@ class _Machine:
         self._marks.append(len(self._stack))
 
     def put(self, place: int) -> None:
-        self.spend(_ENTRY)
+        self.spend(_REMEMBERED)
         value = self.pop()
         self._memo[place] = value
         self._stack.append(value)
@@ -142,8 +142,8 @@ class _Machine:
 
     def text(self) -> None:
         text = self.read(self.integer(4))
-        cost = _ENTRY + len(text) * (1 if text.isascii() else 5)
-        self.push(text.decode("utf-8", "surrogatepass"), cost)
+        self.spend(_ENTRY + len(text) * (1 if text.isascii() else 5))
+        self.push(text.decode("utf-8", "surrogatepass"))
 
     def name(self) -> None:
         module, name = (self._file.readline(200).decode() for _ in range(2))
@@ -207,7 +207,8 @@ class _Machine:
         self._left -= count
         if self._left < 0:
             raise CheckpointError(
-                "expected tensors, found more of other things than the file's size allows"
+                "expected tensors, found too much beside them for the file's size: save the state "
+                "dicts in a file of their own"
             )
 
     def _into(self, kind: _Made, cost: int) -> None:

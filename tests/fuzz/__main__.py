@@ -1,6 +1,6 @@
 """Makes one file of the fuzzing again, and loads it here.
 
-    python -m tests.fuzz FORMAT NUMBER [FOLDER]
+python -m tests.fuzz FORMAT NUMBER [FOLDER]
 """
 
 import sys

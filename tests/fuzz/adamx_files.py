@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.fuzz.hdf5_files import strange_json
-from tests.fuzz.mangling import mangled
+from tests.fuzz.configurations import strange_json
+from tests.fuzz.mangling import mangled, pick
 
 __all__ = ["EDITS", "damaged_within", "header_end", "places", "with_checksum"]
 
@@ -22,7 +22,7 @@ def header_end(content: bytes) -> int:
 
 
 def places(content: bytes) -> np.ndarray:
-    """The header is all structure."""
+    """The header is all structure, and most of all its length."""
     return np.concatenate([np.zeros(100, int), np.arange(header_end(content))])
 
 
@@ -31,10 +31,8 @@ def with_checksum(content: bytes) -> bytes:
     match = re.search(rb'"sha256":"(.{64})"', content[: 1 << 20], re.DOTALL)
     if match is None:
         return content
-    blank = content[: match.start(1)] + _BLANK + content[match.end(1) :]
-    return content[: match.start(1)] + hashlib.sha256(blank).hexdigest().encode() + content[
-        match.end(1) :
-    ]
+    before, after = content[: match.start(1)], content[match.end(1) :]
+    return before + hashlib.sha256(before + _BLANK + after).hexdigest().encode() + after
 
 
 def damaged_within(content: bytes, rng: np.random.RandomState) -> tuple[bytes, str]:
@@ -54,9 +52,9 @@ def strange_checkpoint(content: bytes, rng: np.random.RandomState) -> bytes:
 def strange_fields(content: bytes, rng: np.random.RandomState) -> bytes:
     header, data = _parts(content)
     described = json.loads(header["__metadata__"]["checkpoint"])
-    key = list(described)[rng.randint(len(described))]
+    key = pick(rng, described)
     values: list[Any] = [-1, 0.5, None, "x", [], {}, 10**30, ["a"] * 9, [[1]], True, {"b1": 2}]
-    described[key] = values[rng.randint(len(values))]
+    described[key] = pick(rng, values)
     header["__metadata__"]["checkpoint"] = json.dumps(described)
     return _joined(header, data)
 
@@ -66,7 +64,7 @@ def repeated_arrays(content: bytes, rng: np.random.RandomState) -> bytes:
     header, data = _parts(content)
     described = json.loads(header["__metadata__"]["checkpoint"])
     arrays = described["arrays"]
-    described["arrays"] = [arrays[rng.randint(len(arrays))]] * 100_000
+    described["arrays"] = [pick(rng, arrays)] * 100_000
     header["__metadata__"]["checkpoint"] = json.dumps(described)
     return _joined(header, data)
 
@@ -100,7 +98,7 @@ def strange_array(content: bytes, rng: np.random.RandomState) -> bytes:
         ("data_offsets", [0, 1 << 64]),
         ("data_offsets", [start, start]),
     ]
-    key, value = changes[rng.randint(len(changes))]
+    key, value = pick(rng, changes)
     header[_any_array(header, rng)][key] = value
     return _joined(header, data)
 
@@ -115,13 +113,13 @@ def renamed_array(content: bytes, rng: np.random.RandomState) -> bytes:
     header, data = _parts(content)
     name = _any_array(header, rng)
     names = ["", "mu/", "/", "mu", "x/y", "\x1b[31m", "mu/" + "x" * 60_000, "sha256"]
-    header[names[rng.randint(len(names))]] = header.pop(name)
+    header[pick(rng, names)] = header.pop(name)
     return _joined(header, data)
 
 
 def lying_length(content: bytes, rng: np.random.RandomState) -> bytes:
     values = [0, 1, len(content), len(content) - 8, 100_000_000, 1 << 31, 1 << 40, (1 << 64) - 1]
-    length = values[rng.randint(len(values))].to_bytes(8, "little")
+    length = pick(rng, values).to_bytes(8, "little")
     return with_checksum(length + content[8:])
 
 
@@ -138,7 +136,7 @@ def strange_metadata(content: bytes, rng: np.random.RandomState) -> bytes:
         {**header["__metadata__"], "checkpoint": "["},
         {**header["__metadata__"], **{f"{i:x}": "" for i in range(20_000)}},
     ]
-    header["__metadata__"] = changes[rng.randint(len(changes))]
+    header["__metadata__"] = pick(rng, changes)
     return _joined(header, data)
 
 
@@ -173,5 +171,4 @@ def _joined(header: dict[str, Any], data: bytes) -> bytes:
 
 
 def _any_array(header: dict[str, Any], rng: np.random.RandomState) -> str:
-    names = [name for name in header if name != "__metadata__"]
-    return names[rng.randint(len(names))]
+    return pick(rng, [name for name in header if name != "__metadata__"])

@@ -5,9 +5,11 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
+
+from tests.fuzz.mangling import pick
 
 __all__ = ["EDITS", "members", "packed", "places"]
 
@@ -37,13 +39,13 @@ def places(content: bytes) -> np.ndarray:
 
 def deflated(content: bytes, rng: np.random.RandomState) -> bytes:
     kinds = (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-    return packed(members(content), kinds[rng.randint(3)])
+    return packed(members(content), pick(rng, kinds))
 
 
 def bomb(content: bytes, rng: np.random.RandomState) -> bytes:
     """Zeros that deflate to next to nothing, in the place of a member."""
     parts = members(content)
-    parts[_any_name(parts, rng)] = bytes(1 << 24)
+    parts[pick(rng, parts)] = bytes(1 << 24)
     return packed(parts, zipfile.ZIP_DEFLATED)
 
 
@@ -64,7 +66,7 @@ def quoted_bomb(content: bytes, rng: np.random.RandomState) -> bytes:
 def doubled(content: bytes, rng: np.random.RandomState) -> bytes:
     """Two members of one name, or of names that differ by the case alone."""
     parts = members(content)
-    name = _any_name(parts, rng)
+    name = pick(rng, parts)
     stream = io.BytesIO(content)
     with warnings.catch_warnings(), zipfile.ZipFile(stream, "a") as archive:
         warnings.simplefilter("ignore")
@@ -80,26 +82,26 @@ def encrypted(content: bytes, rng: np.random.RandomState) -> bytes:
 
 def without_member(content: bytes, rng: np.random.RandomState) -> bytes:
     parts = members(content)
-    del parts[_any_name(parts, rng)]
+    del parts[pick(rng, parts)]
     return packed(parts)
 
 
 def empty_member(content: bytes, rng: np.random.RandomState) -> bytes:
     parts = members(content)
-    parts[_any_name(parts, rng)] = b""
+    parts[pick(rng, parts)] = b""
     return packed(parts)
 
 
 def swapped_members(content: bytes, rng: np.random.RandomState) -> bytes:
     parts = members(content)
-    one, other = _any_name(parts, rng), _any_name(parts, rng)
+    one, other = pick(rng, parts), pick(rng, parts)
     parts[one], parts[other] = parts[other], parts[one]
     return packed(parts)
 
 
 def evil_member(content: bytes, rng: np.random.RandomState) -> bytes:
     names = [_EVIL, "/tmp/adamx-was-here", "C:\\adamx", "a/" * 30_000, "\x1b[31m", "x\x00y"]
-    return packed({**members(content), names[rng.randint(len(names))]: b"evil"})
+    return packed({**members(content), pick(rng, names): b"evil"})
 
 
 def many_members(content: bytes, rng: np.random.RandomState) -> bytes:
@@ -110,7 +112,7 @@ def many_members(content: bytes, rng: np.random.RandomState) -> bytes:
 
 def wrong_size(content: bytes, rng: np.random.RandomState) -> bytes:
     values = [0, 1, 1 << 20, 1 << 30, (1 << 32) - 2, (1 << 32) - 1]
-    value = values[rng.randint(len(values))]
+    value = pick(rng, values)
     place = int(rng.choice([20, 24]))
     return _patched(content, place, lambda _: value, "<I")
 
@@ -153,12 +155,7 @@ EDITS = (
 )
 
 
-def _any_name(parts: Mapping[str, bytes], rng: np.random.RandomState) -> str:
-    names = list(parts)
-    return names[rng.randint(len(names))]
-
-
-def _patched(content: bytes, place: int, change, form: str) -> bytes:  # noqa: ANN001
+def _patched(content: bytes, place: int, change: Callable[[int], int], form: str) -> bytes:
     """With a field of all entries of the directory changed."""
     result = bytearray(content)
     for match in re.finditer(_CENTRAL, content):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from adamx.checkpoint import load, save
-from tests.fuzz import adamx_files, archives, hdf5_files, keras_files, torch_files
+from tests.fuzz import adamx_files, archives, hdf5_edits, hdf5_files, keras_files, torch_files
 from tests.fuzz.mangling import mangled
 
 __all__ = ["FORMATS", "LARGE", "Format", "case", "cases"]
@@ -72,17 +72,9 @@ def _enlarged_adamx(content: bytes, size: int) -> bytes:
 
 
 def _hdf5(ending: str, *files: str) -> Format:
-    edits = [hdf5_files.with_edit(edit) for edit in hdf5_files.EDITS]
-    text = hdf5_files.with_edit(hdf5_files.repeated_text)
-    edits.append(lambda content, rng: hdf5_files.with_shared_text(text(content, rng)))
-    return Format(
-        ending,
-        files,
-        hdf5_files.places,
-        edits,
-        hdf5_files.enlarged,
-        
-    )
+    is_model = ending == ".h5"
+    edits = hdf5_edits.EDITS + (hdf5_edits.MODEL_EDITS if is_model else ())
+    return Format(ending, files, hdf5_files.places, edits, hdf5_files.enlarged)
 
 
 def _keras(*files: str) -> Format:
@@ -144,7 +136,7 @@ def case(name: str, index: int) -> tuple[str, bytes]:
     """What is done to which file, and the file that comes of it; always the same."""
     form = FORMATS[name]
     rng = np.random.RandomState([zlib.crc32(name.encode()), index])
-    is_large = index % 16 == 3
+    is_large = index % 16 == 3 or index % 64 == 4
     which = -1 if is_large else rng.randint(len(form.seeds) - 1)
     content = form.seeds[which]
     if index % 4 == 0:

@@ -144,9 +144,7 @@ def outcomes(
 
 
 def _outcome(case: tuple[int, str, int], answer: dict[str, Any]) -> Outcome:
-    return Outcome(
-        *case, answer["outcome"], answer["message"], answer["seconds"], answer["memory"]
-    )
+    return Outcome(*case, answer["outcome"], answer["message"], answer["seconds"], answer["memory"])
 
 
 class Tally:

@@ -2,14 +2,17 @@
 
 import functools
 import json
+from collections.abc import Callable
 
 import numpy as np
 
-from tests.fuzz import archives, hdf5_files
-from tests.fuzz.hdf5_files import strange_json
+from tests.fuzz import archives, hdf5_edits, hdf5_files
+from tests.fuzz.configurations import strange_json
 from tests.fuzz.mangling import mangled
 
 __all__ = ["EDITS", "damaged_within", "enlarged"]
+
+Edit = Callable[[bytes, np.random.RandomState], bytes]
 
 _WEIGHTS, _CONFIG, _METADATA = "model.weights.h5", "config.json", "metadata.json"
 
@@ -30,6 +33,7 @@ def damaged_within(content: bytes, rng: np.random.RandomState) -> tuple[bytes, s
 
 
 def enlarged(content: bytes, size: int) -> bytes:
+    """An archive whose weights have that size."""
     parts = archives.members(content)
     return archives.packed({**parts, _WEIGHTS: hdf5_files.enlarged(parts[_WEIGHTS], size)})
 
@@ -51,16 +55,7 @@ def strange_optimizer(content: bytes, rng: np.random.RandomState) -> bytes:
     return archives.packed({**parts, _CONFIG: text.encode("utf-8", "surrogatepass")})
 
 
-def new_format(content: bytes, rng: np.random.RandomState) -> bytes:
-    parts = archives.members(content)
-    weights = hdf5_files.in_new_format(parts[_WEIGHTS])
-    parts[_WEIGHTS], _ = mangled(weights, _weight_places(weights), rng)
-    return archives.packed(parts)
-
-
-def _within(edit):
-    edit = hdf5_files.with_edit(edit)
-
+def _within(edit: Edit) -> Edit:
     def edited(content: bytes, rng: np.random.RandomState) -> bytes:
         parts = archives.members(content)
         return archives.packed({**parts, _WEIGHTS: edit(parts[_WEIGHTS], rng)})
@@ -71,11 +66,9 @@ def _within(edit):
 
 EDITS = (
     *archives.EDITS,
-    *map(_within, hdf5_files.EDITS),
+    *map(_within, hdf5_edits.EDITS),
     strange_config,
     strange_config,
     strange_optimizer,
     strange_optimizer,
-    new_format,
-    new_format,
 )

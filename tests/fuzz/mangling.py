@@ -1,15 +1,16 @@
 """Damage to bytes that knows nothing of what they mean, but for where structure stands."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
-__all__ = ["mangled"]
+__all__ = ["mangled", "pick"]
 
 _NEAR = 96  # bytes after the place of a structure within which it is hit
 
 
-def mangled(
-    content: bytes, places: np.ndarray, rng: np.random.RandomState
-) -> tuple[bytes, str]:
+def mangled(content: bytes, places: np.ndarray, rng: np.random.RandomState) -> tuple[bytes, str]:
     """A damaged copy, and what was done.
 
     Args:
@@ -17,8 +18,14 @@ def mangled(
       places: where structures begin: headers, tables, sizes.
       rng: where the choices come from.
     """
-    damage = _DAMAGES[rng.randint(len(_DAMAGES))]
+    damage = pick(rng, _DAMAGES)
     return damage(content, places, rng), damage.__name__.strip("_")
+
+
+def pick(rng: np.random.RandomState, choices: Iterable[Any]) -> Any:
+    """One of them, and just as it is."""
+    choices = list(choices)
+    return choices[rng.randint(len(choices))]
 
 
 def _truncated(content: bytes, places: np.ndarray, rng: np.random.RandomState) -> bytes:
@@ -53,9 +60,11 @@ def _claimed(content: bytes, places: np.ndarray, rng: np.random.RandomState) -> 
     size, width = len(content), int(rng.choice([1, 2, 4, 8]))
     choices = [0, 1, 2, 127, 128, 255, 256, 65535, size - 1, size, size + 1, 2 * size]
     choices += [1 << 20, 1 << 30, 1 << 31, (1 << 32) - 1, 1 << 33, 1 << 40, 1 << 62, (1 << 64) - 1]
-    value = choices[rng.randint(len(choices))] % (1 << 8 * width)
+    value = pick(rng, choices) % (1 << 8 * width)
     start = _structural(content, places, rng)
-    return _put(content, start - start % width * int(rng.randint(2)), value.to_bytes(width, "little"))
+    return _put(
+        content, start - start % width * int(rng.randint(2)), value.to_bytes(width, "little")
+    )
 
 
 def _repeated(content: bytes, places: np.ndarray, rng: np.random.RandomState) -> bytes:
@@ -93,9 +102,7 @@ def _structural(content: bytes, places: np.ndarray, rng: np.random.RandomState) 
     return int(min(place, len(content) - 1))
 
 
-def _chunk(
-    content: bytes, places: np.ndarray, rng: np.random.RandomState
-) -> tuple[int, int]:
+def _chunk(content: bytes, places: np.ndarray, rng: np.random.RandomState) -> tuple[int, int]:
     is_structure = rng.rand() < 0.5
     start = _structural(content, places, rng) if is_structure else rng.randint(len(content))
     length = int(rng.choice([1, 2, 4, 8, 24, 64, 512, 4096]))

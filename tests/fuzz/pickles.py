@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from tests.fuzz.mangling import pick
+
 __all__ = ["EDITS", "calling", "integer", "split", "text", "with_payload"]
 
 _START, _STOP = b"\x80\x02", b"."
@@ -34,6 +36,7 @@ def calling(module: str, name: str, *arguments: bytes) -> bytes:
 
 
 def integer(value: int) -> bytes:
+    """A number, pickled."""
     if -(1 << 31) <= value < 1 << 31:
         return b"J" + struct.pack("<i", value)
     digits = pickle.encode_long(value)
@@ -41,6 +44,7 @@ def integer(value: int) -> bytes:
 
 
 def text(value: str) -> bytes:
+    """A text, pickled."""
     encoded = value.encode()
     return b"X" + struct.pack("<I", len(encoded)) + encoded
 
@@ -57,7 +61,7 @@ def allocation(saved: bytes, rng: np.random.RandomState) -> bytes:
         ("torch.nn.parameter", "Parameter"),
         ("torch", "Size"),
     ]
-    module, name = functions[rng.randint(len(functions))]
+    module, name = pick(rng, functions)
     size = integer(int(rng.choice([10**8, 10**9, 10**12])))
     new = f"c{module}\n{name}\n".encode() + b"(" + size + b"t\x81"
     return with_payload(saved, calling(module, name, size) if rng.rand() < 0.7 else new)
@@ -73,8 +77,13 @@ def doubling(saved: bytes, rng: np.random.RandomState) -> bytes:
 
 def execution(saved: bytes, rng: np.random.RandomState) -> bytes:
     functions = [("os", "system"), ("builtins", "eval"), ("posix", "system"), ("subprocess", "run")]
-    functions += [("torch", "load"), ("torch.hub", "load"), ("builtins", "open"), ("x\x1b[31m", "y")]
-    module, name = functions[rng.randint(len(functions))]
+    functions += [
+        ("torch", "load"),
+        ("torch.hub", "load"),
+        ("builtins", "open"),
+        ("x\x1b[31m", "y"),
+    ]
+    module, name = pick(rng, functions)
     return with_payload(saved, calling(module, name, text("touch /tmp/adamx-was-here")))
 
 
@@ -82,12 +91,12 @@ def deep(saved: bytes, rng: np.random.RandomState) -> bytes:
     """Lists, tuples or dictionaries within one another."""
     kinds = [b"]" * 50_000 + b"a" * 49_999, b")" + b"\x85" * 50_000]
     kinds.append((b"}" + text("x" * 20)) * 20_000 + b"N" + b"s" * 20_000)
-    return with_payload(saved, kinds[rng.randint(len(kinds))])
+    return with_payload(saved, pick(rng, kinds))
 
 
 def recursive(saved: bytes, rng: np.random.RandomState) -> bytes:
     kinds = [b"]r\xff\xff\x00\x00j\xff\xff\x00\x00a", b"}r\xff\xff\x00\x00K\x01j\xff\xff\x00\x00s"]
-    return with_payload(saved, kinds[rng.randint(2)])
+    return with_payload(saved, pick(rng, kinds))
 
 
 def web(saved: bytes, rng: np.random.RandomState) -> bytes:
@@ -102,29 +111,29 @@ def crowd(saved: bytes, rng: np.random.RandomState) -> bytes:
     kinds = [b"](" + b"]" * 200_000 + b"e", b"](" + b"}" * 200_000 + b"e", b"}" * 200_000 + b"0"]
     kinds.append(b"](" + (b"c_codecs\nencode\n" + text("") + b"\x85R") * 9999 + b"e")
     kinds.append(b"](" + calling("collections", "OrderedDict") * 9999 + b"e")
-    return with_payload(saved, kinds[rng.randint(len(kinds))])
+    return with_payload(saved, pick(rng, kinds))
 
 
 def claimed(saved: bytes, rng: np.random.RandomState) -> bytes:
     """Texts and places in the memo that are too large."""
-    kinds = [b"X\xff\xff\xff\x7f", b"X\xff\xff\xff\xff", b"B\xff\xff\xff\x7f", b"\x8b\xff\xff\xff\x7f"]
-    kinds += [b"\x8e" + b"\xff" * 7 + b"\x0f", b"Nr\xff\xff\xff\x7f", b"Nr\xff\xff\xff\xff", b"\x95" * 9]
-    return with_payload(saved, kinds[rng.randint(len(kinds))])
+    size = pick(rng, [b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff"])
+    kinds = [b"X" + size, b"B" + size, b"\x8b" + size, b"Nr" + size, b"\x8e" + size * 2]
+    return with_payload(saved, pick(rng, [*kinds, b"\x95" + size * 2]))
 
 
 def wrong_integer(saved: bytes, rng: np.random.RandomState) -> bytes:
     """Of a shape, a stride, an offset, a size, a position, or a place in the memo."""
     spans = [span for name, span in _opcodes(saved) if name in _INTEGERS]
-    start, end = spans[rng.randint(len(spans))]
+    start, end = pick(rng, spans)
     values = [-1, 0, 1, 2, 31, 65, 129, 300, 1000, 4000, 2**31, 2**40, 2**62, 2**63, 2**64, 2**600]
-    return saved[:start] + integer(values[rng.randint(len(values))]) + saved[end:]
+    return saved[:start] + integer(pick(rng, values)) + saved[end:]
 
 
 def wrong_opcode(saved: bytes, rng: np.random.RandomState) -> bytes:
     """One opcode more, one less, or two in the place of each other."""
     spans = [span for _, span in _opcodes(saved)][1:-1]
-    start, end = spans[rng.randint(len(spans))]
-    again, until = spans[rng.randint(len(spans))]
+    start, end = pick(rng, spans)
+    again, until = pick(rng, spans)
     choice = rng.randint(3)
     if choice == 0:
         return saved[:start] + saved[end:]

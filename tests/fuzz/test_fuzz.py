@@ -5,10 +5,8 @@
 A file that fails is made again by `python -m tests.fuzz FORMAT NUMBER`.
 """
 
-import numpy as np
 import pytest
 
-from tests.fuzz import adamx_files
 from tests.fuzz.cases import FORMATS, cases
 from tests.fuzz.harness import Tally, Worker, outcomes
 

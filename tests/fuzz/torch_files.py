@@ -1,6 +1,5 @@
 """Files of `torch.save`, archives and old ones."""
 
-import functools
 import io
 import warnings
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tests.fuzz import archives, pickles
-from tests.fuzz.mangling import mangled
+from tests.fuzz.mangling import mangled, pick
 
 __all__ = [
     "ARCHIVE_EDITS",
@@ -60,7 +59,7 @@ def damaged_within(content: bytes, rng: np.random.RandomState) -> tuple[bytes, s
     parts = archives.members(content)
     names = list(parts)
     is_pickle = rng.rand() < 0.8
-    name = next(n for n in names if n.endswith("data.pkl")) if is_pickle else _any(rng, names)
+    name = next(n for n in names if n.endswith("data.pkl")) if is_pickle else pick(rng, names)
     if not parts[name]:
         return content, "nothing"
     parts[name], told = mangled(parts[name], np.arange(len(parts[name])), rng)
@@ -78,7 +77,7 @@ def wrong_tensor(value: Any, rng: np.random.RandomState) -> None:
     """Another shape, dtype, layout or device, or other numbers."""
     import torch
 
-    holder, key = _any(rng, _places(value))
+    holder, key = pick(rng, _places(value))
     tensor = holder[key]
     options = [
         lambda: tensor.T if tensor.ndim == 2 else tensor[None],
@@ -101,7 +100,7 @@ def wrong_tensor(value: Any, rng: np.random.RandomState) -> None:
         lambda: None,
         lambda: "x" * 10_000,
     ]
-    holder[key] = _any(rng, options)()
+    holder[key] = pick(rng, options)()
 
 
 def wrong_step(value: Any, rng: np.random.RandomState) -> None:
@@ -110,8 +109,8 @@ def wrong_step(value: Any, rng: np.random.RandomState) -> None:
     state = value["optimizer"]["state"]
     steps = [-1, 2**31, 2**80, 0.5, float("nan"), float("inf"), None, "30", True, [30]]
     steps += [torch.tensor(-1.0), torch.tensor(torch.nan), torch.zeros(7), torch.zeros(2, 0)]
-    chosen = _any(rng, steps)
-    for key in state if rng.rand() < 0.5 else [_any(rng, state)]:
+    chosen = pick(rng, steps)
+    for key in state if rng.rand() < 0.5 else [pick(rng, state)]:
         state[key]["step"] = chosen
 
 
@@ -125,14 +124,14 @@ def wrong_group(value: Any, rng: np.random.RandomState) -> None:
         web = [web, web]
     values = [None, -1, "x" * 50_000, web, [web], {"a": web}, 10**300, float("nan"), True, ()]
     values += [torch.zeros(1).expand(*(2,) * 40), torch.tensor(0.1), (0.9,), list(range(10_000))]
-    chosen = _any(rng, values)
+    chosen = pick(rng, values)
     choice = rng.randint(4)
     if choice == 0:
         groups[0] = chosen
     elif choice == 1:
         groups[0]["\x1b[31m"] = chosen
     else:
-        groups[0][_any(rng, groups[0])] = chosen
+        groups[0][pick(rng, groups[0])] = chosen
     if choice == 3:
         groups.append({**groups[0], "params": []})
 
@@ -140,28 +139,28 @@ def wrong_group(value: Any, rng: np.random.RandomState) -> None:
 def wrong_keys(value: Any, rng: np.random.RandomState) -> None:
     state = value["optimizer"]["state"]
     keys = [-1, 99, "0", None, 0.0, (1, 2), "x" * 10_000, True, "\x1b[31m"]
-    state[_any(rng, keys)] = state.pop(_any(rng, state))
+    state[pick(rng, keys)] = state.pop(pick(rng, state))
 
 
 def wrong_entry(value: Any, rng: np.random.RandomState) -> None:
     entries = value["optimizer"]["state"]
-    entry = entries[_any(rng, entries)]
+    entry = entries[pick(rng, entries)]
     if rng.rand() < 0.5:
-        entry.pop(_any(rng, entry))
+        entry.pop(pick(rng, entry))
     else:
-        entry[_any(rng, ["max_exp_avg_sq", "momentum_buffer", "x" * 10_000, 3])] = entry["exp_avg"]
+        entry[pick(rng, ["max_exp_avg_sq", "momentum_buffer", "x" * 10_000, 3])] = entry["exp_avg"]
 
 
 def swapped_names(value: Any, rng: np.random.RandomState) -> None:
     model = value["model"]
-    one, other = _any(rng, model), _any(rng, model)
+    one, other = pick(rng, model), pick(rng, model)
     model[one], model[other] = model[other], model[one]
 
 
 def strange_names(value: Any, rng: np.random.RandomState) -> None:
     model = value["model"]
     names = ["", "x" * 50_000, "\x1b[31m", "a.b.weight", "\ud800", "weight"]
-    model[_any(rng, names)] = model.pop(_any(rng, model))
+    model[pick(rng, names)] = model.pop(pick(rng, model))
 
 
 def more_optimizers(value: Any, rng: np.random.RandomState) -> None:
@@ -233,7 +232,7 @@ def archive_behind(content: bytes, rng: np.random.RandomState) -> bytes:
 
 def lying_storage(content: bytes, rng: np.random.RandomState) -> bytes:
     parts = pickles.split(content)
-    value = int(_any(rng, [0, 1, 1 << 20, 1 << 40, (1 << 63) - 1]))
+    value = int(pick(rng, [0, 1, 1 << 20, 1 << 40, (1 << 63) - 1]))
     parts[5] = value.to_bytes(8, "little") + parts[5][8:]
     return b"".join(parts)
 
@@ -262,18 +261,8 @@ OLD_EDITS: tuple[Edit, ...] = (
 )
 
 
-def _any(rng: np.random.RandomState, choices: Any) -> Any:
-    choices = list(choices)
-    return choices[rng.randint(len(choices))]
-
-
 def _is_archive(content: bytes) -> bool:
     return content.startswith(b"PK")
-
-
-@functools.lru_cache(maxsize=8)
-def _numbers(content: bytes) -> bytes:
-    return content
 
 
 def _loaded(content: bytes) -> Any:

@@ -1,0 +1,62 @@
+"""What is looked at in a file of `torch.save` before torch opens it."""
+
+import io
+from pathlib import Path
+
+from adamx.checkpoint.archive import SIGNATURE, Member, content, members, verify
+from adamx.checkpoint.files import CheckpointError
+from adamx.checkpoint.torch_pickle import check_pickle
+
+__all__ = ["LEGACY_SIGNATURE", "check_file", "verify_members"]
+
+# The magic number with which torch.save began before it wrote archives, pickled.
+LEGACY_SIGNATURE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY_PICKLES = 5
+
+
+def check_file(path: Path) -> bool:
+    """Refuse what torch's loader trusts without looking; return whether the file is an archive."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(4) == SIGNATURE:
+            _check_archive(path, size)
+            return True
+        file.seek(0)
+        if file.read(len(LEGACY_SIGNATURE)) != LEGACY_SIGNATURE:
+            raise CheckpointError("expected a file of torch.save, found something else")
+        file.seek(0)
+        storages: dict[str, int] = {}
+        for _ in range(_LEGACY_PICKLES):
+            storages |= check_pickle(file, size)
+        if sum(storages.values()) > size - file.tell():
+            raise CheckpointError("its tensors claim more bytes than the file has")
+    return False
+
+
+def _check_archive(path: Path, size: int) -> None:
+    pickles = [member for member in members(path) if _last(member) == "data.pkl"]
+    if len(pickles) != 1:
+        raise CheckpointError(f"expected one data.pkl in the archive, found {len(pickles)}")
+    saved = content(path, pickles[0])
+    storages = check_pickle(io.BytesIO(saved), size - len(saved))
+    missing = set(storages)
+    for member in members(path):
+        key = _last(member)
+        if storages.get(key, 0) > member.size:
+            raise CheckpointError(
+                f"{member.name}: expected {storages[key]} bytes, found {member.size}"
+            )
+        missing.discard(key)
+    if missing:
+        raise CheckpointError(f"the values of {len(missing)} tensors are not in the archive")
+
+
+def verify_members(path: Path) -> None:
+    """Raise unless the checksums of an archive are right."""
+    for member in members(path):
+        verify(path, member)
+
+
+def _last(member: Member) -> str:
+    """The last part of the name; torch's loader does not tell cases apart."""
+    return member.name.lower().rpartition("/")[2]
