@@ -17,17 +17,19 @@ _Arrays = Mapping[str, np.ndarray]
 def in_layout(array: np.ndarray, name: str, source: Framework, target: Framework) -> np.ndarray:
     """An array of one framework as another one lays it out.
 
-    The kernel of a dense layer in Keras is the transpose of torch's weight; `name` is Keras's name
-    of the variable. What is laid out how in a JAX program is not known: nothing is changed there.
+    The kernel of a dense layer in Keras is the transpose of torch's weight, embeddings are the
+    same; anything else of two dimensions or more is an error. `name` is Keras's name of the
+    variable. How arrays of a JAX program are laid out is not known: nothing is changed there.
     """
     crosses = "jax" not in (source, target) and (source == "torch") != (target == "torch")
-    if not crosses or name.rpartition("/")[2] != "kernel" or array.ndim < 2:
+    role = name.rpartition("/")[2]
+    if not crosses or array.ndim < 2 or role == "embeddings":
         return array
-    if array.ndim > 2:
+    if array.ndim > 2 or role != "kernel":
         raise CheckpointError(
-            f"{name}: expected a kernel of 2 dimensions between Keras and torch, found shape "
-            f"{array.shape}; bring convolutions over with Checkpoint.restore(transform=...) and "
-            "Checkpoint.from_state"
+            f"{name}: expected the kernel of a dense layer between Keras and torch, found shape "
+            f"{array.shape}; how its axes stand in the other framework is not known here: bring it "
+            "over with Checkpoint.restore(transform=...) and Checkpoint.from_state(transform=...)"
         )
     return array.T
 
@@ -59,8 +61,7 @@ def fitted(
 
     given: dict[str, str] = {}
     if order is not None:
-        names = list(checkpoint.params) or list(checkpoint.names)
-        given = checkpoint.ordered(order, names, "each of the checkpoint's variables")
+        given = checkpoint.ordered(order, checkpoint.params or checkpoint.mu)
     moments = _assigned(checkpoint.mu, target.mu, given, carried, ())
     weights: dict[str, str] = {}
     left = [f"params/{name}" for name in checkpoint.params]

@@ -29,6 +29,7 @@ class Reader:
     ) -> None:
         self._stream = stream
         self._file = File(stream)
+        self.root = self._file.root
         self._left = self.size = self._file.size
         self._progress = progress
         self._values = values
@@ -57,9 +58,16 @@ class Reader:
 
     def member(self, path: str, within: Group | None = None) -> Group | Dataset | None:
         """The group or dataset at `path`, or None."""
-        node: Group | Dataset | None = self._file.root if within is None else within
+        node: Group | Dataset | None = self.root if within is None else within
         for part in filter(None, path.split("/")):
             node = self._file.child(node, part) if isinstance(node, Group) else None
+        return node
+
+    def present(self, path: str, within: Group | None = None) -> Group | Dataset:
+        """The group or dataset that the file says it has at `path`."""
+        node = self.member(path, within)
+        if node is None:
+            raise CheckpointError(f"{path}: not in the file, which says that it is")
         return node
 
     def datasets(self, group: Group) -> dict[str, Dataset]:
@@ -139,7 +147,7 @@ class Reader:
           whole: a group that has those of `arrays` alone.
         """
         h5py = require("h5py", "writing HDF5")
-        self.datasets(self._file.root)  # raises where links lead out of the file, or in circles
+        self.datasets(self.root)  # raises where links lead out of the file, or in circles
         with h5py.File(self._stream, "r") as old, h5py.File(target, "w") as new:
             self._copy(old, new, "", arrays, whole)
             for path in arrays:

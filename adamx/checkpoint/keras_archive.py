@@ -20,6 +20,7 @@ from adamx.checkpoint.hdf5 import Reader
 from adamx.checkpoint.keras_layers import Layer, Variable, layers_in, layers_of, name_variables
 from adamx.checkpoint.keras_state import (
     Layout,
+    check_optimizer,
     config_of,
     is_constant,
     keras_settings,
@@ -62,11 +63,12 @@ def read_archive(
     compiled = described.get("compile_config")
     optimizer = compiled.get("optimizer") if isinstance(compiled, Mapping) else None
     settings = optimizer.get("config") if isinstance(optimizer, Mapping) else None
-    if not isinstance(settings, Mapping):
+    if not isinstance(optimizer, Mapping) or not isinstance(settings, Mapping):
         raise CheckpointError(
             "config.json: expected the configuration of an optimizer in compile_config, found "
             "none: the model was not compiled when it was saved"
         )
+    check_optimizer(optimizer, config)
     with (
         _weights(path, parts[_WEIGHTS], checked=values) as weights,
         Reader.open(weights, progress, values) as reader,
@@ -180,7 +182,7 @@ def _read_numbered(reader: Reader, layers: list[Layer] | None) -> _Numbered:
     if list(own) != [str(index) for index in range(len(own))]:
         raise CheckpointError(f"{_OPTIMIZER}: expected the names 0 to {len(own) - 1}, found others")
     variables, ordered = _variables(reader, layers)
-    arrays = {v.name: reader.array(reader.member(path)) for path, v in variables.items()}
+    arrays = {v.name: reader.array(reader.present(path)) for path, v in variables.items()}
     if len(arrays) != len(variables):
         raise CheckpointError("two layers have the same name")
     return _Numbered(variables, ordered, arrays, [reader.array(d) for d in own.values()])
@@ -188,7 +190,7 @@ def _read_numbered(reader: Reader, layers: list[Layer] | None) -> _Numbered:
 
 def _variables(reader: Reader, layers: list[Layer] | None) -> tuple[dict[str, Variable], bool]:
     """The model's variables by path, and whether they are in the optimizer's order."""
-    root = reader.group("")
+    root = reader.root
     paths, names = {}, {}
     for path, dataset in reader.datasets(root).items():
         top = path.partition("/")[0]
@@ -196,7 +198,7 @@ def _variables(reader: Reader, layers: list[Layer] | None) -> tuple[dict[str, Va
             continue
         paths[path] = dataset.is_floating
         group = path.rpartition("/")[0]
-        name = reader.text(reader.group(group), "name")
+        name = reader.text(reader.present(group), "name")
         if name is not None:
             names[group.removesuffix("/vars")] = name
     ordered = True
@@ -219,20 +221,18 @@ def _names(held: _Numbered, layout: Layout) -> list[str] | None:
 
 
 def _told_layout(held: _Numbered, config: AdamConfig) -> Layout:
-    """The one layout that the shapes of the variables allow."""
+    """The one layout that the number and the shapes of the variables allow."""
     fitting = []
     for has_rate in (True, False):
-        for averages in (False, True):
-            layout = Layout(has_rate, averages, interleaved=True, amsgrad=config.amsgrad)
-            with contextlib.suppress(CheckpointError):
-                if _is_consistent(held, layout):
-                    fitting.append(layout)
-    named = [layout for layout in fitting if _names(held, layout)]
-    fitting = named if len(named) == 1 else fitting
+        layout = Layout(has_rate, False, interleaved=True, amsgrad=config.amsgrad)
+        with contextlib.suppress(CheckpointError):
+            if _is_consistent(held, layout):
+                fitting.append(layout)
     if len(fitting) != 1:
         raise CheckpointError(
-            f"optimizer/vars: expected the variables of one Adam with amsgrad={config.amsgrad}, "
-            f"found {len(held.optimizer)} that fit {len(fitting)} layouts; a .keras file tells more"
+            f"optimizer/vars: expected the variables of Adam with amsgrad={config.amsgrad}, found "
+            f"{len(held.optimizer)} that are not, or not only, those: averages of the weights or "
+            "accumulated gradients, say. Save the model as .keras, which tells what they are"
         )
     return fitting[0]
 

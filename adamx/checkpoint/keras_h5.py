@@ -13,7 +13,14 @@ from adamx.checkpoint.files import CheckpointError, Progress, naming_file, parse
 from adamx.checkpoint.fitting import fitted
 from adamx.checkpoint.hdf5 import Reader
 from adamx.checkpoint.keras_layers import NOT_TRAINED, layers_of
-from adamx.checkpoint.keras_state import Layout, config_of, keras_settings, pack, unpack
+from adamx.checkpoint.keras_state import (
+    Layout,
+    check_optimizer,
+    config_of,
+    keras_settings,
+    pack,
+    unpack,
+)
 from adamx.checkpoint.record import Checkpoint
 from adamx.config import AdamConfig
 from adamx.keras_config import Generation, told_generation
@@ -26,6 +33,9 @@ _MODEL, _OPTIMIZER, _NAMES, _TRAINING = (
     "weight_names",
     "training_config",
 )
+
+
+_Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -51,15 +61,14 @@ def read_h5(
 ) -> Checkpoint:
     """Read the HDF5 file of a whole model; without `values`, shapes and dtypes alone."""
     with Reader.open(path, progress, values) as reader:
-        described = _described(reader)
+        described = _described(reader, config)
         optimizer = described.training["optimizer_config"]
         is_given = config is not None
         config = config or config_of(optimizer, described.generation)
-        root = reader.group("")
-        arrays = [reader.array(_present(reader, slot, root)) for slot in described.slots]
-        weights = {n: reader.array(_present(reader, p, root)) for n, p in described.weights.items()}
+        arrays = [reader.array(reader.present(slot)) for slot in described.slots]
+        weights = {n: reader.array(reader.present(p)) for n, p in described.weights.items()}
         if described.generation == "tf1":
-            names = _sorted_names(reader, arrays, weights)
+            names = _sorted_names(reader, arrays, described.weights, weights)
         else:
             names = described.names
         return unpack(
@@ -87,7 +96,7 @@ def write_h5(
         target = read_h5(template, None, None, values=False)
     result, left = fitted(checkpoint, target, order)
     with Reader.open(template, progress) as reader:
-        described = _described(reader)
+        described = _described(reader, None)
         optimizer = described.training["optimizer_config"]
         settings = keras_settings(result, optimizer)
         layout = _layout(described.generation, settings)
@@ -105,8 +114,8 @@ def write_h5(
     return left
 
 
-def _described(reader: Reader) -> _Described:
-    root = reader.group("")
+def _described(reader: Reader, config: AdamConfig | None) -> _Described:
+    root = reader.root
     group = reader.group(_OPTIMIZER)
     stored = reader.text(root, _TRAINING)
     if group is None or stored is None:
@@ -118,6 +127,7 @@ def _described(reader: Reader) -> _Described:
     optimizer = training.get("optimizer_config") if isinstance(training, dict) else None
     if not isinstance(optimizer, dict) or not isinstance(optimizer.get("config"), dict):
         raise CheckpointError("training_config: expected an optimizer_config, found none")
+    check_optimizer(optimizer, config)
     version = reader.text(root, "keras_version") or ""
     settings = optimizer["config"]
     generation = _generation(version, optimizer)
@@ -165,10 +175,12 @@ def _weights(reader: Reader) -> dict[str, str]:
     model = reader.group(_MODEL)
     weights: dict[str, str] = {}
     for layer in (reader.texts(model, "layer_names") or []) if model is not None else []:
-        group = _present(reader, layer, model)
+        group = reader.present(layer, model)
         for name in reader.texts(group, _NAMES) or []:
             plain = name.removesuffix(":0")
             key = plain if "/" in plain else f"{layer}/{plain}"
+            if key in weights:  # of a layer that two models share
+                key = f"{layer}/{key}"
             if key in weights:
                 raise CheckpointError(f"{_MODEL}: two weights are called {key}")
             weights[key] = f"{_MODEL}/{layer}/{name}"
@@ -192,10 +204,19 @@ def _slot_names(
                     f"{_OPTIMIZER}: expected {kind} of {name}, found that of {other}"
                 )
     if generation == "keras3":  # sequential_hidden_kernel
-        flat = {weight.replace("/", "_"): weight for weight in weights}
-        return [_longest_end(name, flat, "_") or name for name in names]
-    whole = {weight: weight for weight in weights}
-    return [_longest_end(name, whole, "/") or name for name in names]
+        flat: dict[str, str | None] = {}
+        for weight in weights:
+            key = weight.replace("/", "_")
+            flat[key] = None if key in flat else weight  # of two such, it may be either
+        return [flat.get(name) or name for name in names]
+    for count in range(_DEEPEST_SCOPE):  # Adam/hidden/kernel, training/Adam/hidden/kernel
+        short = ["/".join(name.split("/")[count:]) for name in names]
+        if all(name in weights for name in short):
+            return short
+    return names
+
+
+_DEEPEST_SCOPE = 4
 
 
 def _variable_name(slot: str, kind: str, generation: Generation) -> str:
@@ -213,40 +234,33 @@ def _variable_name(slot: str, kind: str, generation: Generation) -> str:
     return match[1]
 
 
-def _longest_end(name: str, ends: Mapping[str, str], separator: str) -> str | None:
-    """What the longest of `ends` stands for that `name` ends with."""
-    while name not in ends:
-        _, separated, name = name.partition(separator)
-        if not separated:
-            return None
-    return ends[name]
-
-
 def _sorted_names(
-    reader: Reader, slots: Sequence[np.ndarray], weights: Mapping[str, np.ndarray]
+    reader: Reader, slots: Sequence[np.ndarray], weights: Mapping[str, str], arrays: _Arrays
 ) -> list[str] | None:
     """TensorFlow 1.1's own order of its variables, whose slots have no names: sorted by name.
+
+    Args:
+      reader: of the file.
+      slots: the optimizer's arrays.
+      weights: by name of a weight, the path of its dataset: with its layer and TensorFlow's name.
+      arrays: the weights.
 
     Returns:
       None where number and shapes do not agree with what the model's configuration says.
     """
-    stored = reader.text(reader.group(""), "model_config")
+    stored = reader.text(reader.root, "model_config")
     layers = layers_of(parsed_json(stored, reader.size)) if stored else []
-    frozen = {layer.name.rpartition("/")[2] for layer in layers if not layer.trained}
-    trained = sorted(
-        (
-            name
-            for name in weights
-            if name.split("/")[0] not in frozen and name.rpartition("/")[2] not in NOT_TRAINED
-        ),
-        key=lambda name: f"{name}:0",  # "b10:0" stands before "b1:0"
-    )
-    shapes = [weights[name].shape for name in trained]
+    is_trained = {layer.name.rpartition("/")[2]: layer.trained for layer in layers}
+
+    def trains(name: str, layer: str) -> bool:
+        inner = layer if layer in is_trained else name.split("/")[0]  # in a model within the model
+        return is_trained.get(inner, True) and name.rpartition("/")[2] not in NOT_TRAINED
+
+    own_names: dict[str, str] = {}
+    for name, path in weights.items():
+        layer, _, own_name = path.removeprefix(f"{_MODEL}/").partition("/")
+        if trains(name, layer):
+            own_names[name] = own_name  # with ":0": "b10:0" stands before "b1:0"
+    trained = sorted(own_names, key=own_names.__getitem__)
+    shapes = [arrays[name].shape for name in trained]
     return trained if [slot.shape for slot in slots[1:]] == shapes * 2 else None
-
-
-def _present(reader: Reader, path: str, within: Any) -> Any:
-    node = reader.member(path, within)
-    if node is None:
-        raise CheckpointError(f"{path}: not in the file, which says that it is")
-    return node

@@ -89,17 +89,32 @@ def layers_of(config: Any, group: str = "", prefix: str = "", trained: bool = Tr
 def layers_in(paths: Iterable[str], names: Mapping[str, str]) -> tuple[list[Layer], bool]:
     """The layers of a file without a configuration, and whether they are in the model's order.
 
-    The order is known if they are of one class: groups are numbered within each class.
+    The order is known if they are of one class: groups are numbered within each class. Those
+    numbers are no names: without `names` of their own, variables keep their paths.
     """
     groups = dict.fromkeys(path.rpartition("/vars/")[0] for path in paths if "/vars/" in path)
     class_of = {_snake_case(name): name for name in (*_KERNELS, *_OTHER_CLASSES)}
     layers: list[Layer] = []
+    kinds = set()
     for group in groups:
         kind = re.sub(r"_\d+$", "", group.removeprefix("layers/"))
-        name = names.get(group, group.removeprefix("layers/"))
-        layers.append(Layer(group, name, class_of.get(kind, kind), {}, True))
-    kinds = {layer.class_name for layer in layers}
-    return layers, len(kinds) == 1 and all(group.count("/") == 1 for group in groups)
+        kinds.add(kind)
+        if group in names:
+            layers.append(
+                Layer(group, _full_name(group, names), class_of.get(kind, kind), {}, True)
+            )
+    in_order = len(kinds) == 1 and all(group.count("/") == 1 for group in groups)
+    return layers, in_order and len(layers) == len(groups)
+
+
+def _full_name(group: str, names: Mapping[str, str]) -> str:
+    """The outermost layer's name, and the place within that layer."""
+    above = group.split("/")
+    for count in range(1, len(above)):
+        outer = "/".join(above[:count])
+        if outer in names:
+            return f"{names[outer]}/{'/'.join(above[count:])}"
+    return names[group]
 
 
 def name_variables(
@@ -126,6 +141,8 @@ def name_variables(
         groups = {path.rpartition("/")[0] for path in floating}
         ordered &= len(groups) < 2  # the order of layers within a layer is not told
         roles = _roles(layer) if groups == {f"{layer.group}/vars"} else []
+        if layer.class_name in _KERNELS and len(floating) == 1:
+            roles = ["kernel"]
         for path in own:
             role = _without_vars(path.removeprefix(f"{layer.group}/"))
             if len(roles) == len(floating) and path in floating:
@@ -134,7 +151,7 @@ def name_variables(
             found[path] = Variable(f"{layer.name}/{role}", trained)
     for path, floating in paths.items():
         if path not in found:  # of a model that does not tell its layers
-            found[path] = Variable(_without_vars(path), floating)
+            found[path] = Variable(path, floating)
             ordered &= not floating
     return found, ordered
 

@@ -15,6 +15,7 @@ from adamx.keras_schedules import KerasSchedule
 
 __all__ = [
     "Layout",
+    "check_optimizer",
     "config_of",
     "convention_hint",
     "is_constant",
@@ -55,6 +56,29 @@ class Layout:
                 f"each that is trained, found {length}"
             )
         return variables
+
+
+def check_optimizer(optimizer: Mapping[str, Any], config: AdamConfig | None) -> None:
+    """Raise if the file's list of variables is not that of an Adam, whatever `config` was given."""
+    settings = optimizer["config"]
+    name = str(optimizer.get("class_name"))
+    if "inner_optimizer" in settings or name.endswith("LossScaleOptimizer"):
+        raise CheckpointError(
+            "inner_optimizer: expected Adam itself, found an optimizer that scales the loss around "
+            "it, with variables of its own; compile the model with the inner one to save it"
+        )
+    if name.rpartition(">")[2] not in ("Adam", "AdamW"):
+        raise CheckpointError(f"class_name: expected Adam or AdamW, found {name:.80}")
+    if settings.get("gradient_accumulation_steps"):
+        raise CheckpointError(
+            "gradient_accumulation_steps: expected None, since accumulated gradients have no place "
+            f"here; found {settings['gradient_accumulation_steps']!r:.20}. Compile the model "
+            "without it to save, and wrap the restored transformation in optax.MultiSteps"
+        )
+    if config is not None and bool(settings.get("amsgrad")) != config.amsgrad:
+        raise CheckpointError(
+            f"amsgrad: the file has {bool(settings.get('amsgrad'))}, config= has {config.amsgrad}"
+        )
 
 
 def config_of(optimizer: Any, generation: Generation | None) -> AdamConfig:

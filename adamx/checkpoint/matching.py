@@ -1,5 +1,6 @@
 """Which variable of a file is which of a tree: by order, by name, or by shapes without a doubt."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
@@ -28,8 +29,7 @@ def check_order(order: object, lengths: Collection[int], of: str) -> list[str]:
     for path in paths:
         if not isinstance(path, str):
             raise TypeError(f"order: expected paths such as 'hidden/kernel', found {path!r}")
-    twice = sorted({path for path in paths if paths.count(path) > 1}) if len(paths) < 5000 else []
-    if twice:
+    if twice := [path for path, count in Counter(paths).items() if count > 1]:
         raise CheckpointError(f"order: expected every path once, found {listed(twice)} twice")
     if len(paths) not in lengths:
         counts = " or ".join(map(str, sorted(set(lengths))))
@@ -47,6 +47,7 @@ def assign(
     known: Mapping[str, str] | None = None,
     fault: Callable[[str, str], str | None] | None = None,
     sides: tuple[str, str] = ("file", "tree"),
+    named: bool = True,
 ) -> dict[str, str]:
     """By path of the tree, the name of the file's variable that belongs there.
 
@@ -59,6 +60,7 @@ def assign(
       known: by name, what is wrong with a variable that is not among those found.
       fault: by name and path, what else is wrong with putting one there, if anything is.
       sides: what the two are called in an error.
+      named: whether the names are more than numbers in an order.
 
     Raises:
       CheckpointError: neither names nor shapes settle it; or entries are missing, extra or
@@ -67,7 +69,7 @@ def assign(
     source, target = sides
     required = {name: shape for name, shape in found.items() if name not in optional}
     if order is None:
-        order = by_name(found, required, wanted)
+        order = by_name(found, required, wanted, known or ()) if named else {}
     if not order and found and wanted:
         fitting = required if len(required) == len(wanted) else found
         order = _by_shape(fitting, wanted, shape_at, sides)
@@ -100,32 +102,51 @@ def assign(
 
 
 def by_name(
-    found: Collection[str], required: Collection[str], wanted: Collection[str]
+    found: Collection[str],
+    required: Collection[str],
+    wanted: Collection[str],
+    others: Collection[str] = (),
 ) -> dict[str, str]:
-    """By name the path that is equal, or equal without what all names and all paths begin with."""
-    names, paths = {n: _parts(n) for n in found}, {p: _parts(p) for p in wanted}
+    """By name the path that is equal, or equal without what all names and all paths begin with.
+
+    `others` are names in the file that are not to be matched. A name that is one of them means it.
+    """
+    names, paths = _split(found), _split(wanted)
+    known = [*names.values(), *_split(others).values()]
 
     def match(name_prefix: int, path_prefix: int) -> dict[str, str]:
-        at = {tuple(parts[path_prefix:]): path for path, parts in paths.items()}
+        at = {parts[path_prefix:]: path for path, parts in paths.items()}
         return {
-            name: at[tuple(parts[name_prefix:])]
+            name: at[parts[name_prefix:]]
             for name, parts in names.items()
-            if tuple(parts[name_prefix:]) in at
+            if parts[name_prefix:] in at
         }
 
-    name_prefix, path_prefix = _common(list(names.values())), _common(list(paths.values()))
+    name_prefix, path_prefix = _common(known), _common(list(paths.values()))
+    exact = set(known) & set(paths.values())
     for prefixes in ((0, path_prefix), (name_prefix, 0), (name_prefix, path_prefix)):
         matched = match(*prefixes)
-        if set(matched.values()) == set(wanted) and matched.keys() >= set(required):
+        covers = set(matched.values()) == set(wanted) and matched.keys() >= set(required)
+        if covers and not exact:
             return matched
     return match(0, 0)
+
+
+def _split(names: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """By name its parts; an error where two names have the same, `a.b` and `a/b`."""
+    split = {name: tuple(_parts(name)) for name in names}
+    if len(set(split.values())) != len(split):
+        counts = Counter(split.values())
+        twice = [name for name, parts in split.items() if counts[parts] > 1]
+        raise CheckpointError(f"{listed(twice)}: expected names that differ in more than . and /")
+    return split
 
 
 def _parts(name: str) -> list[str]:
     return name.replace(".", "/").split("/")
 
 
-def _common(names: list[list[str]]) -> int:
+def _common(names: Sequence[tuple[str, ...]]) -> int:
     """How many first parts all names share, short of the whole of any."""
     if len(names) < 2:
         return 0

@@ -1,6 +1,7 @@
 """The optimizer state of any framework, in one form, and its way into and out of a JAX tree."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, Self
@@ -39,19 +40,20 @@ def torch_linear(path: str, array: np.ndarray) -> np.ndarray:
       array: a weight or a moment.
 
     Returns:
-      The transpose of a two-dimensional array whose path ends in `kernel`; other arrays as they
-      are: biases, scales, embeddings.
+      The transpose of a two-dimensional array whose path ends in `kernel`; as they are, arrays of
+      fewer dimensions, and those called `weight`, `embedding` or `embeddings`.
 
     Raises:
-      ValueError: a kernel of more dimensions. How a convolution's axes stand depends on the layer;
-        give a transform of your own.
+      CheckpointError: anything else, such as the kernel of a convolution. How its axes stand
+        depends on the layer; give a transform of your own.
     """
-    if path.rpartition("/")[2] != "kernel" or array.ndim < 2:
+    role = path.rpartition("/")[2]
+    if array.ndim < 2 or role in _AS_IN_TORCH:
         return array
-    if array.ndim > 2:
+    if array.ndim > 2 or role != "kernel":
         raise CheckpointError(
-            f"{path}: expected a kernel of 2 dimensions, found shape {array.shape}; for "
-            "convolutions give a transform of your own, such as numpy.transpose by path"
+            f"{path}: expected a kernel of 2 dimensions, found shape {array.shape}; give a "
+            "transform of your own, such as numpy.transpose by path"
         )
     return array.T
 
@@ -100,12 +102,18 @@ class Checkpoint:
         for field, arrays in own.items():
             object.__setattr__(self, field, MappingProxyType(arrays))
         object.__setattr__(self, "names", tuple(self.names))
-        if len(set(self.names)) != len(self.names):
-            twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        known = set(self.names)
+        if len(known) != len(self.names):
+            twice = [name for name, count in Counter(self.names).items() if count > 1]
             raise CheckpointError(f"{listed(twice)}: expected every name once")
+        if self.config.amsgrad and self.config.convention == "optax" and self.framework != "jax":
+            raise CheckpointError(
+                f"config: expected the convention of {self.framework} with AMSGrad, found "
+                "'optax', whose maxima are of the second moment without its bias"
+            )
         if self.count < 0:
             raise CheckpointError(f"count: expected at least 0, found {self.count}")
-        problems = [f"{n}: moments of no variable" for n in self.mu if n not in self.names]
+        problems = [f"{n}: moments of no variable" for n in self.mu if n not in known]
         for field in _MOMENTS[1:]:
             wanted = self.mu if field == "nu" or self.config.amsgrad else {}
             arrays = getattr(self, field)
@@ -249,8 +257,8 @@ class Checkpoint:
         Args:
           params: the tree, of arrays or `jax.ShapeDtypeStruct`. Variables that have no moments
             (frozen layers, statistics of batch normalisation) may be left out of it.
-          order: the tree's paths in the order of `self.params`, or, without the variables that have
-            no moments, in that of `names`.
+          order: the tree's paths in the order of `names`, as in `restore`; or for all of the file's
+            weights, if there are more, in that of `self.params`.
           transform: as in `restore`.
 
         Returns:
@@ -287,11 +295,20 @@ class Checkpoint:
         for name in list(arrays):
             yield name, arrays.pop(name)
 
-    def ordered(self, order: Order, names: Sequence[str], of: str) -> dict[str, str]:
-        """By name the path that `order` gives it: to each of `names`, or of those with moments."""
+    @property
+    def is_named(self) -> bool:
+        """Whether `names` are more than numbers, because the file tells them."""
+        return not all(name.isdecimal() for name in self.names)
+
+    def ordered(self, order: Order, of: Mapping[str, np.ndarray]) -> dict[str, str]:
+        """By name the path that `order` gives it: in the order of `names`, or in that of `of`.
+
+        Of `names`, those without moments may be left out.
+        """
         trained = [name for name in self.names if name in self.mu]
-        choices = [list(names), list(self.names), trained]
-        paths = check_order(order, [len(choice) for choice in choices], of)
+        choices = [list(self.names), trained]
+        choices.insert(2 if all(name in of for name in trained) else 0, list(of))
+        paths = check_order(order, [len(choice) for choice in choices], "each variable")
         chosen = next(choice for choice in choices if len(choice) == len(paths))
         return dict(zip(chosen, paths, strict=True))
 
@@ -305,16 +322,15 @@ class Checkpoint:
         optional: Collection[str],
     ) -> dict[str, str]:
         """By path of the tree, the name of the one of `arrays` that goes there."""
-        given = None
-        if order is not None:
-            given = self.ordered(order, names, "each of the file's variables")
+        given = None if order is None else self.ordered(order, arrays)
 
         def fault(name: str, path: str) -> str | None:
-            unnamed = self.framework == "torch" and name not in self.params
-            known_name = f"{name}/weight" if unnamed else name
-            if transform is not None or not transposes(known_name, path, arrays[name].shape):
+            shape, role = arrays[name].shape, path.rpartition("/")[2]
+            from_torch = self.framework == "torch" and role not in _AS_IN_TORCH
+            from_keras = self.framework != "torch" and transposes(name, path, shape)
+            if transform is not None or len(shape) < 2 or not (from_torch or from_keras):
                 return None
-            return f"{name} of shape {arrays[name].shape} is laid out otherwise: give a transform"
+            return f"{name} of shape {shape} may be laid out otherwise: give a transform"
 
         try:
             return assign(
@@ -325,12 +341,16 @@ class Checkpoint:
                 optional=optional,
                 known={name: _FROZEN for name in [*self.params, *self.names] if name not in arrays},
                 fault=fault,
+                named=self.is_named or arrays is self.params,
             )
         except CheckpointError as error:
             if self.framework != "torch" or transform is not None:
                 raise
             raise CheckpointError(f"{error}\n{_TRANSPOSED}") from error.__cause__
 
+
+# What a tree calls arrays that stand as in torch.
+_AS_IN_TORCH = ("weight", "embedding", "embeddings")
 
 _FROZEN = (
     "has no moments in the file (it was frozen): put None there, or keep it from the optimizer "

@@ -12,6 +12,7 @@ __all__ = ["LEGACY_SIGNATURE", "check_file", "verify_members"]
 # The magic number with which torch.save began before it wrote archives, pickled.
 LEGACY_SIGNATURE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY_PICKLES = 5
+_LEAST_PER_TENSOR = 100  # bytes, most of them in the pickle
 
 
 def check_file(path: Path) -> bool:
@@ -27,18 +28,21 @@ def check_file(path: Path) -> bool:
         file.seek(0)
         storages: dict[str, int] = {}
         for _ in range(_LEGACY_PICKLES):
-            storages |= check_pickle(file, size)
+            storages |= check_pickle(file, size, size // _LEAST_PER_TENSOR)
         if sum(storages.values()) > size - file.tell():
             raise CheckpointError("its tensors claim more bytes than the file has")
     return False
 
 
 def _check_archive(path: Path, size: int) -> None:
-    pickles = [member for member in members(path) if _last(member) == "data.pkl"]
+    count, pickles = 0, []
+    for member in members(path):
+        count += 1
+        pickles += [member] if _last(member) == "data.pkl" else []
     if len(pickles) != 1:
         raise CheckpointError(f"expected one data.pkl in the archive, found {len(pickles)}")
     saved = content(path, pickles[0])
-    storages = check_pickle(io.BytesIO(saved), size - len(saved))
+    storages = check_pickle(io.BytesIO(saved), size - len(saved), count)
     missing = set(storages)
     for member in members(path):
         key = _last(member)

@@ -27,7 +27,7 @@ _DEEPEST = 32  # containers within one another
 
 def read_torch(path: Path, config: AdamConfig | None, progress: Progress | None) -> Checkpoint:
     """Read the optimizer state in a `.pt` file, and the weights beside it."""
-    checkpoint, _, _ = _read(path, config)
+    checkpoint, *_ = _read(path, config)
     if progress:
         progress(path.stat().st_size)
     return checkpoint
@@ -50,13 +50,13 @@ def write_torch(
         torch.save(_state_dict_alone(checkpoint, order, drain), path)
         return left
     with naming_file(template, "template"):
-        target, saved, state_dict = _read(template, checkpoint.config, values=False)
+        target, saved, state_dict, model = _read(template, checkpoint.config, values=False)
     result, left = fitted(checkpoint, target, order)
     groups = state_dict["param_groups"]
     settings = {k: v for k, v in _group(result).items() if k not in _KEPT}
     if all(_hyperparameters(group) == _hyperparameters(groups[0]) for group in groups):
         for group in groups:
-            group.update({key: value for key, value in settings.items() if key in group})
+            group.update(settings)
     else:
         left.append("config")  # of groups with different ones, each keeps its own
     positions = [position for group in groups for position in group["params"]]
@@ -66,7 +66,7 @@ def write_torch(
         for position, n in zip(positions, result.names, strict=True)
         if n in result.mu
     }
-    weights = _weights(saved) or {}
+    weights = {} if model is None else model
     for name, array in result.params.items():
         weights[name] = _tensor(array)
     torch.save(saved, path)
@@ -94,8 +94,7 @@ def _state_dict_alone(
         names = tuple(in_model) if len(in_model) == len(names) else names
     new = {name: name for name in names}
     if order is not None:
-        known = list(checkpoint.params) or list(checkpoint.names)
-        new |= checkpoint.ordered(order, known, "each of the checkpoint's variables")
+        new |= checkpoint.ordered(order, checkpoint.params or checkpoint.mu)
     group = _group(checkpoint) | {"params": list(range(len(names)))}
     if any(not new[name].isdecimal() for name in names):
         group["param_names"] = [new[name] for name in names]
@@ -133,8 +132,8 @@ def _step(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _read(
     path: Path, config: AdamConfig | None, values: bool = True
-) -> tuple[Checkpoint, Any, dict[str, Any]]:
-    """The checkpoint, all that was saved, and the optimizer's state dict within it.
+) -> tuple[Checkpoint, Any, dict[str, Any], dict[str, Any] | None]:
+    """The checkpoint; all that was saved; the optimizer's and the model's state dict within it.
 
     Without `values`, arrays stay in the file until somebody looks at them.
     """
@@ -186,9 +185,9 @@ def _read(
             "step: expected one number of steps, found "
             f"{listed(f'{steps[p]} (parameter {p})' for p in steps)}; adamx counts them together"
         )
-    weights = _weights(saved)
     shapes = [moments[p]["mu"].shape if p in moments else None for p in positions]
-    names = _names(groups, shapes, weights)
+    model, names = _model_and_names(saved, groups, shapes)
+    weights = None if model is None else _tensors(model)
     count = next(iter(steps.values()))
     arrays = {
         field: {
@@ -208,7 +207,7 @@ def _read(
         params=params,
         **arrays,  # type: ignore[arg-type]
     )
-    return checkpoint, saved, state_dict
+    return checkpoint, saved, state_dict, model
 
 
 def _children(node: Any) -> Iterator[tuple[str, Any]]:
@@ -221,7 +220,7 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
 def _walk(saved: Any) -> Iterator[tuple[str, Any]]:
     """Everything within what was saved, each thing once, with its place; not within optimizers."""
     seen: set[int] = set()
-    ahead = deque([(("the whole file",), saved)])
+    ahead: deque[tuple[tuple[str, ...], Any]] = deque([(("the whole file",), saved)])
     while ahead:
         place, node = ahead.popleft()
         if id(node) in seen:
@@ -361,36 +360,67 @@ def _tensor(array: np.ndarray) -> Any:
     return torch.from_numpy(array)
 
 
-def _weights(saved: Any) -> dict[str, Any] | None:
-    """The one state dict of a model in what was saved, or None."""
+def _models(saved: Any) -> list[dict[str, Any]]:
+    """What may be state dicts of models: dictionaries with tensors in them under names."""
     torch = require("torch", "a .pt file")
-    found = [
+    return [
         node
         for _, node in _walk(saved)
         if isinstance(node, dict)
-        and node
-        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in node.items())
+        and all(isinstance(key, str) for key in node)
+        and any(isinstance(value, torch.Tensor) for value in node.values())
     ]
-    return found[0] if len(found) == 1 else None
 
 
-def _names(
+def _tensors(model: Mapping[str, Any]) -> dict[str, Any]:
+    torch = require("torch", "a .pt file")
+    return {name: x for name, x in model.items() if isinstance(x, torch.Tensor)}
+
+
+def _model_and_names(
+    saved: Any,
     groups: Sequence[Mapping[str, Any]],
     shapes: Sequence[tuple[int, ...] | None],
-    weights: Mapping[str, Any] | None,
-) -> list[str]:
-    """The names of the optimizer's parameters; their positions where the file does not tell.
-
-    A model's state dict has its parameters in the order of `model.parameters()`, and buffers
-    between them. Frozen ones may have been kept from the optimizer.
-    """
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The state dict of the optimizer's model, if only one is, and the names of its parameters."""
+    models = _models(saved)
     unknown = [str(index) for index in range(len(shapes))]
     given = [name for group in groups for name in group.get("param_names", ())]
-    if given:
-        fits = len(given) == len(shapes) and all(isinstance(name, str) for name in given)
-        return given if fits and len(set(given)) == len(given) else unknown
-    if weights is None or len(groups) > 1:
-        return unknown
+    if len(given) != len(shapes) or len({str(name) for name in given}) != len(given):
+        given = []
+    if not all(isinstance(name, str) for name in given):
+        given = []
+    if given or len(groups) > 1:
+        fitting = [model for model in models if not given or _holds(model, given, shapes)]
+        names = given or unknown
+    else:
+        told = [(model, _told_names(shapes, _tensors(model))) for model in models]
+        fitting = [model for model, found in told if found is not None]
+        choices = {tuple(found) for _, found in told if found is not None}
+        names = list(choices.pop()) if len(choices) == 1 else unknown
+    if not fitting:
+        fitting = models
+    return (fitting[0] if len(fitting) == 1 else None), names
+
+
+def _holds(
+    model: Mapping[str, Any], names: Sequence[str], shapes: Sequence[tuple[int, ...] | None]
+) -> bool:
+    tensors = _tensors(model)
+    return all(
+        name in tensors and shape in (None, tuple(tensors[name].shape))
+        for name, shape in zip(names, shapes, strict=True)
+    )
+
+
+def _told_names(
+    shapes: Sequence[tuple[int, ...] | None], weights: Mapping[str, Any]
+) -> list[str] | None:
+    """The names of the optimizer's parameters, told by a model's state dict; None if it does not.
+
+    It has the parameters in the order of `model.parameters()`, in which optimizers are made, and
+    buffers between them. Frozen ones may have been kept from the optimizer.
+    """
     floating = {
         name: tuple(tensor.shape)
         for name, tensor in weights.items()
@@ -405,8 +435,8 @@ def _names(
             continue
         if first == [len(names) - 1 - place for place in reversed(last)]:  # only one way to fit
             return [names[place] for place in first]
-        return unknown
-    return unknown
+        return None
+    return None
 
 
 def _places(

@@ -50,7 +50,7 @@ class _Global(NamedTuple):
 
 
 class _Storage(NamedTuple):
-    count: int  # of its values
+    length: int  # in values
 
 
 class _Made(NamedTuple):
@@ -60,12 +60,13 @@ class _Made(NamedTuple):
 _LIST, _DICT, _SET, _OBJECT = map(_Made, ("list", "dict", "set", "object"))
 
 
-def check_pickle(file: BinaryIO, size: int) -> dict[str, int]:
+def check_pickle(file: BinaryIO, size: int, most: int) -> dict[str, int]:
     """Go through the pickle that begins where `file` stands, to its end.
 
     Args:
       file: a binary stream that can seek.
-      size: of the values that are beside the pickle.
+      size: in bytes, of the values beside the pickle.
+      most: how many storages there can be.
 
     Returns:
       The bytes of each storage that it refers to, by its key.
@@ -74,7 +75,7 @@ def check_pickle(file: BinaryIO, size: int) -> dict[str, int]:
       CheckpointError: it would call or make what no state dict holds, or take more memory for
         other things than tensors than twice that size.
     """
-    machine = _Machine(file, size)
+    machine = _Machine(file, size, most)
     machine.run()
     return machine.storages
 
@@ -82,8 +83,8 @@ def check_pickle(file: BinaryIO, size: int) -> dict[str, int]:
 class _Machine:
     """The weights-only unpickler, with a stack of what things are instead of things."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, size: int, most: int) -> None:
+        self._file, self._most = file, most
         here = file.tell()
         self._end = file.seek(0, os.SEEK_END)
         file.seek(here)
@@ -164,32 +165,31 @@ class _Machine:
         self._into(_DICT, _CONTAINER * len(values))
 
     def build(self) -> None:
-        if self.pop() != _DICT:
+        if self.pop() is not _DICT:
             raise _unknown("an object with a state")
         self._into(_DICT, 0)
 
     def storage(self) -> None:
         """A persistent id, which is all that refers to something outside of the pickle."""
-        found = self.pop()
-        parts = found.parts if isinstance(found, _Tuple) else ()
+        parts = _parts(self.pop())
         if len(parts) not in (5, 6) or parts[0] != "storage" or not isinstance(parts[1], _Global):
             raise _unknown("a reference to something else than values")
         _, kind, key, _, count = parts[:5]
         if kind.name not in _ITEM_SIZES or not isinstance(key, str) or not _is_size(count):
             raise _unknown(kind.name)
         nbytes = count * _ITEM_SIZES[kind.name]
+        if key not in self.storages and len(self.storages) < self._most:
+            self._left += _TENSOR
         if self.storages.setdefault(key, nbytes) != nbytes:
             raise ValueError(f"the pickle tells two sizes of the storage {key}")
-        self._left += _TENSOR
         if len(parts) == 6 and parts[5] is not None:
             raise _unknown("a part of a storage")  # which torch has not written since 0.4
         self.push(_Storage(count))
 
     def call(self) -> None:
-        arguments = self.pop()
+        parts = _parts(self.pop())
         found = self.pop()
         name = found.name if isinstance(found, _Global) else "something without a name"
-        parts = arguments.parts if isinstance(arguments, _Tuple) else ()
         if name in _TENSORS:
             _check_tensor(parts)
             self.push(_OBJECT)
@@ -212,7 +212,7 @@ class _Machine:
             )
 
     def _into(self, kind: _Made, cost: int) -> None:
-        if not self._stack or self._stack[-1] != kind:
+        if not self._stack or self._stack[-1] is not kind:
             raise ValueError("the pickle puts something into what is no container")
         self.spend(cost)
 
@@ -258,9 +258,9 @@ def _check_tensor(arguments: Sequence[Any]) -> None:
     if len(arguments) < 4:
         raise ValueError("a tensor without a shape")
     storage, offset, shape, strides = arguments[:4]
-    shape, strides = getattr(shape, "parts", None), getattr(strides, "parts", None)
-    if not isinstance(storage, _Storage) or shape is None or strides is None:
-        raise ValueError("a tensor without a storage or a shape")
+    if not isinstance(storage, _Storage):
+        raise ValueError("a tensor without a storage")
+    shape, strides = _parts(shape), _parts(strides)
     if len(shape) != len(strides) or not all(map(_is_size, [offset, *shape, *strides])):
         raise ValueError("a tensor whose shape is none")
     needed = 1 + offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
@@ -268,10 +268,14 @@ def _check_tensor(arguments: Sequence[Any]) -> None:
     if isinstance(dtype, _Global):  # version 3: the storage is of bytes
         bits = re.search(r"\d+", dtype.name)
         needed *= max(int(bits[0]) // 8, 1) if bits else 1
-    if all(shape) and needed > storage.count:
+    if all(shape) and needed > storage.length:
         raise CheckpointError(
-            f"a tensor of shape {tuple(shape)} claims {needed} values of {storage.count}"
+            f"a tensor of shape {tuple(shape)} claims {needed} values of {storage.length}"
         )
+
+
+def _parts(value: Any) -> Sequence[Any]:
+    return value.parts if isinstance(value, _Tuple) else []
 
 
 def _is_size(value: Any) -> bool:

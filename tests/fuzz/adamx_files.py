@@ -11,7 +11,7 @@ import numpy as np
 from tests.fuzz.configurations import strange_json
 from tests.fuzz.mangling import mangled, pick
 
-__all__ = ["EDITS", "damaged_within", "header_end", "places", "with_checksum"]
+__all__ = ["EDITS", "damaged_within", "header_end", "joined", "parts", "places"]
 
 _BLANK = b"0" * 64
 
@@ -43,42 +43,42 @@ def damaged_within(content: bytes, rng: np.random.RandomState) -> tuple[bytes, s
 
 def strange_checkpoint(content: bytes, rng: np.random.RandomState) -> bytes:
     """One value of what is no array."""
-    header, data = _parts(content)
+    header, data = parts(content)
     metadata = header["__metadata__"]
     metadata["checkpoint"] = strange_json(metadata["checkpoint"], rng).replace("\ud800", "?")
-    return _joined(header, data)
+    return joined(header, data)
 
 
 def strange_fields(content: bytes, rng: np.random.RandomState) -> bytes:
-    header, data = _parts(content)
+    header, data = parts(content)
     described = json.loads(header["__metadata__"]["checkpoint"])
     key = pick(rng, described)
     values: list[Any] = [-1, 0.5, None, "x", [], {}, 10**30, ["a"] * 9, [[1]], True, {"b1": 2}]
     described[key] = pick(rng, values)
     header["__metadata__"]["checkpoint"] = json.dumps(described)
-    return _joined(header, data)
+    return joined(header, data)
 
 
 def repeated_arrays(content: bytes, rng: np.random.RandomState) -> bytes:
     """One array, to be read a hundred thousand times."""
-    header, data = _parts(content)
+    header, data = parts(content)
     described = json.loads(header["__metadata__"]["checkpoint"])
     arrays = described["arrays"]
     described["arrays"] = [pick(rng, arrays)] * 100_000
     header["__metadata__"]["checkpoint"] = json.dumps(described)
-    return _joined(header, data)
+    return joined(header, data)
 
 
 def swapped_arrays(content: bytes, rng: np.random.RandomState) -> bytes:
-    header, data = _parts(content)
+    header, data = parts(content)
     one, other = _any_array(header, rng), _any_array(header, rng)
     header[one], header[other] = header[other], header[one]
-    return _joined(header, data)
+    return joined(header, data)
 
 
 def strange_array(content: bytes, rng: np.random.RandomState) -> bytes:
     """A shape, a dtype or a place that cannot be."""
-    header, data = _parts(content)
+    header, data = parts(content)
     entry = copy.deepcopy(header[_any_array(header, rng)])
     start, end = entry["data_offsets"]
     changes: list[tuple[str, Any]] = [
@@ -100,21 +100,21 @@ def strange_array(content: bytes, rng: np.random.RandomState) -> bytes:
     ]
     key, value = pick(rng, changes)
     header[_any_array(header, rng)][key] = value
-    return _joined(header, data)
+    return joined(header, data)
 
 
 def removed_array(content: bytes, rng: np.random.RandomState) -> bytes:
-    header, data = _parts(content)
+    header, data = parts(content)
     del header[_any_array(header, rng)]
-    return _joined(header, data)
+    return joined(header, data)
 
 
 def renamed_array(content: bytes, rng: np.random.RandomState) -> bytes:
-    header, data = _parts(content)
+    header, data = parts(content)
     name = _any_array(header, rng)
     names = ["", "mu/", "/", "mu", "x/y", "\x1b[31m", "mu/" + "x" * 60_000, "sha256"]
     header[pick(rng, names)] = header.pop(name)
-    return _joined(header, data)
+    return joined(header, data)
 
 
 def lying_length(content: bytes, rng: np.random.RandomState) -> bytes:
@@ -124,7 +124,7 @@ def lying_length(content: bytes, rng: np.random.RandomState) -> bytes:
 
 
 def strange_metadata(content: bytes, rng: np.random.RandomState) -> bytes:
-    header, data = _parts(content)
+    header, data = parts(content)
     changes: list[Any] = [
         None,
         {},
@@ -137,11 +137,11 @@ def strange_metadata(content: bytes, rng: np.random.RandomState) -> bytes:
         {**header["__metadata__"], **{f"{i:x}": "" for i in range(20_000)}},
     ]
     header["__metadata__"] = pick(rng, changes)
-    return _joined(header, data)
+    return joined(header, data)
 
 
 def strange_header(content: bytes, rng: np.random.RandomState) -> bytes:
-    header, data = _parts(content)
+    header, data = parts(content)
     text = strange_json(json.dumps(header), rng).encode("utf-8", "surrogatepass")
     return with_checksum(len(text).to_bytes(8, "little") + text + data)
 
@@ -160,12 +160,14 @@ EDITS = (
 )
 
 
-def _parts(content: bytes) -> tuple[dict[str, Any], bytes]:
+def parts(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header, and the arrays' bytes."""
     end = header_end(content)
     return json.loads(content[8:end]), content[end:]
 
 
-def _joined(header: dict[str, Any], data: bytes) -> bytes:
+def joined(header: dict[str, Any], data: bytes) -> bytes:
+    """A file of them, whose checksum is right."""
     text = json.dumps(header, separators=(",", ":")).encode()
     return with_checksum(len(text).to_bytes(8, "little") + text + data)
 

@@ -54,6 +54,7 @@ class Format:
 
     @functools.cached_property
     def seed_places(self) -> list[np.ndarray]:
+        """Of each of the files, the places of structures."""
         return [self.places(content) for content in self.seeds]
 
 
@@ -104,8 +105,13 @@ FORMATS = {
     ),
     "torch_archive": Format(
         ".pt",
-        ("torch_adam.pt", "torch_adam_amsgrad.pt", "torch_adamw.pt", "torch_frozen.pt")
-        + ("torch_names.pt",),
+        (
+            "torch_adam.pt",
+            "torch_adam_amsgrad.pt",
+            "torch_adamw.pt",
+            "torch_frozen.pt",
+            "torch_names.pt",
+        ),
         archives.places,
         torch_files.ARCHIVE_EDITS,
         torch_files.enlarged,

@@ -44,6 +44,7 @@ class Outcome:
 
     @property
     def is_failure(self) -> bool:
+        """Neither loaded nor refused, or that took too much memory or time."""
         return self.kind == "failed" or self.beyond > 0 or self.seconds > SECONDS
 
 
@@ -157,6 +158,7 @@ class Tally:
         self._largest: Outcome | None = None
 
     def add(self, outcome: Outcome) -> None:
+        """Count one more."""
         self.counts["failed" if outcome.is_failure else outcome.kind] += 1
         if outcome.is_failure:
             self.failures.append(outcome)

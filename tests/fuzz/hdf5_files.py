@@ -48,7 +48,7 @@ def enlarged(content: bytes, size: int) -> bytes:
     """The same variables, each with so many more columns that the file gets that size."""
     stream = io.BytesIO(content)
     with h5py.File(stream, "r+") as file:
-        arrays = {path: file[path][()] for path in datasets(file)}
+        arrays = {path: np.asarray(file[path]) for path in datasets(file)}
         times = 1 + size // sum(array.nbytes for array in arrays.values())
         for path, array in arrays.items():
             if array.size > 1:
@@ -105,7 +105,7 @@ def any_dataset(file: h5py.File, rng: np.random.RandomState) -> str:
 
 def any_array(file: h5py.File, rng: np.random.RandomState) -> tuple[str, np.ndarray]:
     path = any_dataset(file, rng)
-    return path, file[path][()]
+    return path, np.asarray(file[path])
 
 
 def any_names(file: h5py.File, rng: np.random.RandomState) -> tuple[Any, str, list[str]]:

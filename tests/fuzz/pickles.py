@@ -1,9 +1,11 @@
 """Pickles that somebody made to do harm, opcode by opcode."""
 
+import collections
+import io
 import pickle
 import pickletools
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,12 +19,12 @@ _INTEGERS = {"BININT", "BININT1", "BININT2", "LONG1"}
 
 def split(content: bytes) -> list[bytes]:
     """The pickles at the beginning of an old file of torch, and the rest."""
-    parts, start = [], 0
+    parts, stream = [], io.BytesIO(content)
     for _ in range(5):
-        *_, (_, _, last) = pickletools.genops(content[start:])
-        parts.append(content[start : start + last + 1])
-        start += last + 1
-    return [*parts, content[start:]]
+        start = stream.tell()
+        collections.deque(pickletools.genops(stream), maxlen=0)
+        parts.append(content[start : stream.tell()])
+    return [*parts, stream.read()]
 
 
 def with_payload(saved: bytes, payload: bytes) -> bytes:
@@ -166,8 +168,9 @@ EDITS: tuple[Callable[[bytes, np.random.RandomState], bytes], ...] = (
 )
 
 
-def _opcodes(saved: bytes) -> Iterator[tuple[str, tuple[int, int]]]:
+def _opcodes(saved: bytes) -> list[tuple[str, tuple[int, int]]]:
     """Names of the opcodes, and where they begin and end."""
-    found = [(opcode.name, position) for opcode, _, position in pickletools.genops(saved)]
-    ends = [*(position for _, position in found[1:]), len(saved)]
-    return ((name, (start, end)) for (name, start), end in zip(found, ends, strict=True))
+    stream, found = io.BytesIO(saved), []
+    for opcode, _, start in pickletools.genops(stream):
+        found.append((opcode.name, (start or 0, stream.tell())))
+    return found

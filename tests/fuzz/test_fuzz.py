@@ -5,25 +5,77 @@
 A file that fails is made again by `python -m tests.fuzz FORMAT NUMBER`.
 """
 
+import collections
+
+import numpy as np
 import pytest
 
+from adamx.checkpoint import CheckpointError, load
+from tests.fuzz.adamx_files import header_end
+from tests.fuzz.bombs import BOMBS
 from tests.fuzz.cases import FORMATS, cases
 from tests.fuzz.harness import Tally, Worker, outcomes
 
 pytestmark = pytest.mark.fuzz
-PROMOTES = True
 
 FILES = 2_000
+FLIPS = 20_000
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_each_loads_or_gives_one_error(name, tmp_path, capsys):
+    if name.startswith("torch"):
+        pytest.importorskip("torch")
     form, tally = FORMATS[name], Tally()
-    warm_up = tmp_path / f"as_saved{form.ending}"
-    warm_up.write_bytes(form.seeds[0])
-    with Worker(warm_up) as worker:
+    with Worker(as_saved(tmp_path, form.ending)) as worker:
         for outcome in outcomes(worker, cases(name, FILES), tmp_path, form.ending):
             tally.add(outcome)
     with capsys.disabled():
         print(f"\n{tally.line(name)}")
     assert not tally.failures, "\n".join(map(str, tally.failures))
+    assert tally.counts["refused"] > FILES // 3
+
+
+@pytest.mark.parametrize("ending", BOMBS)
+def test_structure_takes_no_more_memory_than_twice_its_bytes(ending, tmp_path, capsys):
+    if ending == ".pt":
+        pytest.importorskip("torch")
+    tally = Tally()
+    bombs = ((index, name, make()) for index, (name, make) in enumerate(BOMBS[ending].items()))
+    with Worker(as_saved(tmp_path, ending)) as worker:
+        for outcome in outcomes(worker, bombs, tmp_path, ending):
+            tally.add(outcome)
+    with capsys.disabled():
+        print(f"\n{tally.line(f'bombs {ending}')}")
+    assert not tally.failures, "\n".join(map(str, tally.failures))
+
+
+def test_not_one_flipped_bit_goes_unnoticed(tmp_path, capsys):
+    """Every bit of the header of adamx's own format, and others at random, one at a time."""
+    content = FORMATS["adamx"].seeds[0]
+    bits = 8 * len(content)
+    header = np.arange(8 * header_end(content))
+    others = np.random.RandomState(0).choice(bits, min(FLIPS, bits), replace=False)
+    path = tmp_path / "flipped.safetensors"
+    counts = collections.Counter()
+    for bit in np.union1d(header, others):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            load(path)
+        except CheckpointError:
+            counts["refused"] += 1
+        else:
+            counts[f"bit {bit} unnoticed"] += 1
+    with capsys.disabled():
+        print(f"\nsingle bits flipped: {dict(counts)}, of {bits} in the file")
+    assert set(counts) == {"refused"}
+
+
+def as_saved(folder, ending):
+    """A file of that kind as it was saved."""
+    form = next(form for form in FORMATS.values() if form.ending == ending)
+    path = folder / f"as_saved{ending}"
+    path.write_bytes(form.seeds[0])
+    return path

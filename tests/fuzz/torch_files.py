@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from adamx.checkpoint.files import require
 from tests.fuzz import archives, pickles
 from tests.fuzz.mangling import mangled, pick
 
@@ -25,7 +26,7 @@ Edit = Callable[[bytes, np.random.RandomState], bytes]
 
 def saved(value: Any, is_archive: bool) -> bytes:
     """What `torch.save` writes."""
-    import torch
+    torch = require("torch", "a test")
 
     stream = io.BytesIO()
     torch.save(value, stream, _use_new_zipfile_serialization=is_archive)
@@ -75,7 +76,7 @@ def damaged_within_old(content: bytes, rng: np.random.RandomState) -> tuple[byte
 
 def wrong_tensor(value: Any, rng: np.random.RandomState) -> None:
     """Another shape, dtype, layout or device, or other numbers."""
-    import torch
+    torch = require("torch", "a test")
 
     holder, key = pick(rng, _places(value))
     tensor = holder[key]
@@ -104,7 +105,7 @@ def wrong_tensor(value: Any, rng: np.random.RandomState) -> None:
 
 
 def wrong_step(value: Any, rng: np.random.RandomState) -> None:
-    import torch
+    torch = require("torch", "a test")
 
     state = value["optimizer"]["state"]
     steps = [-1, 2**31, 2**80, 0.5, float("nan"), float("inf"), None, "30", True, [30]]
@@ -116,7 +117,7 @@ def wrong_step(value: Any, rng: np.random.RandomState) -> None:
 
 def wrong_group(value: Any, rng: np.random.RandomState) -> None:
     """A hyperparameter, or the group itself, becomes something else."""
-    import torch
+    torch = require("torch", "a test")
 
     groups = value["optimizer"]["param_groups"]
     web: list[Any] = []
@@ -266,7 +267,7 @@ def _is_archive(content: bytes) -> bool:
 
 
 def _loaded(content: bytes) -> Any:
-    import torch
+    torch = require("torch", "a test")
 
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 

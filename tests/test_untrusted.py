@@ -1,0 +1,364 @@
+"""Files that somebody made to do harm: each is refused by name, and nothing in it is done."""
+
+import io
+import json
+import struct
+
+import h5py
+import numpy as np
+import pytest
+
+from adamx import AdamConfig
+from adamx.checkpoint import CheckpointError, load, save
+from tests.checkpoint_runs import CHECKPOINTS
+from tests.fuzz import adamx_files, archives, hdf5_edits, pickles, torch_files
+
+RNG = np.random.RandomState
+CONFIG = AdamConfig(learning_rate=0.01, eps=1e-7, convention="keras")
+MOMENTS = "optimizer_weights/Adam/m/in/kernel:0"
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """The message of the one error that a file gives."""
+
+    def message(name, content):
+        path = tmp_path / name
+        path.write_bytes(content)
+        config = CONFIG if name.endswith(".weights.h5") else None
+        with pytest.raises(CheckpointError) as caught:
+            load(path, config=config)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert len(str(caught.value)) < 2_000
+        assert list(tmp_path.iterdir()) == [path]
+        return str(caught.value)
+
+    return message
+
+
+def golden(name):
+    return (CHECKPOINTS / name).read_bytes()
+
+
+def keras_h5(edit, name="tfkeras_model.h5"):
+    """A file of Keras that `edit` has changed."""
+    stream = io.BytesIO(golden(name))
+    with h5py.File(stream, "r+") as file:
+        edit(file)
+    return stream.getvalue()
+
+
+def with_moments(create):
+    """A file of Keras with other moments."""
+
+    def edit(file):
+        del file[MOMENTS]
+        create(file)
+
+    return keras_h5(edit)
+
+
+def keras_archive(**changed):
+    return archives.packed({**archives.members(golden("keras3_model.keras")), **changed})
+
+
+def torch_file(edit, *arguments):
+    """A file of torch whose pickle `edit` has changed."""
+    parts = archives.members(golden("torch_adam.pt"))
+    name = "torch_adam/data.pkl"
+    return archives.packed({**parts, name: edit(parts[name], *arguments)})
+
+
+# HDF5: nothing outside of the file is read, and no claimed size believed.
+
+
+def test_link_out_of_a_file(refused):
+    def link(file):
+        file[MOMENTS] = h5py.ExternalLink("/etc/passwd", "/")
+
+    assert "expected a group in the form that Keras writes" in refused("a.h5", with_moments(link))
+
+
+def test_soft_link(refused):
+    def link(file):
+        file[MOMENTS] = h5py.SoftLink(f"/{MOMENTS}")
+
+    assert "found a link to elsewhere" in refused("a.h5", with_moments(link))
+
+
+def test_terabytes_that_were_never_written(refused):
+    def create(file):
+        shape = h5py.h5s.create_simple((1 << 20, 1 << 20))
+        h5py.h5d.create(file.id, MOMENTS.encode(), h5py.h5t.IEEE_F32LE, shape)
+
+    message = refused("a.h5", with_moments(create))
+    assert f"expected {1 << 42} bytes for shape (1048576, 1048576)" in message
+
+
+def test_terabytes_of_a_fill_value(refused):
+    def create(file):
+        file.create_dataset(MOMENTS, (1 << 20, 1 << 20), "f4", chunks=(64, 64), fillvalue=1)
+
+    assert "h5repack -l CONTI -f NONE" in refused("a.h5", with_moments(create))
+
+
+def test_arrays_in_another_file(refused, tmp_path):
+    def create(file):
+        source = [(tmp_path / "elsewhere", 0, 512)]
+        file.create_dataset(MOMENTS, (8, 16), "f4", external=source)
+
+    assert "outside of the file" in refused("a.h5", with_moments(create))
+
+
+def test_arrays_of_another_file(refused):
+    def create(file):
+        layout = h5py.VirtualLayout((8, 16), "f4")
+        layout[:] = h5py.VirtualSource("elsewhere.h5", "x", (8, 16))
+        file.create_virtual_dataset(MOMENTS, layout)
+
+    assert "outside of the file" in refused("a.h5", with_moments(create))
+
+
+def test_deflated_zeros(refused):
+    def create(file):
+        file.create_dataset(MOMENTS, data=np.zeros((1 << 10, 1 << 10)), compression="gzip")
+
+    assert "h5repack -l CONTI -f NONE" in refused("a.h5", with_moments(create))
+
+
+def test_one_array_under_many_names(refused):
+    def link(file):
+        group = file["optimizer/vars"]
+        for index in range(18, 400):
+            group[str(index)] = group["8"]
+
+    message = refused("a.weights.h5", keras_h5(link, "keras3.weights.h5"))
+    assert "more links than a file of this size has objects" in message
+
+
+def test_groups_within_themselves(refused):
+    def link(file):
+        file["layers/dense/again"] = file["layers"]
+
+    message = refused("a.weights.h5", keras_h5(link, "keras3.weights.h5"))
+    assert "groups within one another without end" in message
+
+
+def test_a_trillion_paths(refused):
+    content = hdf5_edits.with_edit(hdf5_edits.hard_link_web)(golden("keras3.weights.h5"), RNG(0))
+    assert "structures" in refused("a.weights.h5", content)
+
+
+def test_thousands_of_names_that_are_one_long_text(refused):
+    content = hdf5_edits.repeated_text(golden("tfkeras_model.h5"), RNG(0))
+    assert "its structures take more than the file" in refused("a.h5", content)
+
+
+def test_newer_form_of_hdf5(refused):
+    stream = io.BytesIO()
+    with h5py.File(stream, "w", libver="latest") as file:
+        file["model_weights/x"] = 1
+    assert "h5repack --low=0" in refused("a.h5", stream.getvalue())
+
+
+@pytest.mark.parametrize("name", ["tf11_model.h5", "keras3_model.keras", "keras3.weights.h5"])
+def test_truncated(name, refused):
+    content = golden(name)
+    refused(name, content[: len(content) // 2])
+    assert "an empty file" in refused(name, b"")
+
+
+# Archives: nothing is unpacked, not even to look how large it is.
+
+
+def test_zip_bomb(refused):
+    message = refused("a.keras", archives.bomb(golden("keras3_model.keras"), RNG(0)))
+    assert "zip -0" in message
+
+
+def test_encrypted_archive(refused):
+    message = refused("a.keras", archives.encrypted(golden("keras3_model.keras"), RNG(0)))
+    assert "compressed or encrypted" in message
+
+
+def test_members_that_share_their_bytes(refused):
+    message = refused("a.keras", archives.quoted_bomb(golden("keras3_model.keras"), RNG(0)))
+    assert "claims" in message or "has no" in message
+
+
+def test_member_of_gigabytes(refused):
+    content = bytearray(golden("keras3_model.keras"))
+    entry = content.index(b"PK\1\2")
+    struct.pack_into("<II", content, entry + 20, 1 << 31, 1 << 31)
+    assert f"claims {1 << 31} bytes" in refused("a.keras", bytes(content))
+
+
+def test_two_members_of_one_name(refused):
+    message = refused("a.keras", archives.doubled(golden("keras3_model.keras"), RNG(0)))
+    assert "two members called" in message
+
+
+def test_directory_elsewhere(refused):
+    message = refused("a.keras", b"PK\3\4" + bytes(60) + golden("keras3_model.keras"))
+    assert "directory is not where it should be" in message
+
+
+def test_member_with_a_path_is_not_extracted(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "a.keras"
+    path.write_bytes(keras_archive(**{"../evil": b"evil", f"{tmp_path}/evil": b"evil"}))
+    save(folder / "b.keras", load(path), template=path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder"]
+    assert sorted(p.name for p in folder.iterdir()) == ["a.keras", "b.keras"]
+
+
+def test_json_without_end(refused):
+    message = refused("a.keras", keras_archive(**{"config.json": b"[" * 100_000}))
+    assert "config.json" in message or "recursion" in message
+
+
+def test_json_of_a_million_values(refused):
+    message = refused("a.keras", keras_archive(**{"config.json": b"[" + b"[]," * 10**6 + b"1]"}))
+    assert "too much for the file's size" in message
+
+
+def test_control_characters_are_shown(refused):
+    def rename(file):
+        group = file["optimizer_weights"]
+        group.attrs["weight_names"] = ["\x1b[2J" + name for name in group.attrs["weight_names"]]
+
+    message = refused("a.h5", keras_h5(rename))
+    assert "\x1b" not in message
+    assert "\\x1b[2J" in message
+
+
+# torch: nothing is called but what puts tensors together.
+
+
+@pytest.mark.parametrize("function", [("os", "system"), ("builtins", "eval"), ("posix", "system")])
+def test_code_in_a_pickle_is_not_executed(function, refused, tmp_path):
+    pytest.importorskip("torch")
+    call = pickles.calling(*function, pickles.text(f"touch {tmp_path}/executed"))
+    message = refused("a.pt", torch_file(pickles.with_payload, call))
+    assert f"found {' '.join(function)}. Other objects are not loaded" in message
+    assert "torch.save({'model': model.state_dict()" in message
+
+
+@pytest.mark.parametrize(
+    "function",
+    [("builtins", "bytearray"), ("torch", "FloatTensor"), ("torch.storage", "UntypedStorage")],
+)
+def test_memory_for_a_number_alone(function, refused):
+    pytest.importorskip("torch")
+    call = pickles.calling(*function, pickles.integer(10**10))
+    message = refused("a.pt", torch_file(pickles.with_payload, call))
+    assert f"found {' '.join(function)}" in message
+
+
+def test_text_that_codecs_double(refused):
+    pytest.importorskip("torch")
+    assert "found _codecs encode" in refused("a.pt", torch_file(pickles.doubling, RNG(0)))
+
+
+def test_key_that_takes_forever_to_hash(refused):
+    pytest.importorskip("torch")
+    tuples = b")" + b"r\xff\xff\0\0j\xff\xff\0\0\x86" * 60
+    message = refused("a.pt", torch_file(pickles.with_payload, b"}" + tuples + b"Ns"))
+    assert "expected texts and numbers as keys" in message
+
+
+def test_pickle_of_a_hundred_thousand_lists(refused):
+    pytest.importorskip("torch")
+    message = refused("a.pt", torch_file(pickles.with_payload, b"](" + b"]" * 10**5 + b"e"))
+    assert "too much beside them" in message
+
+
+def test_storage_larger_than_its_bytes(refused):
+    pytest.importorskip("torch")
+
+    def enlarge(saved):
+        length = saved.index(b"K\x80")  # of the first storage: 128 numbers
+        return saved[:length] + pickles.integer(129) + saved[length + 2 :]
+
+    message = refused("a.pt", torch_file(enlarge))
+    assert "torch_adam/data/0: expected 516 bytes, found 512" in message
+
+
+def test_tensor_larger_than_its_storage(refused):
+    torch = pytest.importorskip("torch")
+    value = torch.load(CHECKPOINTS / "torch_adam.pt", weights_only=True)
+    value["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1).expand(1 << 20, 1 << 20)
+    message = refused("a.pt", torch_files.saved(value, is_archive=True))
+    assert "shape (1048576, 1048576) claims more than the file holds" in message
+
+
+def test_allocation_hidden_by_an_archive(refused):
+    """Behind an old file stands an archive, so that it looks like one from its end."""
+    pytest.importorskip("torch")
+    message = refused("a.pt", torch_files.archive_behind(golden("torch_legacy.pt"), RNG(0)))
+    assert "Other objects are not loaded" in message
+
+
+def test_gigabytes_in_an_old_file(refused):
+    torch = pytest.importorskip("torch")
+    state = {"state": {}, "param_groups": [], "x": torch.zeros(300)}
+    content = torch_files.saved(state, is_archive=False)
+    length = content.index(b"M\x2c\x01")
+    content = content[:length] + pickles.integer(1 << 30) + content[length + 3 :]
+    assert "claim" in refused("a.pt", content)
+
+
+def test_script_is_not_run(refused):
+    pytest.importorskip("torch")
+    content = torch_files.script(golden("torch_adam.pt"), RNG(0))
+    assert "Save the state dicts alone" in refused("a.pt", content)
+
+
+# adamx's own.
+
+
+@pytest.fixture
+def own(tmp_path_factory):
+    """What adamx wrote."""
+    path = tmp_path_factory.mktemp("own") / "a.safetensors"
+    save(path, load(CHECKPOINTS / "keras3_model.keras"))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("place", [0, 1000, -1])
+def test_flipped_bit(place, own, refused):
+    content = bytearray(own)
+    content[place] ^= 1
+    assert "damaged" in refused("a.safetensors", bytes(content))
+
+
+def test_header_of_terabytes(own, refused):
+    content = (1 << 42).to_bytes(8, "little") + own[8:]
+    assert "a.safetensors" in refused("a.safetensors", content)
+
+
+def test_array_of_terabytes(own, refused):
+    header, data = adamx_files.parts(own)
+    header["mu/in/kernel"] |= {"shape": [1 << 20, 1 << 20], "data_offsets": [0, 1 << 42]}
+    assert "damaged" in refused("a.safetensors", adamx_files.joined(header, data))
+
+
+def test_array_by_the_hundred_thousand(own, refused):
+    message = refused("a.safetensors", adamx_files.repeated_arrays(own, RNG(0)))
+    assert "too much for the file's size" in message
+
+
+def test_count_that_is_none(own, refused):
+    header, data = adamx_files.parts(own)
+    described = json.loads(header["__metadata__"]["checkpoint"])
+    header["__metadata__"]["checkpoint"] = json.dumps({**described, "count": 0.5})
+    assert "a whole number" in refused("a.safetensors", adamx_files.joined(header, data))
+
+
+# Foreign files.
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", b"weights: 3\n", b"PK\5\6" + bytes(18)])
+def test_something_else(content, refused):
+    assert "expected a checkpoint of Keras" in refused("a.h5", content)
