@@ -1,15 +1,18 @@
 """Files that somebody made to do harm: each is refused by name, and nothing in it is done."""
 
+import importlib.util
 import io
 import json
 import struct
+import zipfile
 
 import h5py
 import numpy as np
 import pytest
 
 from adamx import AdamConfig
-from adamx.checkpoint import CheckpointError, load, save
+from adamx.checkpoint import Checkpoint, CheckpointError, load, save
+from adamx.checkpoint.hdf5 import Reader
 from tests.checkpoint_runs import CHECKPOINTS
 from tests.fuzz import adamx_files, archives, hdf5_edits, pickles, torch_files
 
@@ -76,7 +79,7 @@ def test_link_out_of_a_file(refused):
     def link(file):
         file[MOMENTS] = h5py.ExternalLink("/etc/passwd", "/")
 
-    assert "expected a group in the form that Keras writes" in refused("a.h5", with_moments(link))
+    assert "such as links out of the file need" in refused("a.h5", with_moments(link))
 
 
 def test_soft_link(refused):
@@ -129,7 +132,7 @@ def test_deflated_zeros(refused):
 def test_one_array_under_many_names(refused):
     def link(file):
         group = file["optimizer/vars"]
-        for index in range(18, 400):
+        for index in range(18, 2000):
             group[str(index)] = group["8"]
 
     message = refused("a.weights.h5", keras_h5(link, "keras3.weights.h5"))
@@ -146,7 +149,7 @@ def test_groups_within_themselves(refused):
 
 def test_a_trillion_paths(refused):
     content = hdf5_edits.with_edit(hdf5_edits.hard_link_web)(golden("keras3.weights.h5"), RNG(0))
-    assert "structures" in refused("a.weights.h5", content)
+    assert "more links than a file of this size has objects" in refused("a.weights.h5", content)
 
 
 def test_thousands_of_names_that_are_one_long_text(refused):
@@ -194,8 +197,10 @@ def test_member_of_gigabytes(refused):
 
 
 def test_two_members_of_one_name(refused):
-    message = refused("a.keras", archives.doubled(golden("keras3_model.keras"), RNG(0)))
-    assert "two members called" in message
+    stream = io.BytesIO(golden("keras3_model.keras"))
+    with zipfile.ZipFile(stream, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("config.json", "{}")
+    assert "two members called config.json" in refused("a.keras", stream.getvalue())
 
 
 def test_directory_elsewhere(refused):
@@ -214,8 +219,8 @@ def test_member_with_a_path_is_not_extracted(tmp_path):
 
 
 def test_json_without_end(refused):
-    message = refused("a.keras", keras_archive(**{"config.json": b"[" * 100_000}))
-    assert "config.json" in message or "recursion" in message
+    message = refused("a.keras", keras_archive(**{"config.json": b"[" * 20_000}))
+    assert "maximum recursion depth" in message
 
 
 def test_json_of_a_million_values(refused):
@@ -362,3 +367,37 @@ def test_count_that_is_none(own, refused):
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", b"weights: 3\n", b"PK\5\6" + bytes(18)])
 def test_something_else(content, refused):
     assert "expected a checkpoint of Keras" in refused("a.h5", content)
+
+
+# What is large without harm.
+
+
+def test_thousands_of_small_arrays(tmp_path):
+    names = tuple(f"layer_{index}/scale" for index in range(2_000))
+    arrays = dict.fromkeys(names, np.zeros((), np.float32))
+    checkpoint = Checkpoint(
+        framework="jax",
+        version=None,
+        config=AdamConfig(convention="torch"),
+        count=1,
+        names=names,
+        params=arrays,
+        mu=arrays,
+        nu=arrays,
+    )
+    paths = [tmp_path / "a.safetensors"]
+    if importlib.util.find_spec("torch"):
+        paths.append(tmp_path / "a.pt")
+    for path in paths:
+        save(path, checkpoint)
+        assert load(path).mu.keys() == checkpoint.mu.keys()
+
+
+def test_thousands_of_small_arrays_in_hdf5():
+    stream = io.BytesIO()
+    with h5py.File(stream, "w") as file:
+        for index in range(2_000):
+            file[f"layers/dense_{index}/vars/0"] = np.float32(index)
+    with Reader.open(stream) as reader:
+        arrays = [reader.array(dataset) for dataset in reader.datasets(reader.root).values()]
+    np.testing.assert_array_equal(arrays, np.arange(2_000))

@@ -53,6 +53,7 @@ def write_adamx(path: Path, checkpoint: Checkpoint, progress: Progress | None) -
         "config": _config_to_json(checkpoint.config),
         "count": checkpoint.count,
         "names": list(checkpoint.names),
+        "transformed": checkpoint.transformed,
         "arrays": list(arrays),
     }
     metadata = {
@@ -109,6 +110,7 @@ def read_adamx(path: Path, config: AdamConfig | None, progress: Progress | None)
         config=config or _config_from_json(described["config"]),
         count=described["count"],
         names=tuple(described["names"]),
+        transformed=described["transformed"],
         **fields,
     )
 

@@ -14,18 +14,27 @@ __all__ = ["fitted", "in_layout"]
 _Arrays = Mapping[str, np.ndarray]
 
 
-def in_layout(array: np.ndarray, name: str, source: Framework, target: Framework) -> np.ndarray:
+def in_layout(
+    array: np.ndarray, name: str, checkpoint: Checkpoint, target: Framework
+) -> np.ndarray:
     """An array of one framework as another one lays it out.
 
     The kernel of a dense layer in Keras is the transpose of torch's weight, embeddings are the
     same; anything else of two dimensions or more is an error. `name` is Keras's name of the
-    variable. How arrays of a JAX program are laid out is not known: nothing is changed there.
+    variable. How arrays of a JAX program are laid out is for its author to say, by a transform.
     """
+    source, role = checkpoint.framework, name.rpartition("/")[2]
+    is_kernel = role == "kernel" and array.ndim >= 2
+    if is_kernel and source == "jax" and target == "torch" and not checkpoint.transformed:
+        raise CheckpointError(
+            f"{name}: expected a transform, since torch's weights are transposed against the "
+            "kernels of Keras and Flax; give Checkpoint.from_state transform=torch_linear, or "
+            "lambda path, array: array if yours are not"
+        )
     crosses = "jax" not in (source, target) and (source == "torch") != (target == "torch")
-    role = name.rpartition("/")[2]
     if not crosses or array.ndim < 2 or role == "embeddings":
         return array
-    if array.ndim > 2 or role != "kernel":
+    if array.ndim > 2 or not is_kernel:
         raise CheckpointError(
             f"{name}: expected the kernel of a dense layer between Keras and torch, found shape "
             f"{array.shape}; how its axes stand in the other framework is not known here: bring it "
@@ -57,7 +66,7 @@ def fitted(
 
     def carried(array: np.ndarray, name: str, path: str) -> np.ndarray:
         keras_name = path if keras_is_target else name
-        return in_layout(array, keras_name, checkpoint.framework, target.framework)
+        return in_layout(array, keras_name, checkpoint, target.framework)
 
     given: dict[str, str] = {}
     if order is not None:

@@ -35,8 +35,8 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _USER_BLOCKS = (0, 512)  # where the superblock may be
 _LONGEST_NAME = 1 << 16
 
-# Bytes of memory that something takes here, about; each takes more than half of it in the file.
-_LINK, _TEXT = 150, 100
+# Bytes of memory that something takes here, about; and what may be taken whatever the file's size.
+_LINK, _TEXT, _SLACK = 150, 100, 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class File:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.size = stream.seek(0, os.SEEK_END)
-        self._left = 2 * self.size
+        self._left = 2 * self.size + _SLACK
         self._nodes: dict[int, Group | Dataset] = {}
         self._collections: dict[int, tuple[bytes, dict[int, tuple[int, int]]]] = {}
         self._base = 0
@@ -153,7 +153,8 @@ class File:
         if LAYOUT in messages:
             return read_dataset(name, attributes, messages)
         raise CheckpointError(
-            f"{name}: expected a group or an array in the form that Keras writes, found another"
+            f"{name}: expected a group in the form that Keras writes, found a newer one, such as "
+            "links out of the file need"
         )
 
     def _messages(self, address: int) -> Iterator[tuple[int, bool, bytes]]:

@@ -70,7 +70,10 @@ def assign(
     required = {name: shape for name, shape in found.items() if name not in optional}
     if order is None:
         order = by_name(found, required, wanted, known or ()) if named else {}
-    if not order and found and wanted:
+    # Where the file speaks of the tree's paths, shapes are not asked to say something else.
+    all_names = {*_split(found).values(), *_split(known or ()).values()}
+    silent = not named or all_names.isdisjoint(_split(wanted).values())
+    if not order and found and wanted and silent:
         fitting = required if len(required) == len(wanted) else found
         order = _by_shape(fitting, wanted, shape_at, sides)
     names = {path: name for name, path in order.items() if name in found and path in wanted}

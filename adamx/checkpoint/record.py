@@ -76,6 +76,8 @@ class Checkpoint:
       mu: the first moments by name. Shapes and dtypes are the file's.
       nu: the second moments by name.
       nu_max: AMSGrad's maxima by name; empty without AMSGrad.
+      transformed: whether `from_state` was given a transform, so that arrays called `kernel` may
+        stand otherwise than in JAX.
       extra: what Adam's state has no place for: Keras's averages of the weights as
         `average/<name>`, and their `ema_momentum`.
 
@@ -95,6 +97,7 @@ class Checkpoint:
     nu: Mapping[str, np.ndarray]
     nu_max: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    transformed: bool = False
 
     def __post_init__(self) -> None:
         own = {field: dict(getattr(self, field)) for field in ("params", *_MOMENTS, "extra")}
@@ -198,6 +201,7 @@ class Checkpoint:
             count=int(arrays["count"]),
             names=tuple(path for path in paths if path in moments["mu"]),
             params=put(weights),
+            transformed=transform is not None,
             **{field: put(values) for field, values in moments.items()},
         )
 

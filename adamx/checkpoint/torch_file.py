@@ -105,7 +105,7 @@ def _state_dict_alone(
     for key, field in _KEYS.items():
         arrays = getattr(checkpoint, field).items()
         for name, array in checkpoint.drained(field) if drain else arrays:
-            tensors[name][key] = _tensor(in_layout(array, name, checkpoint.framework, "torch"))
+            tensors[name][key] = _tensor(in_layout(array, name, checkpoint, "torch"))
     state = {i: _step(checkpoint) | tensors[n] for i, n in enumerate(names) if n in tensors}
     return {"state": state, "param_groups": [group]}
 

@@ -34,7 +34,13 @@ _ITEM_SIZES = {
 }
 _TENSORS = [f"torch._utils _rebuild_tensor{version}" for version in ("", "_v2", "_v3")]
 _CONTAINERS = ["collections Counter", "collections OrderedDict"]
-_OBJECTS = ["torch Size", "torch device", "torch._utils _rebuild_parameter"]
+_OBJECTS = [
+    "torch Size",
+    "torch device",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_sparse_tensor",
+    "torch.serialization _get_layout",
+]
 
 # Bytes of memory that things take in Python, about; what may be taken whatever the file's size; and
 # what a tensor takes beside its values.
@@ -97,7 +103,9 @@ class _Machine:
     def run(self) -> None:
         while (opcode := self.read(1)) != pickle.STOP:
             if opcode not in _STEPS:
-                raise ValueError(f"torch.save does not write the opcode {opcode!r}")
+                raise CheckpointError(
+                    f"expected a pickle of protocol 2, as torch.save writes it, found {opcode!r}"
+                )
             _STEPS[opcode](self)
 
     def read(self, count: int) -> bytes:
@@ -186,10 +194,13 @@ class _Machine:
             raise _unknown("a part of a storage")  # which torch has not written since 0.4
         self.push(_Storage(count))
 
+    def new(self) -> None:
+        self.pop()
+        raise _unknown(_name(self.pop()))
+
     def call(self) -> None:
         parts = _parts(self.pop())
-        found = self.pop()
-        name = found.name if isinstance(found, _Global) else "something without a name"
+        name = _name(self.pop())
         if name in _TENSORS:
             _check_tensor(parts)
             self.push(_OBJECT)
@@ -248,6 +259,7 @@ _STEPS: dict[bytes, Callable[[_Machine], object]] = {
     pickle.LONG_BINGET: lambda m: m.get(m.integer(4)),
     pickle.GLOBAL: _Machine.name,
     pickle.REDUCE: _Machine.call,
+    pickle.NEWOBJ: _Machine.new,
     pickle.BUILD: _Machine.build,
     pickle.BINPERSID: _Machine.storage,
 }
@@ -272,6 +284,10 @@ def _check_tensor(arguments: Sequence[Any]) -> None:
         raise CheckpointError(
             f"a tensor of shape {tuple(shape)} claims {needed} values of {storage.length}"
         )
+
+
+def _name(value: Any) -> str:
+    return value.name if isinstance(value, _Global) else "something without a name"
 
 
 def _parts(value: Any) -> Sequence[Any]:

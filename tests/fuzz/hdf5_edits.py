@@ -277,7 +277,7 @@ def repeated_text(content: bytes, rng: np.random.RandomState) -> bytes:
     result = with_edit(edit)(content, rng)
     match = re.search(re.escape(struct.pack("<I", 30_000)) + rb".{8}.{4}", result, re.DOTALL)
     assert match is not None
-    return result.replace(bytes(16) * 3000, match[0] * 3000)
+    return result[: match.end()] + match[0] * 3000 + result[match.end() + 16 * 3000 :]
 
 
 def new_format(content: bytes, rng: np.random.RandomState) -> bytes:
