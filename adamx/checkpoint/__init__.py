@@ -2,6 +2,7 @@
 
 from adamx.checkpoint.files import CheckpointError
 from adamx.checkpoint.formats import FORMATS, Format, load, save
-from adamx.checkpoint.record import Checkpoint, torch_linear
+from adamx.checkpoint.record import Checkpoint
+from adamx.checkpoint.trees import torch_linear
 
 __all__ = ["FORMATS", "Checkpoint", "CheckpointError", "Format", "load", "save", "torch_linear"]

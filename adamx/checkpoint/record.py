@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
@@ -18,44 +18,24 @@ from adamx.checkpoint.matching import (
     precision_problems,
     transposes,
 )
+from adamx.checkpoint.trees import (
+    AS_IN_TORCH,
+    Transform,
+    leaves_of,
+    on_host,
+    transformed,
+)
 from adamx.checks import listed, path_name
 from adamx.config import AdamConfig
 from adamx.states import named_arrays
 from adamx.weights import from_numpy, to_numpy
 
-__all__ = ["Checkpoint", "Framework", "Transform", "torch_linear"]
+__all__ = ["Checkpoint", "Framework"]
 
 Framework = Literal["tf1", "tf_keras_legacy", "tf_keras", "keras3", "torch", "jax"]
-Transform = Callable[[str, np.ndarray], np.ndarray]
 Order = Sequence[str]
 
 _MOMENTS = ("mu", "nu", "nu_max")
-
-
-def torch_linear(path: str, array: np.ndarray) -> np.ndarray:
-    """The transform between `torch.nn.Linear.weight` (out, in) and a kernel (in, out); either way.
-
-    Args:
-      path: of the parameter in the tree, such as `hidden/kernel`.
-      array: a weight or a moment.
-
-    Returns:
-      The transpose of a two-dimensional array whose path ends in `kernel`; as they are, arrays of
-      fewer dimensions, and those called `weight`, `embedding` or `embeddings`.
-
-    Raises:
-      CheckpointError: anything else, such as the kernel of a convolution. How its axes stand
-        depends on the layer; give a transform of your own.
-    """
-    role = path.rpartition("/")[2]
-    if array.ndim < 2 or role in _AS_IN_TORCH:
-        return array
-    if array.ndim > 2 or role != "kernel":
-        raise CheckpointError(
-            f"{path}: expected a kernel of 2 dimensions, found shape {array.shape}; give a "
-            "transform of your own, such as numpy.transpose by path"
-        )
-    return array.T
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,7 +148,7 @@ class Checkpoint:
             moments of no parameter; an order that does not name every path once.
         """
         arrays = to_numpy(state)
-        leaves = _leaves(params)
+        leaves = leaves_of(params)
         moments = {
             field: {
                 name.removeprefix(f"{field}/"): array
@@ -187,7 +167,7 @@ class Checkpoint:
                     f"order: {listed(unknown)}: not among the paths of params, which are "
                     f"{listed(leaves, most=1000)}"
                 )
-        weights = to_numpy_leaves(leaves)
+        weights = on_host(leaves)
 
         def put(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             known = [path for path in paths if path in values]
@@ -231,7 +211,7 @@ class Checkpoint:
             has the right shapes; entries are missing, extra or misshapen: all are named; an array
             would lose precision in the dtype of its parameter.
         """
-        leaves = _leaves(params)
+        leaves = leaves_of(params)
         sources = self._assigned(leaves, self.mu, self.names, order, transform, ())
         transformation = self.config.transformation()
         state = transformation.init(params)
@@ -242,7 +222,7 @@ class Checkpoint:
             for field in _MOMENTS:
                 key = f"{field}/{path}"
                 if key in like:
-                    array = _transformed(path, getattr(self, field)[name], transform)
+                    array = transformed(path, getattr(self, field)[name], transform)
                     arrays[key] = array
                     problems += precision_problems(key, array, like[key].dtype)
         if problems:
@@ -275,7 +255,7 @@ class Checkpoint:
             raise CheckpointError(
                 "params: the file holds no weights, or not just those of one model"
             )
-        leaves = _leaves(params)
+        leaves = leaves_of(params)
         # Where the optimizer's variables have no names, any of the weights may be one.
         untrained = [name for name in self.params if name not in self.mu]
         names = list(self.params)
@@ -283,7 +263,7 @@ class Checkpoint:
         problems: list[str] = []
         weights = {}
         for path, name in sources.items():
-            array = _transformed(path, self.params[name], transform)
+            array = transformed(path, self.params[name], transform)
             problems += precision_problems(path, array, leaves[path].dtype)
             weights[path] = jnp.asarray(array.astype(leaves[path].dtype))
         if problems:
@@ -330,7 +310,7 @@ class Checkpoint:
 
         def fault(name: str, path: str) -> str | None:
             shape, role = arrays[name].shape, path.rpartition("/")[2]
-            from_torch = self.framework == "torch" and role not in _AS_IN_TORCH
+            from_torch = self.framework == "torch" and role not in AS_IN_TORCH
             from_keras = self.framework != "torch" and transposes(name, path, shape)
             if transform is not None or len(shape) < 2 or not (from_torch or from_keras):
                 return None
@@ -341,7 +321,7 @@ class Checkpoint:
                 {name: arrays[name].shape for name in names if name in arrays},
                 {path: leaf.shape for path, leaf in leaves.items()},
                 order=given,
-                shape_at=lambda name, path: _transformed(path, arrays[name], transform).shape,
+                shape_at=lambda name, path: transformed(path, arrays[name], transform).shape,
                 optional=optional,
                 known={name: _FROZEN for name in [*self.params, *self.names] if name not in arrays},
                 fault=fault,
@@ -353,9 +333,6 @@ class Checkpoint:
             raise CheckpointError(f"{error}\n{_TRANSPOSED}") from error.__cause__
 
 
-# What a tree calls arrays that stand as in torch.
-_AS_IN_TORCH = ("weight", "embedding", "embeddings")
-
 _FROZEN = (
     "has no moments in the file (it was frozen): put None there, or keep it from the optimizer "
     "with optax.masked or optax.partition"
@@ -364,29 +341,3 @@ _TRANSPOSED = (
     "The weights of torch's layers are transposed against the kernels of Keras and Flax: give "
     "transform=adamx.checkpoint.torch_linear, or lambda path, array: array if yours are not"
 )
-
-
-def _leaves(params: optax.Params) -> dict[str, Any]:
-    """The leaves of a tree by path."""
-    leaves: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = path_name(path)
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            raise TypeError(f"{name}: expected an array, found {type(leaf).__name__}")
-        if name in leaves:
-            raise CheckpointError(f"{name}: two parameters have this path; rename one of them")
-        leaves[name] = leaf
-    return leaves
-
-
-def to_numpy_leaves(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Host copies; bfloat16 as float32."""
-    arrays = {path: np.array(leaf) for path, leaf in leaves.items()}
-    return {
-        path: array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
-        for path, array in arrays.items()
-    }
-
-
-def _transformed(path: str, array: np.ndarray, transform: Transform | None) -> np.ndarray:
-    return array if transform is None else np.asarray(transform(path, array))

@@ -1,8 +1,7 @@
 """Files of torch.save: the state dict of an Adam, wherever it stands in what was saved."""
 
 import warnings
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,13 @@ from adamx.checkpoint.fitting import fitted, in_layout
 from adamx.checkpoint.keras_state import convention_hint, whole_number
 from adamx.checkpoint.record import Checkpoint
 from adamx.checkpoint.torch_checks import LEGACY_SIGNATURE, check_file, verify_members
+from adamx.checkpoint.torch_saved import model_and_names, optimizers, tensors
 from adamx.checks import listed
 from adamx.config import AdamConfig
 
 __all__ = ["LEGACY_SIGNATURE", "read_torch", "write_torch"]
 
 _KEYS = {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"}
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-_DEEPEST = 32  # containers within one another
 
 
 def read_torch(path: Path, config: AdamConfig | None, progress: Progress | None) -> Checkpoint:
@@ -157,7 +155,7 @@ def _read(
                 "dicts alone: torch.save({'model': model.state_dict(), 'optimizer': "
                 "optimizer.state_dict()}, path)"
             ) from error
-    found = dict(_optimizers(saved))
+    found = dict(optimizers(saved))
     if len(found) != 1:
         where = f"{len(found)}: {listed(found)}" if found else "none"
         raise CheckpointError(
@@ -186,8 +184,8 @@ def _read(
             f"{listed(f'{steps[p]} (parameter {p})' for p in steps)}; adamx counts them together"
         )
     shapes = [moments[p]["mu"].shape if p in moments else None for p in positions]
-    model, names = _model_and_names(saved, groups, shapes)
-    weights = None if model is None else _tensors(model)
+    model, names = model_and_names(saved, groups, shapes)
+    weights = None if model is None else tensors(model)
     count = next(iter(steps.values()))
     arrays = {
         field: {
@@ -208,46 +206,6 @@ def _read(
         **arrays,  # type: ignore[arg-type]
     )
     return checkpoint, saved, state_dict, model
-
-
-def _children(node: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        yield from ((str(key)[:80], value) for key, value in node.items())
-    elif isinstance(node, list | tuple):
-        yield from ((str(index), value) for index, value in enumerate(node))
-
-
-def _walk(saved: Any) -> Iterator[tuple[str, Any]]:
-    """Everything within what was saved, each thing once, with its place; not within optimizers."""
-    seen: set[int] = set()
-    ahead: deque[tuple[tuple[str, ...], Any]] = deque([(("the whole file",), saved)])
-    while ahead:
-        place, node = ahead.popleft()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        yield "/".join(place), node
-        if len(place) > _DEEPEST:
-            raise CheckpointError(f"{'/'.join(place):.200}: too many containers within one another")
-        if not _is_optimizer(node):
-            prefix = () if node is saved else place
-            ahead.extend(
-                ((*prefix, key), child)
-                for key, child in _children(node)
-                if isinstance(child, Mapping | list | tuple)
-            )
-
-
-def _is_optimizer(node: Any) -> bool:
-    return (
-        isinstance(node, dict)
-        and isinstance(node.get("state"), Mapping)
-        and isinstance(node.get("param_groups"), list | tuple)
-    )
-
-
-def _optimizers(saved: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    return ((place, node) for place, node in _walk(saved) if _is_optimizer(node))
 
 
 def _groups(state_dict: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[int]]:
@@ -358,98 +316,3 @@ def _tensor(array: np.ndarray) -> Any:
     if array.dtype == np.dtype(jnp.bfloat16):
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
-
-
-def _models(saved: Any) -> list[dict[str, Any]]:
-    """What may be state dicts of models: dictionaries with tensors in them under names."""
-    torch = require("torch", "a .pt file")
-    return [
-        node
-        for _, node in _walk(saved)
-        if isinstance(node, dict)
-        and all(isinstance(key, str) for key in node)
-        and any(isinstance(value, torch.Tensor) for value in node.values())
-    ]
-
-
-def _tensors(model: Mapping[str, Any]) -> dict[str, Any]:
-    torch = require("torch", "a .pt file")
-    return {name: x for name, x in model.items() if isinstance(x, torch.Tensor)}
-
-
-def _model_and_names(
-    saved: Any,
-    groups: Sequence[Mapping[str, Any]],
-    shapes: Sequence[tuple[int, ...] | None],
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """The state dict of the optimizer's model, if only one is, and the names of its parameters."""
-    models = _models(saved)
-    unknown = [str(index) for index in range(len(shapes))]
-    given = [name for group in groups for name in group.get("param_names", ())]
-    if len(given) != len(shapes) or len({str(name) for name in given}) != len(given):
-        given = []
-    if not all(isinstance(name, str) for name in given):
-        given = []
-    if given or len(groups) > 1:
-        fitting = [model for model in models if not given or _holds(model, given, shapes)]
-        names = given or unknown
-    else:
-        told = [(model, _told_names(shapes, _tensors(model))) for model in models]
-        fitting = [model for model, found in told if found is not None]
-        choices = {tuple(found) for _, found in told if found is not None}
-        names = list(choices.pop()) if len(choices) == 1 else unknown
-    if not fitting:
-        fitting = models
-    return (fitting[0] if len(fitting) == 1 else None), names
-
-
-def _holds(
-    model: Mapping[str, Any], names: Sequence[str], shapes: Sequence[tuple[int, ...] | None]
-) -> bool:
-    tensors = _tensors(model)
-    return all(
-        name in tensors and shape in (None, tuple(tensors[name].shape))
-        for name, shape in zip(names, shapes, strict=True)
-    )
-
-
-def _told_names(
-    shapes: Sequence[tuple[int, ...] | None], weights: Mapping[str, Any]
-) -> list[str] | None:
-    """The names of the optimizer's parameters, told by a model's state dict; None if it does not.
-
-    It has the parameters in the order of `model.parameters()`, in which optimizers are made, and
-    buffers between them. Frozen ones may have been kept from the optimizer.
-    """
-    floating = {
-        name: tuple(tensor.shape)
-        for name, tensor in weights.items()
-        if tensor.is_floating_point() or tensor.is_complex()
-    }
-    trainable = {n: s for n, s in floating.items() if n.rpartition(".")[2] not in _BUFFERS}
-    for candidates in (trainable, floating):
-        names = list(candidates)
-        first = _places(shapes, [candidates[name] for name in names])
-        last = _places(shapes[::-1], [candidates[name] for name in reversed(names)])
-        if first is None or last is None:
-            continue
-        if first == [len(names) - 1 - place for place in reversed(last)]:  # only one way to fit
-            return [names[place] for place in first]
-        return None
-    return None
-
-
-def _places(
-    shapes: Sequence[tuple[int, ...] | None], candidates: Sequence[tuple[int, ...]]
-) -> list[int] | None:
-    """The first candidates, in order, that have the shapes; None stands for any shape."""
-    places: list[int] = []
-    place = -1
-    for shape in shapes:
-        place += 1
-        while place < len(candidates) and shape is not None and candidates[place] != shape:
-            place += 1
-        if place >= len(candidates):
-            return None
-        places.append(place)
-    return places
