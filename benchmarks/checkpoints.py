@@ -44,9 +44,7 @@ def main() -> None:
         make_archive(folder / "a.keras", width)
         make_h5(folder / "a.h5", width)
         convert(folder / "a.keras", folder / "a.safetensors")
-        print(
-            f"{'command':44} {'size':>8} {'memory':>8} {'ratio':>6} {'copy':>7} {'time':>7} {'ratio':>6}"
-        )
+        print(COLUMNS.format("command", "size", "memory", "ratio", "copy", "time", "ratio"))
         for source in ("a.keras", "a.h5", "a.safetensors"):
             report(["inspect", source], folder, arguments.repeats)
         routes = [

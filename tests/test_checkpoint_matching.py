@@ -248,7 +248,8 @@ def test_every_count_is_set():
     config = AdamConfig(learning_rate=schedule, convention="torch")
     checkpoint = checkpoint_of(SHAPES, config=config, params={})
     transformation, state = checkpoint.restore(tree_of(NAMED))
-    assert [int(part.count) for part in state] == [5, 5]
+    counts = optax.tree_utils.tree_get_all_with_path(state, "count")
+    assert [int(count) for _, count in counts] == [5, 5]
     updates, _ = transformation.update(jax.tree.map(jnp.zeros_like, tree_of(NAMED)), state)
     # m / sqrt(v) of 0.9 / sqrt(0.999) and the sixth step's corrections, at half the rate
     step = 0.5 * (0.9 / (1 - 0.9**6)) / np.sqrt(0.999 / (1 - 0.999**6))

@@ -91,7 +91,7 @@ def test_state_dict_alone(tmp_path):
 
 
 def test_groups_with_hyperparameters_of_their_own(tmp_path):
-    pytest.importorskip("torch", reason="torch reads its own files; see the torch session")
+    torch = pytest.importorskip("torch", reason="torch reads its own files; see the torch session")
     file = CHECKPOINTS / "torch_groups.pt"
     with pytest.raises(CheckpointError, match=r"groups 0 and 1 with other weight_decay.*config="):
         load(file)
@@ -106,8 +106,6 @@ def test_groups_with_hyperparameters_of_their_own(tmp_path):
     assert left == ("config",)
     save(tmp_path / "again.pt", original, template=tmp_path / "copy.pt")
     assert_equal(load(tmp_path / "again.pt", config=config), original)
-    import torch
-
     groups = torch.load(tmp_path / "again.pt", weights_only=True)["optimizer"]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
 

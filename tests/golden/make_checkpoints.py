@@ -93,10 +93,10 @@ class Keras:
 
     def _load_optimizer_weights(self, path: str) -> None:
         """From Keras 3's HDF5 of a whole model, whose loader gives the optimizer no moments."""
-        import h5py  # pyright: ignore[reportMissingImports]
+        import h5py
 
         with h5py.File(path) as file:
-            group = file["optimizer_weights"]
+            group: Any = file["optimizer_weights"]
             self.model.optimizer.set_weights([group[n][()] for n in group.attrs["weight_names"]])
 
     def save(self, path: str) -> None:
