@@ -18,6 +18,7 @@ from tests.fuzz import adamx_files, archives, hdf5_edits, pickles, torch_files
 
 RNG = np.random.RandomState
 CONFIG = AdamConfig(learning_rate=0.01, eps=1e-7, convention="keras")
+TOO_MUCH = "takes more memory than twice its"
 MOMENTS = "optimizer_weights/Adam/m/in/kernel:0"
 
 
@@ -154,7 +155,7 @@ def test_a_trillion_paths(refused):
 
 def test_thousands_of_names_that_are_one_long_text(refused):
     content = hdf5_edits.repeated_text(golden("tfkeras_model.h5"), RNG(0))
-    assert "its structures take more than the file" in refused("a.h5", content)
+    assert TOO_MUCH in refused("a.h5", content)
 
 
 def test_newer_form_of_hdf5(refused):
@@ -225,7 +226,7 @@ def test_json_without_end(refused):
 
 def test_json_of_a_million_values(refused):
     message = refused("a.keras", keras_archive(**{"config.json": b"[" + b"[]," * 10**6 + b"1]"}))
-    assert "too much for the file's size" in message
+    assert TOO_MUCH in message
 
 
 def test_control_characters_are_shown(refused):
@@ -276,7 +277,7 @@ def test_key_that_takes_forever_to_hash(refused):
 def test_pickle_of_a_hundred_thousand_lists(refused):
     pytest.importorskip("torch")
     message = refused("a.pt", torch_file(pickles.with_payload, b"](" + b"]" * 10**5 + b"e"))
-    assert "too much beside them" in message
+    assert TOO_MUCH in message
 
 
 def test_storage_larger_than_its_bytes(refused):
@@ -311,7 +312,7 @@ def test_gigabytes_in_an_old_file(refused):
     content = torch_files.saved(state, is_archive=False)
     length = content.index(b"M\x2c\x01")
     content = content[:length] + pickles.integer(1 << 30) + content[length + 3 :]
-    assert "claim" in refused("a.pt", content)
+    assert TOO_MUCH in refused("a.pt", content)
 
 
 def test_script_is_not_run(refused):
@@ -351,7 +352,7 @@ def test_array_of_terabytes(own, refused):
 
 def test_array_by_the_hundred_thousand(own, refused):
     message = refused("a.safetensors", adamx_files.repeated_arrays(own, RNG(0)))
-    assert "too much for the file's size" in message
+    assert TOO_MUCH in message
 
 
 def test_count_that_is_none(own, refused):

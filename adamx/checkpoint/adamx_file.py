@@ -12,9 +12,10 @@ from typing import Any, get_args
 import numpy as np
 
 from adamx.checkpoint.files import (
+    Account,
     CheckpointError,
     Progress,
-    check_json_size,
+    account_for_json,
     parsed_json,
     require,
 )
@@ -29,7 +30,7 @@ _ARRAYS = ("params", "mu", "nu", "nu_max", "extra")
 _BLANK = "0" * 64  # what stands in the place of the checksum while it is computed
 _BLOCK = 1 << 22
 _LENGTH = 8  # bytes before the header, which say how long it is
-_PER_ARRAY = 1_500  # bytes of memory that the description of an array takes, however small it is
+_PER_ARRAY = 3_000  # bytes of memory that the description of an array takes, however small it is
 
 
 def write_adamx(path: Path, checkpoint: Checkpoint, progress: Progress | None) -> None:
@@ -74,7 +75,7 @@ def read_adamx(path: Path, config: AdamConfig | None, progress: Progress | None)
     require("safetensors", "a .safetensors file")
     from safetensors import safe_open
 
-    _check_header(path)
+    account = _checked_header(path)
     with (
         safe_open(path, framework="numpy", backend="pread") as file,
         ThreadPoolExecutor(1) as pool,
@@ -92,8 +93,7 @@ def read_adamx(path: Path, config: AdamConfig | None, progress: Progress | None)
             raise CheckpointError(
                 "the checksum is wrong: the file was damaged after it was written"
             )
-    allowed = path.stat().st_size + _PER_ARRAY * len(arrays)
-    described = parsed_json(metadata["checkpoint"], allowed)
+    described = parsed_json(metadata["checkpoint"], account)
     if described["version"] != _VERSION:
         raise CheckpointError(
             f"expected version {_VERSION} of the format, found {described['version']!r:.20}; "
@@ -115,15 +115,19 @@ def read_adamx(path: Path, config: AdamConfig | None, progress: Progress | None)
     )
 
 
-def _check_header(path: Path) -> None:
-    """Raise if the header is not in the file, or would take more memory than the file's size."""
+def _checked_header(path: Path) -> Account:
+    """Raise if the header is not in the file, or takes too much memory; return what is left."""
     size = path.stat().st_size
+    account = Account(size)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH), "little")
         if length > size - _LENGTH:
             raise ValueError(f"its header is said to have {length} bytes")
         header = file.read(length)
-        check_json_size(header, size + _PER_ARRAY * header.count(b'"data_offsets"'))
+    account.allow(_PER_ARRAY * header.count(b'"data_offsets"'))
+    account_for_json(header, account)
+    account.spend(size - _LENGTH - length)
+    return account
 
 
 def _check_described(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -131,6 +135,8 @@ def _check_described(described: Mapping[str, Any], arrays: Mapping[str, np.ndarr
     texts = [described["framework"], *described["names"], *described["arrays"]]
     if not all(isinstance(text, str) for text in texts) or type(described["count"]) is not int:
         raise CheckpointError("expected texts as names and a whole number as count")
+    if not isinstance(described["transformed"], bool):
+        raise CheckpointError("transformed: expected true or false")
     if described["framework"] not in get_args(Framework):
         raise CheckpointError(f"expected a framework, found {described['framework']!r:.80}")
     if len(described["arrays"]) != len(arrays) or set(described["arrays"]) != arrays.keys():

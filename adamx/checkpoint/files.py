@@ -11,9 +11,10 @@ from types import ModuleType
 from typing import Any
 
 __all__ = [
+    "Account",
     "CheckpointError",
     "Progress",
-    "check_json_size",
+    "account_for_json",
     "naming_file",
     "parsed_json",
     "plain_text",
@@ -79,25 +80,46 @@ def _legible(message: str) -> str:
     )
 
 
-# Bytes of memory that a value of JSON takes, about, and what may be taken whatever the file's size.
-_VALUE, _SLACK = 80, 2 << 20
+class Account:
+    """The memory that reading a file may take: twice the file's size, and a little.
+
+    Attributes:
+      size: of the file, in bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._left = 2 * size + _SLACK
+
+    def spend(self, count: int) -> None:
+        """Take so many bytes; raise if there are no more."""
+        self._left -= count
+        if self._left < 0:
+            raise CheckpointError(
+                f"what it describes takes more memory than twice its {self.size} bytes: its parts "
+                "refer to each other, or it holds too much beside arrays"
+            )
+
+    def allow(self, count: int) -> None:
+        """Grant more, for what takes more in memory than in the file, however honest that is."""
+        self._left += count
 
 
-def parsed_json(text: str | bytes, size: int) -> Any:
-    """What JSON from a file of `size` bytes says, if that takes no more than twice the memory."""
-    check_json_size(text, size)
+# Bytes: what may be taken whatever the file's size; what a value of JSON takes, about.
+_SLACK, _VALUE = 2 << 20, 80
+
+
+def parsed_json(text: str | bytes, account: Account) -> Any:
+    """What JSON says."""
+    account_for_json(text, account)
     return json.loads(text if isinstance(text, str) else text.decode())
 
 
-def check_json_size(text: str | bytes, size: int) -> None:
-    """Raise if a JSON text and its values would take more than twice as much memory as `size`."""
+def account_for_json(text: str | bytes, account: Account) -> None:
+    """Spend what a JSON text and its values take."""
     marks = ",:[{" if isinstance(text, str) else (b",", b":", b"[", b"{")
     values = sum(text.count(mark) for mark in marks)  # type: ignore[arg-type]
-    if values * _VALUE + len(text) * (3 if text.isascii() else 9) > 2 * size + _SLACK:
-        raise CheckpointError(
-            f"expected a configuration, found JSON of {len(text)} bytes with {values} values, "
-            "which is too much for the file's size"
-        )
+    account.spend(values * _VALUE + len(text) * (3 if text.isascii() else 9))
 
 
 @contextlib.contextmanager

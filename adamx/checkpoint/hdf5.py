@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from adamx.checkpoint.files import CheckpointError, Progress, require
+from adamx.checkpoint.files import Account, CheckpointError, Progress, require
 from adamx.checkpoint.hdf5_file import SIGNATURE, File, Group
 from adamx.checkpoint.hdf5_messages import BFLOAT16, Dataset
 from adamx.checkpoint.matching import precision_problems
@@ -25,29 +25,39 @@ class Reader:
     """
 
     def __init__(
-        self, stream: BinaryIO, progress: Progress | None = None, values: bool = True
+        self,
+        stream: BinaryIO,
+        progress: Progress | None = None,
+        values: bool = True,
+        account: Account | None = None,
     ) -> None:
         self._stream = stream
-        self._file = File(stream)
+        self._file = File(stream, account)
+        self.account = self._file.account
         self.root = self._file.root
-        self._left = self.size = self._file.size
+        self._left = self._size = self._file.size
         self._progress = progress
         self._values = values
 
     @classmethod
     @contextlib.contextmanager
     def open(
-        cls, source: Path | BinaryIO, progress: Progress | None = None, values: bool = True
+        cls,
+        source: Path | BinaryIO,
+        progress: Progress | None = None,
+        values: bool = True,
+        account: Account | None = None,
     ) -> Iterator[Self]:
         """Open a path, or a binary stream that can seek.
 
-        Without `values`, arrays of more than one entry are zeros that take no memory.
+        Without `values`, arrays of more than one entry are zeros that take no memory. Where the
+        stream is a part of a file, `account` is that file's.
         """
         if isinstance(source, Path):
             with source.open("rb") as stream:
-                yield cls(stream, progress, values)
+                yield cls(stream, progress, values, account)
         else:
-            yield cls(source, progress, values)
+            yield cls(source, progress, values, account)
 
     def group(self, path: str) -> Group | None:
         """The group at `path`, or None."""
@@ -89,10 +99,10 @@ class Reader:
         if not is_bfloat16 and dtype == np.dtype("V2"):
             raise CheckpointError(f"{name}: expected numbers, found bytes without a meaning")
         start = dataset.data if isinstance(dataset.data, int) else 0
-        if dataset.nbytes and start + dataset.nbytes > self.size:
+        if dataset.nbytes and start + dataset.nbytes > self._size:
             raise CheckpointError(
                 f"{name}: expected {dataset.nbytes} bytes for shape {dataset.shape}, but they are "
-                f"not in the file of {self.size} bytes"
+                f"not in the file of {self._size} bytes"
             )
         self._left -= dataset.nbytes
         if self._left < 0:
@@ -183,8 +193,8 @@ class Reader:
             node = self._file.child(group, name)
             assert node is not None
             found[prefix + name] = node
-            self._file.spend(len(prefix) + len(name))
-            if len(found) * _LEAST_PER_OBJECT > self.size:
+            self.account.spend(_PATH + len(prefix) + len(name))
+            if len(found) * _LEAST_PER_OBJECT > self._size:
                 raise CheckpointError("more links than a file of this size has objects")
             if isinstance(node, Group):
                 self._walk(node, f"{prefix}{name}/", above | {group.address}, found)
@@ -192,6 +202,7 @@ class Reader:
 
 _DEEPEST = 64
 _LEAST_PER_OBJECT = 150  # bytes: its header, and a link to it
+_PATH = 150  # bytes of memory that a path takes beside its letters
 
 
 def _copy_attributes(old: Any, new: Any) -> None:

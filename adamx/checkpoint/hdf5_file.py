@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from adamx.checkpoint.files import CheckpointError
+from adamx.checkpoint.files import Account, CheckpointError
 from adamx.checkpoint.hdf5_messages import (
     ATTRIBUTE,
     CONTINUATION,
@@ -35,8 +35,8 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _USER_BLOCKS = (0, 512)  # where the superblock may be
 _LONGEST_NAME = 1 << 16
 
-# Bytes of memory that something takes here, about; and what may be taken whatever the file's size.
-_LINK, _TEXT, _SLACK = 150, 100, 1 << 20
+# Bytes of memory that something takes here, about.
+_LINK, _TEXT = 200, 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,14 +52,14 @@ class Group:
 class File:
     """An HDF5 file, whose structures are read as they are asked for.
 
-    All of them together may take twice the file's size in memory. So nothing is read without end,
-    however structures refer to each other.
+    The memory that they take is accounted for. So nothing is read without end, however structures
+    refer to each other.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, account: Account | None = None) -> None:
         self._stream = stream
         self.size = stream.seek(0, os.SEEK_END)
-        self._left = 2 * self.size + _SLACK
+        self.account = account or Account(self.size)
         self._nodes: dict[int, Group | Dataset] = {}
         self._collections: dict[int, tuple[bytes, dict[int, tuple[int, int]]]] = {}
         self._base = 0
@@ -76,7 +76,7 @@ class File:
                 f"{path}: expected an object in the file, found a link to elsewhere"
             )
         if address not in self._nodes:
-            self.spend(len(path))
+            self.account.spend(len(path))
             self._nodes[address] = self._node(address, path)
         return self._nodes[address]
 
@@ -97,13 +97,14 @@ class File:
         size, is_variable = told
         if count * size > len(attribute.data):
             raise ValueError(f"{where} claims {count * size} bytes")
-        self.spend(count * _TEXT)
+        self.account.spend(count * _TEXT)
         parts = [attribute.data[i * size : i * size + size] for i in range(count)]
         found = [self._variable(part) if is_variable else part.rstrip(b"\0") for part in parts]
         return attribute.shape, [self._decoded(text) for text in found]
 
     def read(self, dataset: Dataset) -> np.ndarray:
         """The values, which have been seen to be in the file."""
+        self.account.spend(dataset.nbytes)
         array = np.empty(dataset.shape, dataset.dtype)
         view = array.reshape(-1).view(np.uint8)
         if isinstance(dataset.data, bytes):
@@ -207,7 +208,7 @@ class File:
         signature, count = unpack("<4s2xH", self._bytes(address, 8))
         if signature != b"SNOD":
             raise ValueError(f"there is no symbol table at {address}")
-        self.spend(count * _LINK)
+        self.account.spend(count * _LINK)
         entries = self._bytes(address + 8, 40 * count)
         for at in range(0, 40 * count, 40):
             place, target, cache = unpack_from("<QQI", entries, at)
@@ -228,7 +229,7 @@ class File:
         start, size = places.get(index, (0, 0))
         if length > size or start + size > len(block):
             raise ValueError(f"the text {index} in the heap at {address} is too short")
-        self.spend(length)
+        self.account.spend(length)
         return block[start : start + length].rstrip(b"\0")
 
     def _collection(self, address: int) -> tuple[bytes, dict[int, tuple[int, int]]]:
@@ -245,25 +246,19 @@ class File:
                 if index == 0:  # what is left is free
                     break
                 places[index] = at + 16, length
-                self.spend(_TEXT)
+                self.account.spend(_TEXT)
                 at += 16 + (length + 7) // 8 * 8
             self._collections[address] = block, places
         return self._collections[address]
 
     def _decoded(self, text: bytes) -> str:
-        self.spend(len(text) * (1 if text.isascii() else 4))
+        self.account.spend(len(text) * (1 if text.isascii() else 4))
         return text.decode()
 
     def _bytes(self, address: int, count: int) -> bytes:
         start = self._base + address
         if start + count > self.size:
             raise ValueError(f"{count} bytes at {start} are not in the file of {self.size} bytes")
-        self.spend(count)
+        self.account.spend(count)
         self._stream.seek(start)
         return self._stream.read(count)
-
-    def spend(self, count: int) -> None:
-        """Account for memory."""
-        self._left -= count
-        if self._left < 0:
-            raise ValueError("its structures take more than the file: they refer to each other")

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from adamx.checkpoint.archive import Member, content, members, stream, verify
-from adamx.checkpoint.files import CheckpointError, Progress, naming_file, parsed_json
+from adamx.checkpoint.files import Account, CheckpointError, Progress, naming_file, parsed_json
 from adamx.checkpoint.fitting import fitted
 from adamx.checkpoint.hdf5 import Reader
 from adamx.checkpoint.keras_layers import Layer, Variable, layers_in, layers_of, name_variables
@@ -57,8 +57,9 @@ def read_archive(
 ) -> Checkpoint:
     """Read a `.keras` file of tf_keras or Keras 3; without `values`, shapes and dtypes alone."""
     parts = _parts(path)
-    described = _json(path, parts[_CONFIG])
-    version = str(_json(path, parts[_METADATA]).get("keras_version", ""))
+    account = Account(path.stat().st_size)
+    described = _json(path, parts[_CONFIG], account)
+    version = str(_json(path, parts[_METADATA], account).get("keras_version", ""))
     generation: Generation = "keras3" if _major(version) >= 3 else "tf_keras"
     compiled = described.get("compile_config")
     optimizer = compiled.get("optimizer") if isinstance(compiled, Mapping) else None
@@ -71,7 +72,7 @@ def read_archive(
     check_optimizer(optimizer, config)
     with (
         _weights(path, parts[_WEIGHTS], checked=values) as weights,
-        Reader.open(weights, progress, values) as reader,
+        Reader.open(weights, progress, values, account) as reader,
     ):
         held = _read_numbered(reader, layers_of(described))
     is_given = config is not None
@@ -129,7 +130,7 @@ def write_archive(
     result, left = fitted(checkpoint, target, order)
     parts = _parts(template)
     with zipfile.ZipFile(template) as archive:
-        described = _json(template, parts[_CONFIG])
+        described = _json(template, parts[_CONFIG], Account(template.stat().st_size))
         optimizer = described["compile_config"]["optimizer"]
         optimizer["config"] = keras_settings(result, optimizer)
         with (
@@ -288,8 +289,8 @@ def _parts(path: Path) -> dict[str, Member]:
     return found
 
 
-def _json(path: Path, member: Member) -> dict[str, Any]:
-    value = parsed_json(content(path, member), path.stat().st_size)
+def _json(path: Path, member: Member, account: Account) -> dict[str, Any]:
+    value = parsed_json(content(path, member), account)
     if not isinstance(value, dict):
         raise CheckpointError(f"{member.name}: expected a JSON object, found another value")
     return value

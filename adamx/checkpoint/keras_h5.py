@@ -123,7 +123,7 @@ def _described(reader: Reader, config: AdamConfig | None) -> _Described:
             "expected optimizer_weights and training_config, found a file without the state of an "
             "optimizer; save the compiled model with include_optimizer=True"
         )
-    training = parsed_json(stored, reader.size)
+    training = parsed_json(stored, reader.account)
     optimizer = training.get("optimizer_config") if isinstance(training, dict) else None
     if not isinstance(optimizer, dict) or not isinstance(optimizer.get("config"), dict):
         raise CheckpointError("training_config: expected an optimizer_config, found none")
@@ -249,7 +249,7 @@ def _sorted_names(
       None where number and shapes do not agree with what the model's configuration says.
     """
     stored = reader.text(reader.root, "model_config")
-    layers = layers_of(parsed_json(stored, reader.size)) if stored else []
+    layers = layers_of(parsed_json(stored, reader.account)) if stored else []
     is_trained = {layer.name.rpartition("/")[2]: layer.trained for layer in layers}
 
     def trains(name: str, layer: str) -> bool:

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 from adamx.checkpoint.archive import SIGNATURE, Member, content, members, verify
-from adamx.checkpoint.files import CheckpointError
+from adamx.checkpoint.files import Account, CheckpointError
 from adamx.checkpoint.torch_pickle import check_pickle
 
 __all__ = ["LEGACY_SIGNATURE", "check_file", "verify_members"]
@@ -18,9 +18,10 @@ _LEAST_PER_TENSOR = 100  # bytes, most of them in the pickle
 def check_file(path: Path) -> bool:
     """Refuse what torch's loader trusts without looking; return whether the file is an archive."""
     size = path.stat().st_size
+    account = Account(size)
     with path.open("rb") as file:
         if file.read(4) == SIGNATURE:
-            _check_archive(path, size)
+            _check_archive(path, account)
             return True
         file.seek(0)
         if file.read(len(LEGACY_SIGNATURE)) != LEGACY_SIGNATURE:
@@ -28,21 +29,22 @@ def check_file(path: Path) -> bool:
         file.seek(0)
         storages: dict[str, int] = {}
         for _ in range(_LEGACY_PICKLES):
-            storages |= check_pickle(file, size, size // _LEAST_PER_TENSOR)
+            storages |= check_pickle(file, account, size // _LEAST_PER_TENSOR)
         if sum(storages.values()) > size - file.tell():
             raise CheckpointError("its tensors claim more bytes than the file has")
     return False
 
 
-def _check_archive(path: Path, size: int) -> None:
+def _check_archive(path: Path, account: Account) -> None:
     count, pickles = 0, []
     for member in members(path):
         count += 1
         pickles += [member] if _last(member) == "data.pkl" else []
     if len(pickles) != 1:
         raise CheckpointError(f"expected one data.pkl in the archive, found {len(pickles)}")
-    saved = content(path, pickles[0])
-    storages = check_pickle(io.BytesIO(saved), size - len(saved), count)
+    account.spend(2 * pickles[0].size)  # torch reads it once more
+    saved = io.BytesIO(content(path, pickles[0]))
+    storages = check_pickle(saved, account, count)
     missing = set(storages)
     for member in members(path):
         key = _last(member)

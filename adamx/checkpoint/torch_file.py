@@ -225,16 +225,18 @@ def _groups(state_dict: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[i
     return groups, positions
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether it is a number, a flag, a text or a pair of such, and so has a short `repr`."""
+def _plain(value: Any) -> Any:
+    """A number, a flag or a text, or a pair of such: what can be compared and has a `repr`."""
     torch = require("torch", "a .pt file")
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return value.item()
     if isinstance(value, list | tuple):
-        return len(value) <= 2 and all(
-            _is_plain(v) and not isinstance(v, list | tuple) for v in value
-        )
-    if isinstance(value, torch.Tensor):
-        return value.numel() == 1
-    return value is None or isinstance(value, bool | int | float | str)
+        is_pair = len(value) <= 2 and not any(isinstance(v, list | tuple) for v in value)
+        if is_pair:
+            return tuple(map(_plain, value))
+    elif value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"expected a number, found {type(value).__name__}")
 
 
 def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,19 +249,14 @@ def _config(groups: Sequence[Mapping[str, Any]]) -> AdamConfig:
         raise CheckpointError(
             f"param_groups: expected those of Adam or AdamW, found {listed(map(str, groups[0]))}"
         )
-    for group in groups:
-        if strange := [key for key in group if key not in _KEPT and not _is_plain(group[key])]:
-            raise CheckpointError(
-                f"param_groups: expected numbers as {listed(map(str, strange))}, found something "
-                f"else. {otherwise}"
-            )
     try:
-        configs = [AdamConfig.from_torch(group) for group in groups]
+        plain = [{k: _plain(v) for k, v in _hyperparameters(group).items()} for group in groups]
+        configs = [AdamConfig.from_torch(group) for group in plain]
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"param_groups: {error}. {otherwise}") from error
     for index, other in enumerate(configs):
         if other != configs[0]:
-            keys = [k for k in groups[0] if k != "params" and groups[0][k] != groups[index].get(k)]
+            keys = [k for k in plain[0] if plain[0][k] != plain[index].get(k)]
             raise CheckpointError(
                 f"param_groups: expected groups with the same hyperparameters, found groups 0 and "
                 f"{index} with other {listed(keys)}; an AdamConfig holds one set. {otherwise}, and "

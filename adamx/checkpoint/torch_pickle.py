@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from struct import unpack
 from typing import Any, BinaryIO, NamedTuple
 
-from adamx.checkpoint.files import CheckpointError
+from adamx.checkpoint.files import Account, CheckpointError
 
 __all__ = ["check_pickle"]
 
@@ -42,9 +42,9 @@ _OBJECTS = [
     "torch.serialization _get_layout",
 ]
 
-# Bytes of memory that things take in Python, about; what may be taken whatever the file's size; and
-# what a tensor takes beside its values.
-_CONTAINER, _ENTRY, _REMEMBERED, _SLACK, _TENSOR = 72, 40, 100, 2 << 20, 3_000
+# Bytes of memory that things take in Python, about: a container, with a note that it was looked at;
+# an entry; what the pickle may refer to again; a tensor, beside its values.
+_CONTAINER, _ENTRY, _REMEMBERED, _TENSOR = 180, 40, 100, 4_000
 
 
 class _Tuple(NamedTuple):
@@ -66,22 +66,21 @@ class _Made(NamedTuple):
 _LIST, _DICT, _SET, _OBJECT = map(_Made, ("list", "dict", "set", "object"))
 
 
-def check_pickle(file: BinaryIO, size: int, most: int) -> dict[str, int]:
+def check_pickle(file: BinaryIO, account: Account, most: int) -> dict[str, int]:
     """Go through the pickle that begins where `file` stands, to its end.
 
     Args:
       file: a binary stream that can seek.
-      size: in bytes, of the values beside the pickle.
+      account: of the memory that may be taken.
       most: how many storages there can be.
 
     Returns:
       The bytes of each storage that it refers to, by its key.
 
     Raises:
-      CheckpointError: it would call or make what no state dict holds, or take more memory for
-        other things than tensors than twice that size.
+      CheckpointError: it would call or make what no state dict holds, or take too much memory.
     """
-    machine = _Machine(file, size, most)
+    machine = _Machine(file, account, most)
     machine.run()
     return machine.storages
 
@@ -89,12 +88,11 @@ def check_pickle(file: BinaryIO, size: int, most: int) -> dict[str, int]:
 class _Machine:
     """The weights-only unpickler, with a stack of what things are instead of things."""
 
-    def __init__(self, file: BinaryIO, size: int, most: int) -> None:
-        self._file, self._most = file, most
+    def __init__(self, file: BinaryIO, account: Account, most: int) -> None:
+        self._file, self._account, self._most = file, account, most
         here = file.tell()
         self._end = file.seek(0, os.SEEK_END)
         file.seek(here)
-        self._left = 2 * size + _SLACK
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
@@ -117,7 +115,7 @@ class _Machine:
         return int.from_bytes(self.read(count), "little")
 
     def push(self, value: Any, cost: int = 8) -> None:
-        self.spend(cost)
+        self._account.spend(cost)
         self._stack.append(value)
 
     def pop(self) -> Any:
@@ -137,11 +135,11 @@ class _Machine:
         return values
 
     def mark(self) -> None:
-        self.spend(_CONTAINER)
+        self._account.spend(_CONTAINER)
         self._marks.append(len(self._stack))
 
     def put(self, place: int) -> None:
-        self.spend(_REMEMBERED)
+        self._account.spend(_REMEMBERED)
         value = self.pop()
         self._memo[place] = value
         self._stack.append(value)
@@ -151,7 +149,7 @@ class _Machine:
 
     def text(self) -> None:
         text = self.read(self.integer(4))
-        self.spend(_ENTRY + len(text) * (1 if text.isascii() else 5))
+        self._account.spend(_ENTRY + len(text) * (1 if text.isascii() else 5))
         self.push(text.decode("utf-8", "surrogatepass"))
 
     def name(self) -> None:
@@ -186,8 +184,9 @@ class _Machine:
         if kind.name not in _ITEM_SIZES or not isinstance(key, str) or not _is_size(count):
             raise _unknown(kind.name)
         nbytes = count * _ITEM_SIZES[kind.name]
-        if key not in self.storages and len(self.storages) < self._most:
-            self._left += _TENSOR
+        if key not in self.storages:
+            self._account.spend(nbytes)
+            self._account.allow(_TENSOR if len(self.storages) < self._most else 0)
         if self.storages.setdefault(key, nbytes) != nbytes:
             raise ValueError(f"the pickle tells two sizes of the storage {key}")
         if len(parts) == 6 and parts[5] is not None:
@@ -213,19 +212,10 @@ class _Machine:
         else:
             raise _unknown(name)
 
-    def spend(self, count: int) -> None:
-        """Account for memory."""
-        self._left -= count
-        if self._left < 0:
-            raise CheckpointError(
-                "expected tensors, found too much beside them for the file's size: save the state "
-                "dicts in a file of their own"
-            )
-
     def _into(self, kind: _Made, cost: int) -> None:
         if not self._stack or self._stack[-1] is not kind:
             raise ValueError("the pickle puts something into what is no container")
-        self.spend(cost)
+        self._account.spend(cost)
 
 
 _STEPS: dict[bytes, Callable[[_Machine], object]] = {

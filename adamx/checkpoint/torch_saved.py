@@ -1,6 +1,5 @@
 """What stands where in what `torch.save` wrote: the optimizer, the model, and their names."""
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,25 +18,18 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(index), value) for index, value in enumerate(node))
 
 
-def _walk(saved: Any) -> Iterator[tuple[str, Any]]:
+def _walk(node: Any, place: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, Any]]:
     """Everything within what was saved, each thing once, with its place; not within optimizers."""
-    seen: set[int] = set()
-    ahead: deque[tuple[tuple[str, ...], Any]] = deque([(("the whole file",), saved)])
-    while ahead:
-        place, node = ahead.popleft()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        yield "/".join(place), node
-        if len(place) > _DEEPEST:
-            raise CheckpointError(f"{'/'.join(place):.200}: too many containers within one another")
-        if not _is_optimizer(node):
-            prefix = () if node is saved else place
-            ahead.extend(
-                ((*prefix, key), child)
-                for key, child in _children(node)
-                if isinstance(child, Mapping | list | tuple)
-            )
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    yield "/".join(place) or "the whole file", node
+    if len(place) > _DEEPEST:
+        raise CheckpointError(f"{'/'.join(place):.200}: too many containers within one another")
+    if not _is_optimizer(node):
+        for key, child in _children(node):
+            if isinstance(child, Mapping | list | tuple):
+                yield from _walk(child, (*place, key), seen)
 
 
 def _is_optimizer(node: Any) -> bool:
@@ -50,7 +42,7 @@ def _is_optimizer(node: Any) -> bool:
 
 def optimizers(saved: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """The state dicts of optimizers, with their places."""
-    return ((place, node) for place, node in _walk(saved) if _is_optimizer(node))
+    return ((place, node) for place, node in _walk(saved, (), set()) if _is_optimizer(node))
 
 
 def _models(saved: Any) -> list[dict[str, Any]]:
@@ -58,7 +50,7 @@ def _models(saved: Any) -> list[dict[str, Any]]:
     torch = require("torch", "a .pt file")
     return [
         node
-        for _, node in _walk(saved)
+        for _, node in _walk(saved, (), set())
         if isinstance(node, dict)
         and all(isinstance(key, str) for key in node)
         and any(isinstance(value, torch.Tensor) for value in node.values())

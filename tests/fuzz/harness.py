@@ -17,9 +17,9 @@ from typing import Any, Self
 __all__ = ["ALLOWANCE", "Outcome", "Tally", "Worker", "outcomes"]
 
 SECONDS = 10.0  # for one file
-# What reading takes beside the arrays, whatever the file: HDF5's caches and conversion buffers,
-# modules that the first error imports, blocks of a checksum. Files as they were saved take up to
-# 1.5 MB of it.
+# What reading may take whatever the file's size: 2 MiB for structures, a block of 1 MiB or 4 MiB
+# while a checksum is computed, and what the allocator keeps. A file as it was saved needs less than
+# 0.1 MiB of it.
 ALLOWANCE = 4 << 20
 
 _ROOT = Path(__file__).parents[2]
