@@ -53,9 +53,11 @@ def main() -> None:
             ["a.safetensors", "b.keras", "--template", "a.keras"],
             ["a.safetensors", "b.h5", "--template", "a.h5"],
             ["a.safetensors", "b.pt", "--set", "convention=torch"],
-            ["b.pt", "b.safetensors"],
+            ["a.pt", "b.safetensors"],
         ]
-        if not has_torch():
+        if has_torch():
+            make_torch(folder / "a.pt", round((arguments.numbers / 2 / LAYERS) ** 0.5))
+        else:
             print("torch is not installed: its files are left out")
             routes = routes[:-2]
         for route in routes:
@@ -179,6 +181,21 @@ def make_h5(path: Path, width: int) -> None:
                 names.append(f"Adam/{kind}/{name}:0")
                 slots[names[-1]] = array
         slots.attrs["weight_names"] = np.array(names, "S")
+
+
+def make_torch(path: Path, width: int) -> None:
+    """An optimizer's state dict, as torch writes it; in a process of its own."""
+    program = f"""
+import torch
+shapes = [s for _ in range({LAYERS}) for s in (({width}, {width}), ({width},))]
+parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+optimizer = torch.optim.Adam(parameters)
+for parameter in parameters:
+    parameter.grad = torch.randn_like(parameter)
+optimizer.step()
+torch.save(optimizer.state_dict(), {str(path)!r})
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def settings() -> dict[str, object]:

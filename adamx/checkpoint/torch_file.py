@@ -308,8 +308,8 @@ def _array(where: str, tensor: Any, size: int) -> np.ndarray:
 
 def _tensor(array: np.ndarray) -> Any:
     torch = require("torch", "a .pt file")
-    if not (array.flags.c_contiguous and array.flags.writeable):
-        array = array.copy(order="C")
+    if not array.flags.writeable:
+        array = array.copy()
     if array.dtype == np.dtype(jnp.bfloat16):
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+        return torch.from_numpy(array.view(np.int16)).contiguous().view(torch.bfloat16)
+    return torch.from_numpy(array).contiguous()
