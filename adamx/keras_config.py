@@ -59,7 +59,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 # Keys that one generation alone has.
-_TELLING = {
+_TELLING: dict[str, Generation] = {
     "loss_scale_factor": "keras3",
     "gradient_accumulation_steps": "keras3",
     "jit_compile": "tf_keras",
@@ -164,7 +164,7 @@ def _unwrapped(config: Any) -> tuple[str, Mapping[str, Any]]:
     return name, config["config"]
 
 
-def told_generation(config: Mapping[str, Any]) -> str:
+def told_generation(config: Mapping[str, Any]) -> Generation:
     """The generation whose keys a configuration has."""
     if "is_legacy_optimizer" in config:
         return "tf_keras_legacy" if config["is_legacy_optimizer"] else "tf_keras"

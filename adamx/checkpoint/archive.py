@@ -112,6 +112,7 @@ class _Part(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")[: max(0, self._member.size - self._at)]
         self._file.seek(self._member.start + self._at)
+        # What open() returns has readinto; typing.BinaryIO does not say so.
         count = self._file.readinto(view)  # type: ignore[attr-defined]
         self._at += count
         return count

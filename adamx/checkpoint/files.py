@@ -117,8 +117,10 @@ def parsed_json(text: str | bytes, account: Account) -> Any:
 
 def account_for_json(text: str | bytes, account: Account) -> None:
     """Spend what a JSON text and its values take."""
-    marks = ",:[{" if isinstance(text, str) else (b",", b":", b"[", b"{")
-    values = sum(text.count(mark) for mark in marks)  # type: ignore[arg-type]
+    if isinstance(text, str):
+        values = sum(map(text.count, ",:[{"))
+    else:
+        values = sum(map(text.count, (b",", b":", b"[", b"{")))
     account.spend(values * _VALUE + len(text) * (3 if text.isascii() else 9))
 
 

@@ -111,6 +111,7 @@ class File:
             view[:] = np.frombuffer(dataset.data, np.uint8, dataset.nbytes)
         elif dataset.nbytes:
             self._stream.seek(self._base + dataset.data)
+            # Files and io.BufferedReader have readinto; typing.BinaryIO does not say so.
             if self._stream.readinto(view) != dataset.nbytes:  # type: ignore[attr-defined]
                 raise ValueError(f"{dataset.name} ends too early")
         return view.reshape(dataset.shape) != 0 if array.dtype == bool else array

@@ -157,7 +157,7 @@ def _generation(version: str, optimizer: Mapping[str, Any]) -> Generation:
         return "keras3"
     if str(optimizer.get("class_name")).startswith("Custom>"):
         return "tf_keras"
-    return told_generation(optimizer["config"])  # type: ignore[return-value]
+    return told_generation(optimizer["config"])
 
 
 def _layout(generation: Generation, settings: Mapping[str, Any]) -> Layout:

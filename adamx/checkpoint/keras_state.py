@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -218,7 +218,8 @@ def keras_settings(checkpoint: Checkpoint, optimizer: Mapping[str, Any]) -> dict
       CheckpointError: Keras cannot express the configuration.
     """
     try:
-        settings = checkpoint.config.to_keras(checkpoint.framework)  # type: ignore[arg-type]
+        # The file that is to be written is one of Keras.
+        settings = checkpoint.config.to_keras(cast(Generation, checkpoint.framework))
     except ValueError as error:
         is_convention = str(error).startswith("convention")
         hint = convention_hint(checkpoint, "keras") if is_convention else ""

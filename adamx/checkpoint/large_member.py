@@ -31,6 +31,7 @@ def large_member(path: Path, name: str) -> Iterator[BinaryIO]:
     with path.open("w+b", buffering=0) as file:
         # With zip64 the header is as long before sizes and checksum are known as after.
         start = file.write(info.FileHeader(zip64=True))
+        # To the type checker no class of io is a typing.BinaryIO.
         yield _Rest(file, start)  # type: ignore[misc]
         info.file_size = info.compress_size = file.seek(0, os.SEEK_END) - start
         file.seek(start)

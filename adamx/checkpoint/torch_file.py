@@ -203,7 +203,9 @@ def _read(
         count=count,
         names=tuple(names),
         params=params,
-        **arrays,  # type: ignore[arg-type]
+        mu=arrays["mu"],
+        nu=arrays["nu"],
+        nu_max=arrays["nu_max"],
     )
     return checkpoint, saved, state_dict, model
 
