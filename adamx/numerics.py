@@ -16,9 +16,12 @@ import numpy as np
 __all__ = [
     "CONVENTIONS",
     "BiasCorrection",
+    "Coefficients",
     "Convention",
+    "Decay",
     "Hyperparameters",
     "bias_correction",
+    "coefficients",
     "complex_dtype",
     "compute_dtype",
     "first_moment_dtype",
@@ -34,14 +37,19 @@ CONVENTIONS: tuple[str, ...] = get_args(Convention)
 
 
 class Hyperparameters(NamedTuple):
-    """What a step depends on besides arrays. The numbers may be traced; the rest is fixed."""
+    """The numbers that every step shares, as they were given; they may be traced."""
 
     b1: chex.Numeric
     b2: chex.Numeric
     eps: chex.Numeric
     eps_root: chex.Numeric
-    nesterov: bool
-    convention: Convention
+
+
+class Decay(NamedTuple):
+    """The weights of a moving average; the difference is taken in b's own precision."""
+
+    b: chex.Numeric
+    rest: chex.Numeric  # 1 - b
 
 
 class BiasCorrection(NamedTuple):
@@ -50,6 +58,16 @@ class BiasCorrection(NamedTuple):
     m: chex.ArrayDevice  # 1 - b1^t
     m_next: chex.ArrayDevice  # 1 - b1^(t+1), for Nesterov's look ahead
     v: chex.ArrayDevice  # 1 - b2^t
+
+
+class Coefficients(NamedTuple):
+    """The numbers of one step: Python's, or scalars of the dtype in which it is computed."""
+
+    b1: Decay
+    b2: Decay
+    eps: chex.Numeric
+    eps_root: chex.Numeric
+    correction: BiasCorrection
 
 
 def is_number(x: object) -> TypeGuard[float]:
@@ -116,17 +134,14 @@ def _square(x: chex.ArrayDevice) -> chex.ArrayDevice:
     return jnp.square(x)
 
 
-def _weights(b: chex.Numeric, dtype: np.dtype) -> tuple[chex.Numeric, chex.Numeric]:
-    """Return b and 1 - b; the difference is taken in b's own precision, if that is higher."""
+def _decay(b: chex.Numeric, dtype: np.dtype) -> Decay:
     if is_number(b):
-        return float(b), 1 - float(b)
+        return Decay(float(b), 1 - float(b))
     b = jnp.real(b)
-    return b.astype(dtype), (1 - b).astype(dtype)
+    return Decay(b.astype(dtype), (1 - b).astype(dtype))
 
 
-def moving_average(
-    mean: chex.ArrayDevice, x: chex.ArrayDevice, b: chex.Numeric
-) -> chex.ArrayDevice:
+def moving_average(mean: chex.ArrayDevice, x: chex.ArrayDevice, decay: Decay) -> chex.ArrayDevice:
     """One step of an exponential moving average, b * mean + (1 - b) * x; in the dtype of both.
 
     Computed as `mean + (1 - b) * (x - mean)`, whose two weights add up to one. Rounded to float32
@@ -134,9 +149,9 @@ def moving_average(
     For b below one half it starts from x instead, so that b = 0 gives x and loses nothing.
     """
     if jnp.iscomplexobj(mean):
-        real, imag = moving_average(mean.real, x.real, b), moving_average(mean.imag, x.imag, b)
-        return jax.lax.complex(real, imag)
-    b, rest = _weights(b, mean.dtype)
+        parts = ((mean.real, x.real), (mean.imag, x.imag))
+        return jax.lax.complex(*(moving_average(*part, decay) for part in parts))
+    b, rest = decay
     difference = x - mean
     from_mean, from_x = mean + rest * difference, x - b * difference
     if isinstance(b, float):
@@ -166,6 +181,19 @@ def bias_correction(
     )
 
 
+def coefficients(
+    t: chex.ArrayDevice, t_next: chex.ArrayDevice, hyper: Hyperparameters, dtype: np.dtype
+) -> Coefficients:
+    """The coefficients in `dtype`, a real one, of step t, which t_next follows."""
+    return Coefficients(
+        b1=_decay(hyper.b1, dtype),
+        b2=_decay(hyper.b2, dtype),
+        eps=_real(hyper.eps, dtype),
+        eps_root=_real(hyper.eps_root, dtype),
+        correction=bias_correction(t, t_next, hyper, dtype),
+    )
+
+
 @jax.custom_jvp
 def safe_sqrt(x: chex.ArrayDevice) -> chex.ArrayDevice:
     """The square root of x >= 0, with derivative 0 instead of infinity where x is 0.
@@ -188,8 +216,9 @@ def _safe_sqrt_jvp(
 def step(
     g: chex.ArrayDevice,
     moments: tuple[chex.ArrayDevice, ...],
-    correction: BiasCorrection,
-    hyper: Hyperparameters,
+    c: Coefficients,
+    convention: Convention,
+    nesterov: bool = False,
 ) -> tuple[chex.ArrayDevice, tuple[chex.ArrayDevice, ...]]:
     """One step of Adam on one array.
 
@@ -198,41 +227,36 @@ def step(
       moments: (m, v), or (m, v, v_max) with AMSGrad (Reddi et al. 2018,
         https://arxiv.org/abs/1904.09237). All of the shape of g; m of its dtype, the others of the
         dtype of its real part.
-      correction: scalars of v's dtype, see `bias_correction`.
-      hyper: see `adamx.scale_by_adam`.
+      c: in v's dtype, see `coefficients`.
+      convention, nesterov: see `adamx.scale_by_adam`.
 
     Returns:
       The direction, which the optimizer follows backwards, like g; and the new moments.
     """
     m, v, *v_max = moments
     amsgrad = bool(v_max)
-    eps, eps_root = _real(hyper.eps, v.dtype), _real(hyper.eps_root, v.dtype)
 
-    m = moving_average(m, g, hyper.b1)
+    m = moving_average(m, g, c.b1)
     # A v that has overflowed stays infinite, and its steps 0: its average would be inf - inf.
-    v = jnp.where(jnp.isinf(v), v, moving_average(v, _square(g), hyper.b2))
+    v = jnp.where(jnp.isinf(v), v, moving_average(v, _square(g), c.b2))
     largest = v
     if amsgrad:
-        candidate = v / correction.v if hyper.convention == "optax" else v
+        candidate = v / c.correction.v if convention == "optax" else v
         largest = jnp.maximum(v_max[0], candidate)
 
-    if hyper.convention == "keras":  # Kingma & Ba, end of section 2: eps beside an uncorrected v
-        m_hat = _by_parts(jnp.multiply, m, jnp.sqrt(correction.v) / correction.m)
+    if convention == "keras":  # Kingma & Ba, end of section 2: eps beside an uncorrected v
+        m_hat = _by_parts(jnp.multiply, m, jnp.sqrt(c.correction.v) / c.correction.m)
         v_hat = largest
     else:
-        m_hat = _corrected_mean(g, m, correction, hyper)
-        already_corrected = amsgrad and hyper.convention == "optax"
-        v_hat = largest if already_corrected else largest / correction.v
+        m_hat = _ahead(g, m, c) if nesterov else _by_parts(jnp.divide, m, c.correction.m)
+        already_corrected = amsgrad and convention == "optax"
+        v_hat = largest if already_corrected else largest / c.correction.v
 
-    direction = _by_parts(jnp.divide, m_hat, safe_sqrt(v_hat + eps_root) + eps)
+    direction = _by_parts(jnp.divide, m_hat, safe_sqrt(v_hat + c.eps_root) + c.eps)
     return direction, (m, v, largest) if amsgrad else (m, v)
 
 
-def _corrected_mean(
-    g: chex.ArrayDevice, m: chex.ArrayDevice, correction: BiasCorrection, hyper: Hyperparameters
-) -> chex.ArrayDevice:
-    if not hyper.nesterov:
-        return _by_parts(jnp.divide, m, correction.m)
+def _ahead(g: chex.ArrayDevice, m: chex.ArrayDevice, c: Coefficients) -> chex.ArrayDevice:
     # Dozat 2016, https://openreview.net/pdf?id=OM0jvwB8jIp57ZJjtNEZ, algorithm 2
-    ahead = _by_parts(jnp.divide, m, correction.m_next)
-    return moving_average(ahead, _by_parts(jnp.divide, g, correction.m), hyper.b1)
+    ahead = _by_parts(jnp.divide, m, c.correction.m_next)
+    return moving_average(ahead, _by_parts(jnp.divide, g, c.correction.m), c.b1)

@@ -23,10 +23,10 @@ from adamx.checks import (
 )
 from adamx.numerics import (
     CONVENTIONS,
-    BiasCorrection,
+    Coefficients,
     Convention,
     Hyperparameters,
-    bias_correction,
+    coefficients,
     complex_dtype,
     compute_dtype,
     first_moment_dtype,
@@ -135,7 +135,7 @@ def scale_by_adam(
             f'nesterov: expected convention "optax" beside it, found {convention!r}: NAdam in '
             "Keras and torch has a schedule for its momentum, and is another algorithm"
         )
-    hyper = Hyperparameters(b1, b2, eps, eps_root, nesterov, convention)
+    hyper = Hyperparameters(b1, b2, eps, eps_root)
     state_type = AmsgradState if amsgrad else AdamState
 
     def init(params: optax.Params) -> AdamState | AmsgradState:
@@ -166,12 +166,15 @@ def scale_by_adam(
         next_count = jnp.asarray(optax.safe_increment(count))
 
         @functools.cache
-        def correction(dtype: np.dtype) -> BiasCorrection:
-            return bias_correction(count, next_count, hyper, dtype)
+        def coefficients_in(dtype: np.dtype) -> Coefficients:
+            return coefficients(count, next_count, hyper, dtype)
 
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_none)
         rows = zip(leaves, *map(treedef.flatten_up_to, state[1:]), strict=True)
-        stepped = [_step_leaf(*row, correction=correction, hyper=hyper) for row in rows]
+        stepped = [
+            _step_leaf(*row, coefficients=coefficients_in, convention=convention, nesterov=nesterov)
+            for row in rows
+        ]
         columns = zip(*stepped, strict=True) if stepped else [[]] * len(state)
         direction, *moments = map(treedef.unflatten, columns)
         return direction, state_type(count, *moments)
@@ -182,8 +185,9 @@ def scale_by_adam(
 def _step_leaf(
     g: chex.ArrayTree,
     *moments: chex.ArrayTree,
-    correction: Callable[[np.dtype], BiasCorrection],
-    hyper: Hyperparameters,
+    coefficients: Callable[[np.dtype], Coefficients],
+    convention: Convention,
+    nesterov: bool,
 ) -> tuple[chex.ArrayTree, ...]:
     """`numerics.step` in a dtype wide enough; the results come back in the dtypes given."""
     if g is None:
@@ -193,7 +197,8 @@ def _step_leaf(
     wide = complex_dtype(real) if jnp.iscomplexobj(g) else real
     # Optax keeps the second moment of complex parameters as complex numbers.
     operands = (m.astype(wide), *(jnp.real(x).astype(real) for x in v))
-    direction, results = numerics.step(g.astype(wide), operands, correction(real), hyper)
+    c = coefficients(real)
+    direction, results = numerics.step(g.astype(wide), operands, c, convention, nesterov)
     return direction.astype(g.dtype), *(
         x.astype(before.dtype) for x, before in zip(results, (m, *v), strict=True)
     )

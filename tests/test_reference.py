@@ -123,7 +123,7 @@ def check_leaf(dtype, gradients, hyper, direction, mu, nu, nu_max=None):
 def test_bias_correction(b, traced):
     t = np.array([1, 2, 10, 1000, 10**6, 2**31 - 1])
     exact = 1 - np.longdouble(np.float32(b) if traced else b) ** t
-    hyper = numerics.Hyperparameters(b, b, 1e-8, 0.0, False, "optax")
+    hyper = numerics.Hyperparameters(b, b, 1e-8, 0.0)
     if traced:
         hyper = hyper._replace(b1=jnp.float32(b), b2=jnp.float32(b))
     ours = numerics.bias_correction(jnp.asarray(t), jnp.asarray(t), hyper, jnp.dtype("float32"))
