@@ -1,7 +1,9 @@
 """Adam for JAX, complete."""
 
-from adamx import checkpoint, keras
+from adamx import checkpoint, keras, native
 from adamx.config import AdamConfig
+from adamx.fused import FusedOptimizer, fused_adam, fused_adamw
+from adamx.packed import PackedAdamState, PackedAmsgradState, pack, unpack
 from adamx.schedules import inverse_time_decay
 from adamx.transform import AdamState, AmsgradState, adam, adamw, scale_by_adam
 from adamx.weights import from_numpy, get_weights, set_weights, to_numpy
@@ -10,14 +12,22 @@ __all__ = [
     "AdamConfig",
     "AdamState",
     "AmsgradState",
+    "FusedOptimizer",
+    "PackedAdamState",
+    "PackedAmsgradState",
     "adam",
     "adamw",
     "checkpoint",
     "from_numpy",
+    "fused_adam",
+    "fused_adamw",
     "get_weights",
     "inverse_time_decay",
     "keras",
+    "native",
+    "pack",
     "scale_by_adam",
     "set_weights",
     "to_numpy",
+    "unpack",
 ]

@@ -16,8 +16,10 @@ __all__ = [
     "check_choice",
     "check_dtype",
     "check_gradients",
+    "check_learning_rate",
     "check_number",
     "check_params",
+    "check_positive",
     "check_precise_number",
     "explain_renamed_arguments",
     "is_none",
@@ -98,6 +100,19 @@ def check_number(name: str, value: Any, *, below: float = np.inf) -> None:
         raise ValueError(f"{name}: expected a scalar, found an array of shape {value.shape}")
 
 
+def check_positive(name: str, value: Any) -> None:
+    """`check_number`, and raise if `value` is 0."""
+    check_number(name, value)
+    if is_number(value) and value == 0:
+        raise ValueError(f"{name}: expected a number above 0 or None, found {value!r}")
+
+
+def check_learning_rate(learning_rate: optax.ScalarOrSchedule | None) -> None:
+    """`check_number` unless it is a schedule, or None: Optax's word for a direction not scaled."""
+    if learning_rate is not None and not callable(learning_rate):
+        check_number("learning_rate", learning_rate)
+
+
 def check_precise_number(name: str, value: Any, *, below: float = np.inf) -> None:
     """`check_number`, and raise if `value` is an array of less than float32's precision."""
     check_number(name, value, below=below)
@@ -174,21 +189,23 @@ def check_params(params: optax.Params) -> None:
             )
 
 
-def check_gradients(updates: optax.Updates, mu: optax.Updates) -> None:
-    """Raise unless `updates` has the structure, shapes and kinds of number of the moments `mu`.
+def check_gradients(
+    updates: optax.Updates, like: optax.Params, name: str = "the optimizer's state"
+) -> None:
+    """Raise unless `updates` has the structure, shapes and kinds of number of the tree `like`.
 
-    A leaf of `updates` may be None where `mu` has anything.
+    A leaf of `updates` may be None where `like` has anything. `name` is what `like` is called.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(updates, is_leaf=is_none)
     try:
-        moments = treedef.flatten_up_to(mu)
+        expected = treedef.flatten_up_to(like)
     except (ValueError, TypeError) as error:
-        raise ValueError(_structure_message(updates, mu)) from error
-    for (path, g), m in zip(leaves, moments, strict=True):
+        raise ValueError(_structure_message(updates, like, name)) from error
+    for (path, g), m in zip(leaves, expected, strict=True):
         if g is None:
             continue
         if not jax.tree_util.all_leaves([m]):
-            raise ValueError(_structure_message(updates, mu))
+            raise ValueError(_structure_message(updates, like, name))
         if _kind(g) != _kind(m):
             raise TypeError(
                 f"{_where(path)}: expected a {_kind(m)} floating-point gradient, like the "
@@ -202,12 +219,12 @@ def check_gradients(updates: optax.Updates, mu: optax.Updates) -> None:
             )
 
 
-def _structure_message(updates: optax.Updates, mu: optax.Updates) -> str:
+def _structure_message(updates: optax.Updates, like: optax.Params, name: str) -> str:
     found, expected = (
         {_where(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (updates, mu)
+        for tree in (updates, like)
     )
-    message = "the gradients have another structure than the optimizer's state"
+    message = f"the gradients have another structure than {name}"
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())
     if missing:
@@ -215,5 +232,5 @@ def _structure_message(updates: optax.Updates, mu: optax.Updates) -> str:
     if unexpected:
         message += f"; unexpected: {listed(unexpected)}"
     if not missing and not unexpected:
-        message += f"; expected {jax.tree.structure(mu)}, found {jax.tree.structure(updates)}"
+        message += f"; expected {jax.tree.structure(like)}, found {jax.tree.structure(updates)}"
     return f"{message}. Initialise the optimizer with the parameters that are differentiated"

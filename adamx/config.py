@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adamx.checks import check_choice, check_number, listed
+from adamx.checks import check_choice, check_number, check_positive, listed
 from adamx.keras_config import Generation, fields_from_keras, keras_from_fields
 from adamx.numerics import CONVENTIONS, Convention, is_number
 from adamx.parts import clip_each_norm, clip_values, torch_weight_decay
@@ -79,9 +79,7 @@ class AdamConfig:
         for name in ("clip_norm", "clip_global_norm", "clip_value"):
             value = getattr(self, name)
             if value is not None:
-                check_number(name, value)
-                if is_number(value) and value == 0:
-                    raise ValueError(f"{name}: expected a number above 0 or None, found {value!r}")
+                check_positive(name, value)
         check_choice("convention", self.convention, CONVENTIONS)
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool | np.bool_):

@@ -21,12 +21,14 @@ __all__ = [
     "Decay",
     "Hyperparameters",
     "bias_correction",
+    "by_parts",
     "coefficients",
     "complex_dtype",
     "compute_dtype",
     "first_moment_dtype",
     "is_number",
     "moving_average",
+    "real_scalar",
     "safe_sqrt",
     "second_moment_dtype",
     "step",
@@ -107,7 +109,7 @@ def second_moment_dtype(param: chex.ArrayTree, nu_dtype: Any | None) -> np.dtype
     return jax.dtypes.canonicalize_dtype(nu_dtype)
 
 
-def _real(x: chex.Numeric, dtype: np.dtype) -> chex.Numeric:
+def real_scalar(x: chex.Numeric, dtype: np.dtype) -> chex.Numeric:
     """A hyperparameter beside real arrays of `dtype`: a Python number, or a scalar of that dtype.
 
     It may come as a complex array: `optax.inject_hyperparams` makes one for complex parameters.
@@ -115,7 +117,7 @@ def _real(x: chex.Numeric, dtype: np.dtype) -> chex.Numeric:
     return float(x) if is_number(x) else jnp.real(x).astype(dtype)
 
 
-def _by_parts(
+def by_parts(
     op: Callable[..., chex.ArrayDevice], x: chex.ArrayDevice, real: chex.Numeric
 ) -> chex.ArrayDevice:
     """`op(x, real)`, for a complex x on each of its parts.
@@ -188,8 +190,8 @@ def coefficients(
     return Coefficients(
         b1=_decay(hyper.b1, dtype),
         b2=_decay(hyper.b2, dtype),
-        eps=_real(hyper.eps, dtype),
-        eps_root=_real(hyper.eps_root, dtype),
+        eps=real_scalar(hyper.eps, dtype),
+        eps_root=real_scalar(hyper.eps_root, dtype),
         correction=bias_correction(t, t_next, hyper, dtype),
     )
 
@@ -245,18 +247,18 @@ def step(
         largest = jnp.maximum(v_max[0], candidate)
 
     if convention == "keras":  # Kingma & Ba, end of section 2: eps beside an uncorrected v
-        m_hat = _by_parts(jnp.multiply, m, jnp.sqrt(c.correction.v) / c.correction.m)
+        m_hat = by_parts(jnp.multiply, m, jnp.sqrt(c.correction.v) / c.correction.m)
         v_hat = largest
     else:
-        m_hat = _ahead(g, m, c) if nesterov else _by_parts(jnp.divide, m, c.correction.m)
+        m_hat = _ahead(g, m, c) if nesterov else by_parts(jnp.divide, m, c.correction.m)
         already_corrected = amsgrad and convention == "optax"
         v_hat = largest if already_corrected else largest / c.correction.v
 
-    direction = _by_parts(jnp.divide, m_hat, safe_sqrt(v_hat + c.eps_root) + c.eps)
+    direction = by_parts(jnp.divide, m_hat, safe_sqrt(v_hat + c.eps_root) + c.eps)
     return direction, (m, v, largest) if amsgrad else (m, v)
 
 
 def _ahead(g: chex.ArrayDevice, m: chex.ArrayDevice, c: Coefficients) -> chex.ArrayDevice:
     # Dozat 2016, https://openreview.net/pdf?id=OM0jvwB8jIp57ZJjtNEZ, algorithm 2
-    ahead = _by_parts(jnp.divide, m, c.correction.m_next)
-    return moving_average(ahead, _by_parts(jnp.divide, g, c.correction.m), c.b1)
+    ahead = by_parts(jnp.divide, m, c.correction.m_next)
+    return moving_average(ahead, by_parts(jnp.divide, g, c.correction.m), c.b1)

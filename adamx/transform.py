@@ -15,6 +15,7 @@ from adamx.checks import (
     check_choice,
     check_dtype,
     check_gradients,
+    check_learning_rate,
     check_number,
     check_params,
     check_precise_number,
@@ -247,7 +248,7 @@ def adam(
       >>> bool(jnp.abs(params).max() < 0.05)
       True
     """
-    _check_learning_rate(learning_rate)
+    check_learning_rate(learning_rate)
     return optax.chain(
         scale_by_adam(
             b1,
@@ -303,7 +304,7 @@ def adamw(
     Source: Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101, algorithm 2, with the
     schedule multiplier in the learning rate.
     """
-    _check_learning_rate(learning_rate)
+    check_learning_rate(learning_rate)
     if not callable(weight_decay):
         check_number("weight_decay", weight_decay)
     return optax.chain(
@@ -321,9 +322,3 @@ def adamw(
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
-
-
-def _check_learning_rate(learning_rate: optax.ScalarOrSchedule | None) -> None:
-    # None is Optax's word for a direction that is not scaled.
-    if learning_rate is not None and not callable(learning_rate):
-        check_number("learning_rate", learning_rate)

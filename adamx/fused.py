@@ -1,0 +1,382 @@
+"""Adam as an init/step pair: the whole step at once, parameters included."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adamx.checks import (
+    check_gradients,
+    check_learning_rate,
+    check_number,
+    check_positive,
+    explain_renamed_arguments,
+    path_name,
+)
+from adamx.numerics import Convention, Hyperparameters, coefficients, is_number, real_scalar
+from adamx.packed import PackedAdamState, PackedAmsgradState, leaf_spans, packed_state
+from adamx.transform import AdamState, AmsgradState, scale_by_adam
+from adamx.whole_step import Numbers, Place, Plan, WeightDecay, whole_step
+
+__all__ = ["FusedOptimizer", "fused_adam", "fused_adamw"]
+
+
+class _Step(Protocol):
+    def __call__(
+        self, grads: optax.Updates, state: optax.OptState, params: optax.Params
+    ) -> tuple[optax.Params, optax.OptState]: ...
+
+
+class FusedOptimizer(NamedTuple):
+    """A pair of pure functions, to be called inside of `jax.jit`.
+
+    Attributes:
+      init: `init(params)` returns the state.
+      step: `step(grads, state, params)` returns the next parameters and the next state. Donate
+        `state` and `params`, so that they are changed in place.
+    """
+
+    init: Callable[[optax.Params], optax.OptState]
+    step: _Step
+
+
+@explain_renamed_arguments
+def fused_adam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: chex.Numeric = 0.9,
+    b2: chex.Numeric = 0.999,
+    eps: chex.Numeric = 1e-8,
+    eps_root: chex.Numeric = 0.0,
+    mu_dtype: Any | None = None,
+    *,
+    nu_dtype: Any | None = None,
+    amsgrad: bool = False,
+    convention: Convention = "optax",
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    decoupled: bool = True,
+    mask: Any | Callable[[optax.Params], Any] | None = None,
+    clip_global_norm: chex.Numeric | None = None,
+    packed: bool = False,
+) -> FusedOptimizer:
+    r"""Adam in one pass over memory: gradients in, parameters out.
+
+    `step` computes what `adam` and `optax.apply_updates` do, with the same state, so a run may
+    change from one to the other at any step. On a CPU, a compiled kernel reads each of gradient,
+    moments and parameter once and writes the latter three in place. Elsewhere (GPU, TPU, several
+    devices, under `vmap` or differentiation, complex or 8-bit arrays, `jax.export`, no compiled
+    kernel, see `adamx.native.status`) the step is compiled from JAX's own operations, with the same
+    result.
+
+    With every option, in this order: the gradients are clipped by their global norm; weight decay
+    that is not decoupled is added to them; Adam; decoupled weight decay; the learning rate.
+
+    Args:
+      learning_rate, b1, b2, eps, eps_root, mu_dtype, nu_dtype, amsgrad, convention: see `adam`.
+        All numbers may be traced: a learning rate that is an argument of the jitted function
+        changes without recompiling.
+      weight_decay: at least 0: a scalar, or a schedule of the count of steps.
+      decoupled: True to shrink parameters by learning rate times weight decay, as AdamW does; False
+        to add weight decay times the parameters to the gradients, as `torch.optim.Adam` does.
+      mask: where weights decay; see `adamw`.
+      clip_global_norm: the largest global norm of the gradients, above 0, as in
+        `optax.clip_by_global_norm`; None for no limit. It reads the gradients once more.
+      packed: keep all first moments in one buffer and all second moments in another. JAX spends
+        about as long on passing an array into a compiled function and out as the kernel does on
+        thousands of numbers: with many small leaves this is most of a step. For parameters that are
+        not sharded. `adamx.unpack` gives the ordinary state.
+
+    Returns:
+      `(init, step)`, pure. `init(params)` returns the state of the `optax.chain` of those of
+      `clip_by_global_norm`, `add_decayed_weights`, `scale_by_adam`, `add_decayed_weights` and
+      `scale_by_learning_rate` that are asked for: that of `adam` or `adamw` without the others.
+      With `packed`, a `PackedAdamState` stands in it. `step(grads, state, params)` returns the next
+      parameters and state, in the dtypes given. A leaf of `grads` that is None leaves its parameter
+      and moments as they were. Each leaf is computed in the widest precision of its arrays, float32
+      at least, and rounded once at the end; `update` also rounds the direction, and the update, to
+      the gradient's dtype.
+
+    Raises:
+      ValueError, TypeError: as `adam`; for a weight decay or norm out of range; in `init`, with
+        `packed`, for complex or sharded parameters; in `step`, for gradients, parameters or a state
+        whose structure or shapes are not those of one another.
+
+    Example:
+      >>> import adamx, functools, jax, jax.numpy as jnp
+      >>> optimizer = adamx.fused_adam(learning_rate=0.1)
+      >>> @functools.partial(jax.jit, donate_argnums=(0, 1))
+      ... def train(params, state):
+      ...     grads = jax.grad(lambda x: jnp.sum(x**2))(params)
+      ...     return optimizer.step(grads, state, params)
+      >>> params = jnp.array([1.0, -2.0])
+      >>> state = optimizer.init(params)
+      >>> for _ in range(100):
+      ...     params, state = train(params, state)
+      >>> bool(jnp.abs(params).max() < 0.05)
+      True
+
+    Sources: see `scale_by_adam` and `adamw`.
+    """
+    where: WeightDecay = "decoupled" if decoupled else "gradient"
+    decays = callable(weight_decay) or not is_number(weight_decay) or weight_decay != 0
+    return _Fused(
+        learning_rate,
+        Hyperparameters(b1, b2, eps, eps_root),
+        mu_dtype,
+        nu_dtype,
+        amsgrad,
+        convention,
+        weight_decay,
+        where if decays else "none",
+        mask,
+        clip_global_norm,
+        packed,
+    ).pair()
+
+
+@explain_renamed_arguments
+def fused_adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: chex.Numeric = 0.9,
+    b2: chex.Numeric = 0.999,
+    eps: chex.Numeric = 1e-8,
+    eps_root: chex.Numeric = 0.0,
+    mu_dtype: Any | None = None,
+    weight_decay: optax.ScalarOrSchedule = 1e-4,
+    mask: Any | Callable[[optax.Params], Any] | None = None,
+    *,
+    nu_dtype: Any | None = None,
+    amsgrad: bool = False,
+    convention: Convention = "optax",
+    clip_global_norm: chex.Numeric | None = None,
+    packed: bool = False,
+) -> FusedOptimizer:
+    """AdamW in one pass over memory: what `adamw` and `optax.apply_updates` compute.
+
+    Args:
+      learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nu_dtype, amsgrad,
+        convention: see `adamw`.
+      clip_global_norm, packed: see `fused_adam`.
+
+    Returns:
+      `(init, step)` as of `fused_adam`, with the state of `adamw`.
+
+    Raises:
+      ValueError, TypeError: as `fused_adam`.
+    """
+    return _Fused(
+        learning_rate,
+        Hyperparameters(b1, b2, eps, eps_root),
+        mu_dtype,
+        nu_dtype,
+        amsgrad,
+        convention,
+        weight_decay,
+        "decoupled",
+        mask,
+        clip_global_norm,
+        packed,
+    ).pair()
+
+
+class _Fused:
+    """The arguments of `fused_adam`, checked, and what they make of a state and a step."""
+
+    def __init__(
+        self,
+        learning_rate: optax.ScalarOrSchedule,
+        hyper: Hyperparameters,
+        mu_dtype: Any | None,
+        nu_dtype: Any | None,
+        amsgrad: bool,
+        convention: Convention,
+        weight_decay: optax.ScalarOrSchedule,
+        decay: WeightDecay,
+        mask: Any,
+        clip_global_norm: chex.Numeric | None,
+        packed: bool,
+    ) -> None:
+        check_learning_rate(learning_rate)
+        if not callable(weight_decay):
+            check_number("weight_decay", weight_decay)
+        if clip_global_norm is not None:
+            check_positive("clip_global_norm", clip_global_norm)
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.hyper, self.convention, self.amsgrad = hyper, convention, amsgrad
+        self.decay: WeightDecay = decay
+        self.mask, self.clip_global_norm, self.packed = mask, clip_global_norm, packed
+
+        adam = scale_by_adam(
+            *hyper, mu_dtype, nu_dtype=nu_dtype, amsgrad=amsgrad, convention=convention
+        )
+        decaying = optax.add_decayed_weights(weight_decay, mask)
+        # The parts of the equivalent chain: their `init` makes the state.
+        self.init_of: dict[str, Callable[[optax.Params], optax.OptState]] = {}
+        if clip_global_norm is not None:
+            self.init_of["clip"] = optax.clip_by_global_norm(clip_global_norm).init
+        if decay == "gradient":
+            self.init_of["decay"] = decaying.init
+        init_packed = functools.partial(packed_state, mu_dtype, nu_dtype, amsgrad)
+        self.init_of["adam"] = init_packed if packed else adam.init
+        if decay == "decoupled":
+            self.init_of["decay"] = decaying.init
+        self.init_of["rate"] = optax.scale_by_learning_rate(learning_rate).init
+        kinds = (PackedAdamState, PackedAmsgradState) if packed else (AdamState, AmsgradState)
+        self.state_type = kinds[amsgrad]
+
+    def pair(self) -> FusedOptimizer:
+        return FusedOptimizer(self.init, self.step)
+
+    def init(self, params: optax.Params) -> optax.OptState:
+        return tuple(init(params) for init in self.init_of.values())
+
+    def step(
+        self, grads: optax.Updates, state: optax.OptState, params: optax.Params
+    ) -> tuple[optax.Params, optax.OptState]:
+        parts = self._parts(state, params)
+        check_gradients(grads, params, "the parameters")
+        adam = parts["adam"]
+        count = jnp.asarray(optax.safe_increment(adam.count))
+
+        leaves, treedef = jax.tree.flatten(params)
+        g_leaves = treedef.flatten_up_to(grads)
+        trained = [i for i, g in enumerate(g_leaves) if g is not None]
+        moments = (_open_packed if self.packed else _open)(adam, params, trained)
+        decays = self._decays(params)
+        plan = Plan(
+            tuple(Place(*moments.places[n], decays[i]) for n, i in enumerate(trained)),
+            len(moments.buffers[0]),
+            len(moments.buffers[1]),
+            self.convention,
+            self.amsgrad,
+            self.decay,
+            self.clip_global_norm is not None,
+        )
+        buffers, stepped = whole_step(
+            functools.partial(self._numbers, count, parts),
+            moments.buffers,
+            [jnp.asarray(g_leaves[i]) for i in trained],
+            [jnp.asarray(leaves[i]) for i in trained],
+            plan,
+        )
+        for i, p in zip(trained, stepped, strict=True):
+            leaves[i] = p
+        # The other parts have no arrays but the counts of their schedules.
+        after = {name: jax.tree.map(optax.safe_increment, part) for name, part in parts.items()}
+        after["adam"] = type(adam)(count, *moments.close(buffers))
+        return treedef.unflatten(leaves), tuple(after.values())
+
+    def _parts(self, state: optax.OptState, params: optax.Params) -> dict[str, Any]:
+        """The parts of `state` by name, each of the type that `init` makes."""
+        names = list(self.init_of)
+        if not isinstance(state, tuple) or len(state) != len(names):
+            found = len(state) if isinstance(state, tuple) else type(state).__name__
+            raise TypeError(
+                f"state: expected a tuple of {len(names)} parts ({', '.join(names)}), as init "
+                f"makes it; found {found}"
+            )
+        parts = dict(zip(names, state, strict=True))
+        for name, part in parts.items():
+            if name == "adam":
+                right, expected = isinstance(part, self.state_type), self.state_type.__name__
+            else:
+                like = self.init_of[name](params)
+                right = jax.tree.structure(part) == jax.tree.structure(like)
+                expected = type(like).__name__
+            if not right:
+                raise TypeError(
+                    f"state, part {name}: expected {expected}, as init makes it with amsgrad="
+                    f"{self.amsgrad} and packed={self.packed}; found {type(part).__name__}. "
+                    "adamx.pack and adamx.unpack lead from one to the other of packed"
+                )
+        return parts
+
+    def _decays(self, params: optax.Params) -> list[bool]:
+        """Whether weight decay applies, for each leaf."""
+        leaves = jax.tree.leaves(params)
+        if self.decay == "none" or self.mask is None:
+            return [self.decay != "none"] * len(leaves)
+        mask = self.mask(params) if callable(self.mask) else self.mask
+        return jax.tree.leaves(
+            jax.tree.map(lambda m, part: jax.tree.map(lambda _: bool(m), part), mask, params)
+        )
+
+    def _numbers(self, count: chex.ArrayDevice, parts: dict[str, Any], dtype: np.dtype) -> Numbers:
+        """The scalars of the step that leads to `count`, in `dtype`."""
+
+        def value(given: Any, part: str) -> chex.Numeric:
+            if callable(given):
+                given = given(jax.tree.leaves(parts[part])[0])
+            return real_scalar(given, dtype)
+
+        c = coefficients(count, count, self.hyper, dtype)
+        decays, clips = self.decay != "none", self.clip_global_norm is not None
+        return Numbers(
+            *c.b1,
+            *c.b2,
+            c.eps,
+            c.eps_root,
+            c.correction.m,
+            c.correction.v,
+            1.0 if self.learning_rate is None else -value(self.learning_rate, "rate"),
+            value(self.weight_decay, "decay") if decays else 0.0,
+            value(self.clip_global_norm, "clip") if clips else 0.0,
+        )
+
+
+class _Moments(NamedTuple):
+    """The moments of the leaves that are trained, as `whole_step` takes them."""
+
+    buffers: list[list[chex.ArrayDevice]]  # of mu, of nu and, with AMSGrad, of nu_max
+    places: list[tuple[int, int, int, int]]  # for each leaf; see `Place`
+    close: Callable[[Sequence[list[chex.ArrayDevice]]], list[Any]]  # the fields of the next state
+
+
+def _open(adam: Any, params: optax.Params, trained: Sequence[int]) -> _Moments:
+    keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
+    columns = []
+    for field in adam._fields[1:]:
+        try:
+            column = treedef.flatten_up_to(getattr(adam, field))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"state.{field}: expected the structure of params, {treedef}; found "
+                f"{jax.tree.structure(getattr(adam, field))}"
+            ) from error
+        for (path, p), moment in zip(keyed, column, strict=True):
+            if jnp.shape(moment) != jnp.shape(p):
+                raise ValueError(
+                    f"state.{field}, {path_name(path)}: expected shape {jnp.shape(p)}, like the "
+                    f"parameter; found {jnp.shape(moment)}"
+                )
+        columns.append(column)
+
+    def close(new: Sequence[list[chex.ArrayDevice]]) -> list[Any]:
+        for column, arrays in zip(columns, new, strict=True):
+            for i, array in zip(trained, arrays, strict=True):
+                column[i] = array
+        return [treedef.unflatten(column) for column in columns]
+
+    buffers = [[jnp.asarray(column[i]) for i in trained] for column in columns]
+    return _Moments(buffers, [(n, 0, n, 0) for n in range(len(trained))], close)
+
+
+def _open_packed(adam: Any, params: optax.Params, trained: Sequence[int]) -> _Moments:
+    leaves = jax.tree.leaves(params)
+    names = [sorted(buffers) for buffers in adam[1:]]
+    mu, nu, *_ = (leaf_spans(field, getattr(adam, field), leaves) for field in adam._fields[1:])
+    places = [
+        (names[0].index(mu[i].dtype), mu[i].begin, names[1].index(nu[i].dtype), nu[i].begin)
+        for i in trained
+    ]
+
+    def close(new: Sequence[list[chex.ArrayDevice]]) -> list[Any]:
+        rows = zip(names, new, strict=True)
+        return [dict(zip(row, arrays, strict=True)) for row, arrays in rows]
+
+    rows = zip(names, adam[1:], strict=True)
+    return _Moments([[buffers[name] for name in row] for row, buffers in rows], places, close)

@@ -1,0 +1,122 @@
+"""The compiled kernel: a whole step of Adam on a CPU in one pass over memory.
+
+It comes with the package where there was a C++ compiler when that was installed. Nothing is loaded
+before a step is first compiled, or `status` asks. With the environment variable ADAMX_NATIVE=0 it
+is left alone.
+"""
+
+import ctypes
+import dataclasses
+import functools
+import os
+import re
+from pathlib import Path
+
+import jax
+
+__all__ = ["TARGET", "Status", "is_registered", "status"]
+
+TARGET = "adamx_step"
+_LIBRARY = "libadamx_native.so"
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """Whether the compiled kernel is used; true where it is.
+
+    Attributes:
+      in_use: whether `adamx.fused_adam` calls it, where it applies.
+      reason: why, or why not and what to do.
+      instruction_set: the one that was chosen for this processor ("avx512", "avx2", "baseline");
+        None where the kernel is not in use.
+    """
+
+    in_use: bool
+    reason: str
+    instruction_set: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.in_use
+
+
+def status() -> Status:
+    """Whether the compiled kernel is in use and, if not, why.
+
+    JAX's backends are not initialised by it.
+
+    Example:
+      >>> import adamx
+      >>> bool(adamx.native.status()) == adamx.native.status().in_use
+      True
+    """
+    return _failure_to_register() or _loaded()[0]
+
+
+def is_registered() -> bool:
+    """Whether XLA knows the kernel under the name `TARGET`; called when a step is compiled."""
+    return bool(_loaded()[0]) and _register() is None
+
+
+@functools.cache
+def _loaded() -> tuple[Status, ctypes.CDLL | None]:
+    if os.environ.get("ADAMX_NATIVE") == "0":
+        return Status(False, "turned off by the environment variable ADAMX_NATIVE=0"), None
+    # An editable installation has the library in another folder than this file.
+    paths = [Path(folder) / _LIBRARY for folder in __path__]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        reason = (
+            "not compiled: there was no C++ compiler when adamx was installed, or it failed. "
+            "Install one and run `pip install --force-reinstall --no-deps --no-cache-dir -v` for "
+            "adamx again"
+        )
+        return Status(False, reason), None
+    try:
+        library = ctypes.CDLL(str(path))
+        compiled = library.adamx_ffi_major(), library.adamx_ffi_minor()
+        library.adamx_instruction_set.restype = ctypes.c_char_p
+        instruction_set = library.adamx_instruction_set().decode()
+    except (OSError, AttributeError) as error:
+        return Status(False, f"{path} could not be loaded: {error}"), None
+    known = _ffi_version()
+    if compiled[0] != known[0] or compiled[1] > known[1]:
+        reason = (
+            f"compiled for version {_dotted(compiled)} of XLA's foreign function interface, and "
+            f"jaxlib has {_dotted(known)}: install adamx again beside this jaxlib"
+        )
+        return Status(False, reason), None
+    return Status(True, f"{path.name}, compiled for {instruction_set}", instruction_set), library
+
+
+def _ffi_version() -> tuple[int, int]:
+    """The version of the interface that jaxlib has, as its header tells.
+
+    It is asked before anything is registered: a library that is too new fails only when the backend
+    is initialised, and takes the backend with it.
+    """
+    header = Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h"
+    numbers = dict(re.findall(r"#define XLA_FFI_API_(MAJOR|MINOR) (\d+)", header.read_text()))
+    return int(numbers["MAJOR"]), int(numbers["MINOR"])
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+_failed: list[Status] = []
+
+
+def _failure_to_register() -> Status | None:
+    return _failed[0] if _failed else None
+
+
+@functools.cache
+def _register() -> Status | None:
+    """Register the handler; the failure, if XLA refuses it."""
+    library = _loaded()[1]
+    assert library is not None
+    try:
+        jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.adamx_step), platform="cpu")
+    except Exception as error:  # XLA's own, of several types
+        _failed.append(Status(False, f"XLA refused the kernel: {error}"))
+    return _failure_to_register()

@@ -1,0 +1,230 @@
+// The mathematics of Adam on a stretch of one leaf; numerics.py says the same in JAX.
+//
+// Compiled once for each instruction set, with ADAMX_ISA as the name of its namespace, so that no
+// function compiled for one is linked into another. For the same reason nothing of the standard
+// library is called. The loops are written for the compiler to vectorise: no -ffast-math, so that
+// NaN, infinity and signed zero go through as in XLA.
+
+#ifndef ADAMX_ISA
+#error "ADAMX_ISA names the namespace of the instruction set that this is compiled for"
+#endif
+
+#include "leaf.h"
+
+namespace adamx::ADAMX_ISA {
+namespace {
+
+// ---- Numbers of 16 bits -------------------------------------------------------------------------
+
+inline float FloatOfBits(uint32_t bits) {
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+inline uint32_t BitsOfFloat(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+inline float FromBfloat16(uint16_t x) { return FloatOfBits(uint32_t{x} << 16); }
+
+inline uint16_t ToBfloat16(float x) {  // to nearest, ties to even
+  const uint32_t bits = BitsOfFloat(x);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const uint32_t nan = (bits >> 16) | 0x40u;  // rounding could carry a NaN into infinity
+  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+}
+
+// Half precision by integers alone: the modes that flush subnormal numbers to zero are on here,
+// and half's own subnormals are to be kept.
+inline float FromFloat16(uint16_t x) {
+  const uint32_t sign = uint32_t{x & 0x8000u} << 16, magnitude = x & 0x7fffu;
+  const uint32_t normal = (magnitude << 13) + (112u << 23);
+  const uint32_t special = (magnitude << 13) | 0x7f800000u;  // infinity and NaN
+  // A subnormal half is an integer times 2^-24.
+  const float subnormal = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f;
+  const uint32_t bits = magnitude >= 0x7c00u  ? special
+                        : magnitude < 0x400u ? BitsOfFloat(subnormal)
+                                             : normal;
+  return FloatOfBits(sign | bits);
+}
+
+inline uint16_t ToFloat16(float x) {  // to nearest, ties to even
+  const uint32_t bits = BitsOfFloat(x), sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  const uint32_t odd = (magnitude >> 13) & 1u;
+  const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + odd) >> 13;
+  // Adding 0.5 leaves the subnormal half's bits at the end of the sum, rounded.
+  const uint32_t subnormal = BitsOfFloat(FloatOfBits(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t nan = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
+  const uint32_t half = magnitude > 0x7f800000u    ? nan
+                        : magnitude >= 0x477ff000u ? 0x7c00u  // rounds to infinity
+                        : magnitude < 0x38800000u  ? subnormal
+                                                   : normal;
+  return static_cast<uint16_t>(sign | half);
+}
+
+// ---- Arrays in the dtype of the computation -----------------------------------------------------
+
+constexpr int64_t kChunk = 1024;  // elements; a chunk of every array fits the first-level cache
+
+template <class T>
+struct Scratch {
+  alignas(64) T g[kChunk], m[kChunk], v[kChunk], v_max[kChunk], p[kChunk];
+};
+
+template <class T>
+constexpr Dtype kOwn = sizeof(T) == 8 ? Dtype::kFloat64 : Dtype::kFloat32;
+
+// The n elements from `begin` on as T: where they lie, or converted into `scratch`.
+template <class T>
+T* Load(const Array& array, int64_t begin, int64_t n, T* __restrict scratch) {
+  if (array.dtype == kOwn<T>) return static_cast<T*>(array.data) + begin;
+  if (array.dtype == Dtype::kBfloat16) {
+    const uint16_t* __restrict x = static_cast<const uint16_t*>(array.data) + begin;
+    for (int64_t i = 0; i < n; ++i) scratch[i] = FromBfloat16(x[i]);
+  } else if (array.dtype == Dtype::kFloat16) {
+    const uint16_t* __restrict x = static_cast<const uint16_t*>(array.data) + begin;
+    for (int64_t i = 0; i < n; ++i) scratch[i] = FromFloat16(x[i]);
+  } else if (array.dtype == Dtype::kFloat32) {
+    const float* __restrict x = static_cast<const float*>(array.data) + begin;
+    for (int64_t i = 0; i < n; ++i) scratch[i] = x[i];
+  }
+  return scratch;
+}
+
+// The other way; nothing to do where the elements were computed in their own place. From double to
+// 16 bits it rounds once to float on the way, as XLA does.
+template <class T>
+void Store(const Array& array, int64_t begin, int64_t n, const T* __restrict scratch) {
+  if (array.dtype == kOwn<T>) return;
+  if (array.dtype == Dtype::kBfloat16) {
+    uint16_t* __restrict x = static_cast<uint16_t*>(array.data) + begin;
+    for (int64_t i = 0; i < n; ++i) x[i] = ToBfloat16(static_cast<float>(scratch[i]));
+  } else if (array.dtype == Dtype::kFloat16) {
+    uint16_t* __restrict x = static_cast<uint16_t*>(array.data) + begin;
+    for (int64_t i = 0; i < n; ++i) x[i] = ToFloat16(static_cast<float>(scratch[i]));
+  } else if (array.dtype == Dtype::kFloat32) {
+    float* __restrict x = static_cast<float*>(array.data) + begin;
+    for (int64_t i = 0; i < n; ++i) x[i] = static_cast<float>(scratch[i]);
+  }
+}
+
+// ---- Adam ---------------------------------------------------------------------------------------
+
+inline float Sqrt(float x) { return __builtin_sqrtf(x); }
+inline double Sqrt(double x) { return __builtin_sqrt(x); }
+inline float Abs(float x) { return __builtin_fabsf(x); }
+inline double Abs(double x) { return __builtin_fabs(x); }
+
+// b * mean + (1 - b) * x, from whichever of the two has the larger weight.
+template <class T>
+inline T MovingAverage(T mean, T x, T b, T rest) {
+  const T difference = x - mean;
+  return b >= T(0.5) ? mean + rest * difference : x - b * difference;
+}
+
+template <class T, bool kKeras, bool kAmsgrad, bool kDecoupled>
+void Adam(int64_t n, const T* __restrict g, T* __restrict m, T* __restrict v, T* __restrict v_max,
+          T* __restrict p, const Coefficients<T>& coefficients, bool maximum_of_corrected) {
+  const Coefficients<T> c = coefficients;
+  const T keras_factor = Sqrt(c.v_correction) / c.m_correction;
+  const T before_maximum = maximum_of_corrected ? c.v_correction : T(1);
+  const T after_maximum = maximum_of_corrected ? T(1) : c.v_correction;
+  for (int64_t i = 0; i < n; ++i) {
+    m[i] = MovingAverage(m[i], g[i], c.b1, c.rest1);
+    const T v_next = MovingAverage(v[i], g[i] * g[i], c.b2, c.rest2);
+    v[i] = Abs(v[i]) == T(__builtin_inf()) ? v[i] : v_next;  // its average would be inf - inf
+    T largest = v[i];
+    if (kAmsgrad) {
+      const T candidate = kKeras ? v[i] : v[i] / before_maximum;
+      const bool keep = v_max[i] > candidate || v_max[i] != v_max[i];  // NaN stays
+      v_max[i] = largest = keep ? v_max[i] : candidate;
+    }
+    const T m_hat = kKeras ? m[i] * keras_factor : m[i] / c.m_correction;
+    const T v_hat = kKeras ? largest : largest / after_maximum;
+    T direction = m_hat / (Sqrt(v_hat + c.eps_root) + c.eps);
+    if (kDecoupled) direction += c.weight_decay * p[i];
+    p[i] += c.rate * direction;
+  }
+}
+
+// What happens to the gradient before Adam sees it: clipping, then weight decay.
+template <class T>
+void Prepare(int64_t n, T* __restrict g, const T* __restrict p, const Coefficients<T>& c,
+             bool clip, T norm, bool decays) {
+  const T max_norm = c.max_norm, weight_decay = c.weight_decay;
+  if (clip && !(norm < max_norm))  // NaN too
+    for (int64_t i = 0; i < n; ++i) g[i] = g[i] / norm * max_norm;
+  if (decays)
+    for (int64_t i = 0; i < n; ++i) g[i] += weight_decay * p[i];
+}
+
+template <class T>
+void Step(const Leaf& leaf, int64_t begin, int64_t end, const Coefficients<T>& c,
+          const Options& options, double norm) {
+  const bool keras = options.convention == Convention::kKeras;
+  const bool decays_gradient = options.decay == Decay::kGradient && leaf.decays;
+  const bool decoupled = options.decay == Decay::kDecoupled && leaf.decays;
+  const bool corrected = options.convention == Convention::kOptax;
+  using Function = decltype(&Adam<T, false, false, false>);
+  static constexpr Function kVariants[2][2][2] = {
+      {{Adam<T, false, false, false>, Adam<T, false, false, true>},
+       {Adam<T, false, true, false>, Adam<T, false, true, true>}},
+      {{Adam<T, true, false, false>, Adam<T, true, false, true>},
+       {Adam<T, true, true, false>, Adam<T, true, true, true>}}};
+  const Function adam = kVariants[keras][options.amsgrad][decoupled];
+
+  Scratch<T> scratch;
+  const bool direct = leaf.g.dtype == kOwn<T> && leaf.m.dtype == kOwn<T> &&
+                      leaf.v.dtype == kOwn<T> && leaf.p.dtype == kOwn<T> && !options.clip &&
+                      !decays_gradient;
+  const int64_t chunk = direct ? end - begin : kChunk;
+  for (int64_t from = begin; from < end; from += chunk) {
+    const int64_t n = end - from < chunk ? end - from : chunk;
+    const T* g = Load(leaf.g, from, n, scratch.g);
+    T* m = Load(leaf.m, from, n, scratch.m);
+    T* v = Load(leaf.v, from, n, scratch.v);
+    T* v_max = options.amsgrad ? Load(leaf.v_max, from, n, scratch.v_max) : nullptr;
+    T* p = Load(leaf.p, from, n, scratch.p);
+    if (options.clip || decays_gradient) {
+      if (g != scratch.g) __builtin_memcpy(scratch.g, g, n * sizeof(T));
+      Prepare(n, scratch.g, p, c, options.clip, static_cast<T>(norm), decays_gradient);
+      g = scratch.g;
+    }
+    adam(n, g, m, v, v_max, p, c, options.amsgrad && corrected);
+    Store(leaf.m, from, n, m);
+    Store(leaf.v, from, n, v);
+    if (options.amsgrad) Store(leaf.v_max, from, n, v_max);
+    Store(leaf.p, from, n, p);
+  }
+}
+
+// In the dtype of the gradient, float32 at least, in lanes that add up in a fixed order.
+template <class T>
+double SumOfSquaresAs(const Array& g, int64_t begin, int64_t end) {
+  constexpr int64_t kLanes = 64;
+  alignas(64) T scratch[kChunk];
+  T lanes[kLanes] = {};
+  for (int64_t from = begin; from < end; from += kChunk) {
+    const int64_t n = end - from < kChunk ? end - from : kChunk;
+    const T* x = Load(g, from, n, scratch);
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+      for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += x[i + lane] * x[i + lane];
+    for (; i < n; ++i) lanes[i % kLanes] += x[i] * x[i];
+  }
+  double sum = 0;
+  for (T lane : lanes) sum += lane;
+  return sum;
+}
+
+double SumOfSquares(const Array& g, int64_t begin, int64_t end) {
+  return g.dtype == Dtype::kFloat64 ? SumOfSquaresAs<double>(g, begin, end)
+                                    : SumOfSquaresAs<float>(g, begin, end);
+}
+
+}  // namespace
+}  // namespace adamx::ADAMX_ISA

@@ -1,0 +1,164 @@
+// The step as a custom call of XLA: checks what it is given, and hands it to StepAll.
+//
+// Arguments: the coefficients in float32 and in float64 (the latter empty unless an array is of
+// float64), the buffers of mu, of nu and, with AMSGrad, of nu_max, then each leaf's gradient, then
+// each leaf's parameter. Results: the same without coefficients and gradients, each in the memory
+// of its argument. `table` says for each leaf where in those buffers its moments begin: the index
+// of mu's buffer, the element in it, the same for nu (nu_max lies as nu does), and whether it
+// decays.
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "step.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+constexpr int64_t kColumns = 5;
+
+ffi::Error Wrong(const std::string& what) {
+  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "adamx: " + what);
+}
+
+bool ToDtype(ffi::DataType type, adamx::Dtype* dtype) {
+  switch (type) {
+    case ffi::DataType::F32: *dtype = adamx::Dtype::kFloat32; return true;
+    case ffi::DataType::F64: *dtype = adamx::Dtype::kFloat64; return true;
+    case ffi::DataType::BF16: *dtype = adamx::Dtype::kBfloat16; return true;
+    case ffi::DataType::F16: *dtype = adamx::Dtype::kFloat16; return true;
+    default: return false;
+  }
+}
+
+// An argument, and for one that is updated, how far the leaves so far have used it.
+struct Buffer {
+  adamx::Array array;
+  int64_t size;
+  int64_t used = 0;
+};
+
+adamx::Array At(const Buffer& buffer, int64_t element) {
+  char* data = static_cast<char*>(buffer.array.data);
+  return {data + element * adamx::Width(buffer.array.dtype), buffer.array.dtype};
+}
+
+template <class T>
+bool ReadCoefficients(const ffi::AnyBuffer& buffer, ffi::DataType type,
+                      adamx::Coefficients<T>* coefficients) {
+  if (buffer.element_type() != type || buffer.element_count() != coefficients->kCount) return false;
+  const T* x = static_cast<const T*>(buffer.untyped_data());
+  *coefficients = {x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], x[8], x[9], x[10]};
+  return true;
+}
+
+ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                       int64_t convention, int64_t decay, bool amsgrad, bool clip,
+                       int64_t mu_buffers, int64_t nu_buffers, ffi::Span<const int64_t> table) {
+  if (convention < 0 || convention > 2 || decay < 0 || decay > 2)
+    return Wrong("unknown convention or weight decay");
+  if (table.size() % kColumns != 0) return Wrong("the table has a broken row");
+  const int64_t leaf_count = table.size() / kColumns, moments = amsgrad ? 3 : 2;
+  const int64_t given = args.size();
+  if (mu_buffers < 0 || nu_buffers < 0 || mu_buffers > given || nu_buffers > given)
+    return Wrong("expected other numbers of buffers of moments");
+  const int64_t updated = mu_buffers + nu_buffers * (moments - 1);  // buffers of moments
+  if (static_cast<int64_t>(args.size()) != 2 + updated + 2 * leaf_count)
+    return Wrong("expected " + std::to_string(2 + updated + 2 * leaf_count) +
+                 " arguments, found " + std::to_string(args.size()));
+  if (static_cast<int64_t>(rets.size()) != updated + leaf_count)
+    return Wrong("expected " + std::to_string(updated + leaf_count) + " results, found " +
+                 std::to_string(rets.size()));
+
+  adamx::Coefficients<float> floats;
+  adamx::Coefficients<double> doubles;
+  const auto floats_or = args.get<ffi::AnyBuffer>(0), doubles_or = args.get<ffi::AnyBuffer>(1);
+  if (!floats_or.has_value() || !doubles_or.has_value() ||
+      !ReadCoefficients(*floats_or, ffi::DataType::F32, &floats))
+    return Wrong("expected the coefficients as float32");
+  const bool has_doubles = doubles_or->element_count() != 0;
+  if (has_doubles && !ReadCoefficients(*doubles_or, ffi::DataType::F64, &doubles))
+    return Wrong("expected the coefficients as float64");
+
+  std::vector<Buffer> buffers;  // all arguments but the coefficients
+  buffers.reserve(args.size() - 2);
+  for (size_t i = 2; i < args.size(); ++i) {
+    const auto arg = args.get<ffi::AnyBuffer>(i);
+    if (!arg.has_value()) return arg.error();
+    Buffer buffer;
+    if (!ToDtype(arg->element_type(), &buffer.array.dtype))
+      return Wrong("argument " + std::to_string(i) + " has a dtype that the kernel does not know");
+    buffer.size = arg->element_count();
+    buffer.array.data = arg->untyped_data();
+    buffers.push_back(buffer);
+  }
+  for (int64_t i = 0; i < updated + leaf_count; ++i) {
+    auto ret = rets.get<ffi::AnyBuffer>(i);
+    if (!ret.has_value()) return ret.error();
+    const Buffer& arg = buffers[i < updated ? i : i + leaf_count];
+    adamx::Dtype dtype;
+    if ((*ret)->untyped_data() != arg.array.data || !ToDtype((*ret)->element_type(), &dtype) ||
+        dtype != arg.array.dtype || static_cast<int64_t>((*ret)->element_count()) != arg.size)
+      return Wrong("result " + std::to_string(i) + " does not lie in its argument's memory");
+  }
+
+  std::vector<adamx::Leaf> leaves(leaf_count);
+  for (int64_t i = 0; i < leaf_count; ++i) {
+    const int64_t* row = table.begin() + i * kColumns;
+    const Buffer& g = buffers[updated + i];
+    const Buffer& p = buffers[updated + leaf_count + i];
+    const int64_t mu = row[0], nu = row[2];
+    if (g.size != p.size) return Wrong("a gradient and its parameter differ in size");
+    if (mu < 0 || mu >= mu_buffers || nu < 0 || nu >= nu_buffers)
+      return Wrong("the table names a buffer of moments that is not there");
+    // Parts follow one another, so that no two leaves share an element.
+    auto part = [&](Buffer& buffer, int64_t begin, adamx::Array* array) {
+      if (begin < buffer.used || begin > buffer.size || buffer.size - begin < p.size) return false;
+      buffer.used = begin + p.size;
+      *array = At(buffer, begin);
+      return true;
+    };
+    adamx::Leaf& leaf = leaves[i];
+    leaf = {p.size, g.array, {}, {}, {}, p.array, row[4] != 0};
+    if (!part(buffers[mu], row[1], &leaf.m) ||
+        !part(buffers[mu_buffers + nu], row[3], &leaf.v) ||
+        (amsgrad && !part(buffers[mu_buffers + nu_buffers + nu], row[3], &leaf.v_max)))
+      return Wrong("the moments of a leaf do not fit their buffer");
+    if (!has_doubles && adamx::InDouble(leaf))
+      return Wrong("expected the coefficients as float64 beside arrays of float64");
+  }
+
+  const adamx::Options options = {static_cast<adamx::Convention>(convention),
+                                  static_cast<adamx::Decay>(decay), amsgrad, clip};
+  adamx::StepAll(adamx::BestKernels(), leaves, floats, has_doubles ? &doubles : nullptr, options,
+                 pool.num_threads(), [&](auto task) { pool.Schedule(std::move(task)); });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+#define ADAMX_EXPORT extern "C" __attribute__((visibility("default")))
+
+ADAMX_EXPORT XLA_FFI_Error* adamx_step(XLA_FFI_CallFrame*);
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(adamx_step, StepHandler,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .RemainingRets()
+                                  .Attr<int64_t>("convention")
+                                  .Attr<int64_t>("decay")
+                                  .Attr<bool>("amsgrad")
+                                  .Attr<bool>("clip")
+                                  .Attr<int64_t>("mu_buffers")
+                                  .Attr<int64_t>("nu_buffers")
+                                  .Attr<ffi::Span<const int64_t>>("table"));
+
+// What adamx.native asks before it registers the handler.
+ADAMX_EXPORT int adamx_ffi_major() { return XLA_FFI_API_MAJOR; }
+ADAMX_EXPORT int adamx_ffi_minor() { return XLA_FFI_API_MINOR; }
+ADAMX_EXPORT const char* adamx_instruction_set() { return adamx::BestKernels().name; }

@@ -1,0 +1,69 @@
+// What a step works on, as plain data: nothing here knows XLA or the instruction set.
+
+#ifndef ADAMX_LEAF_H_
+#define ADAMX_LEAF_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace adamx {
+
+enum class Dtype : uint8_t { kFloat32, kFloat64, kBfloat16, kFloat16 };
+
+constexpr size_t Width(Dtype dtype) {
+  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+}
+
+struct Array {
+  void* data;
+  Dtype dtype;
+};
+
+// One parameter: its arrays have `size` elements each and do not overlap. g is only read.
+struct Leaf {
+  int64_t size;
+  Array g, m, v, v_max, p;  // v_max.data is null without AMSGrad
+  bool decays;              // whether weight decay applies to it
+};
+
+// The scalars of a step, in the order in which they come as an array.
+template <class T>
+struct Coefficients {
+  T b1, rest1;                     // b1 and 1 - b1, each rounded for itself
+  T b2, rest2;                     // the same for b2
+  T eps, eps_root;                 //
+  T m_correction, v_correction;    // 1 - b1^t and 1 - b2^t
+  T rate;                          // what the direction is multiplied by: minus the learning rate
+  T weight_decay;                  //
+  T max_norm;                      // the largest global norm
+  static constexpr int kCount = 11;
+};
+
+enum class Convention : uint8_t { kOptax, kTorch, kKeras };
+enum class Decay : uint8_t { kNone, kGradient, kDecoupled };
+
+struct Options {
+  Convention convention;
+  Decay decay;
+  bool amsgrad;
+  bool clip;
+};
+
+// The functions of one instruction set. Both take elements [begin, end) of a leaf.
+struct Kernels {
+  const char* name;
+  // `norm` is the global norm of the gradients where options.clip, and unused elsewhere.
+  void (*step32)(const Leaf&, int64_t begin, int64_t end, const Coefficients<float>&,
+                 const Options&, double norm);
+  void (*step64)(const Leaf&, int64_t begin, int64_t end, const Coefficients<double>&,
+                 const Options&, double norm);
+  double (*sum_of_squares)(const Array& g, int64_t begin, int64_t end);
+};
+
+// The best set of functions that this processor can run, and all of those.
+const Kernels& BestKernels();
+size_t AllKernels(const Kernels* (&found)[3]);
+
+}  // namespace adamx
+
+#endif  // ADAMX_LEAF_H_

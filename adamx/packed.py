@@ -1,0 +1,250 @@
+"""The moments of all leaves in one buffer each, so that a step passes fewer arrays to and fro."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adamx.checks import check_params, path_name
+from adamx.numerics import compute_dtype, first_moment_dtype, second_moment_dtype
+from adamx.transform import AdamState, AmsgradState
+
+__all__ = [
+    "PackedAdamState",
+    "PackedAmsgradState",
+    "Span",
+    "leaf_spans",
+    "pack",
+    "packed_state",
+    "unpack",
+]
+
+_ALIGNMENT = 64  # bytes: a line of the cache, and the widest vector register
+
+Buffers = dict[str, chex.ArrayDevice]
+
+
+class PackedAdamState(NamedTuple):
+    """An `AdamState` whose moments lie one behind the other.
+
+    Attributes:
+      count: the number of steps done, an int32 scalar.
+      mu, nu: flat arrays by the name of their dtype, `{"float32": ...}`: one, or one for each dtype
+        if they differ. A leaf's part begins at a multiple of 64 bytes; between parts are zeros.
+    """
+
+    count: chex.ArrayDevice
+    mu: Buffers
+    nu: Buffers
+
+
+class PackedAmsgradState(NamedTuple):
+    """An `AmsgradState` whose moments lie one behind the other; see `PackedAdamState`."""
+
+    count: chex.ArrayDevice
+    mu: Buffers
+    nu: Buffers
+    nu_max: Buffers
+
+
+class Span(NamedTuple):
+    """Where a leaf's part lies: in the buffer of which dtype, and from which element on."""
+
+    dtype: str
+    begin: int
+
+
+def _spans(sizes: Sequence[int], dtypes: Sequence[np.dtype]) -> tuple[list[Span], dict[str, int]]:
+    """Where the parts of leaves of these sizes and dtypes lie, and the sizes of the buffers."""
+    ends: dict[str, int] = {}
+    found = []
+    for size, dtype in zip(sizes, dtypes, strict=True):
+        begin = ends.get(dtype.name, 0)
+        step = max(1, _ALIGNMENT // dtype.itemsize)
+        found.append(Span(dtype.name, begin))
+        ends[dtype.name] = begin + math.ceil(size / step) * step
+    return found, ends
+
+
+def packed_state(
+    mu_dtype: Any | None, nu_dtype: Any | None, amsgrad: bool, params: optax.Params
+) -> PackedAdamState | PackedAmsgradState:
+    """The packed state of `params` before the first step, as `scale_by_adam` makes its own."""
+    check_params(params)
+    _check_packable(params)
+    leaves = jax.tree.leaves(params)
+    sizes = [int(np.prod(jnp.shape(p))) for p in leaves]
+
+    def zeros(dtypes: list[np.dtype]) -> Buffers:
+        return {name: jnp.zeros(size, name) for name, size in _spans(sizes, dtypes)[1].items()}
+
+    mu = zeros([first_moment_dtype(p, mu_dtype) for p in leaves])
+    nu_dtypes = [second_moment_dtype(p, nu_dtype) for p in leaves]
+    count = jnp.zeros([], jnp.int32)
+    if amsgrad:
+        return PackedAmsgradState(count, mu, zeros(nu_dtypes), zeros(nu_dtypes))
+    return PackedAdamState(count, mu, zeros(nu_dtypes))
+
+
+def pack(state: optax.OptState, params: optax.Params) -> optax.OptState:
+    """A copy of `state` with every Adam state in it packed, for `fused_adam(..., packed=True)`.
+
+    Args:
+      state: an `AdamState` or `AmsgradState`, or any Optax state that holds one.
+      params: the tree of parameters that it belongs to; of its leaves, shapes and dtypes count.
+
+    Returns:
+      The state with a `PackedAdamState` or `PackedAmsgradState` instead: the same numbers.
+
+    Raises:
+      ValueError: the state has no Adam state; moments of another structure or shape than
+        `params`; moments of dtypes that differ otherwise than the parameters' do, from which
+        `unpack` would not know them; parameters that are sharded over several devices.
+      TypeError: a parameter is complex.
+
+    Example:
+      >>> import adamx, jax.numpy as jnp
+      >>> params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+      >>> state = adamx.adam(1e-3).init(params)
+      >>> {name: x.shape for name, x in adamx.pack(state, params)[0].mu.items()}
+      {'float32': (32,)}
+    """
+    keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
+    _check_packable(params)
+
+    def packed(adam: AdamState | AmsgradState) -> PackedAdamState | PackedAmsgradState:
+        kind = PackedAmsgradState if isinstance(adam, AmsgradState) else PackedAdamState
+        return kind(adam.count, *(buffers(f, getattr(adam, f)) for f in adam._fields[1:]))
+
+    def buffers(field: str, tree: Any) -> Buffers:
+        try:
+            leaves = treedef.flatten_up_to(tree)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{field}: expected the structure of params, {treedef}; found "
+                f"{jax.tree.structure(tree)}"
+            ) from error
+        for (path, p), leaf in zip(keyed, leaves, strict=True):
+            if jnp.shape(leaf) != jnp.shape(p):
+                raise ValueError(
+                    f"{field}/{path_name(path)}: expected shape {jnp.shape(p)}, like the "
+                    f"parameter; found {jnp.shape(leaf)}"
+                )
+        leaves = [jnp.asarray(leaf) for leaf in leaves]
+        dtypes = [leaf.dtype for leaf in leaves]
+        for (path, p), found in zip(keyed, dtypes, strict=True):
+            expected = _leaf_dtype(field, p, {dtype.name for dtype in dtypes})
+            if found != expected:
+                raise ValueError(
+                    f"{field}/{path_name(path)}: expected {expected}, since moments of several "
+                    f"dtypes are packed by the parameter's; found {found}. Convert it first"
+                )
+        found, ends = _spans([leaf.size for leaf in leaves], dtypes)
+        result = {name: jnp.zeros(size, name) for name, size in ends.items()}
+        for span, leaf in zip(found, leaves, strict=True):
+            flat = leaf.reshape(-1)
+            result[span.dtype] = jax.lax.dynamic_update_slice(
+                result[span.dtype], flat, [span.begin]
+            )
+        return result
+
+    return _replaced(state, (AdamState, AmsgradState), packed, "an AdamState or AmsgradState")
+
+
+def unpack(state: optax.OptState, params: optax.Params) -> optax.OptState:
+    """The inverse of `pack`: the ordinary state, for `to_numpy`, checkpoints and `adam`.
+
+    Args:
+      state: a `PackedAdamState` or `PackedAmsgradState`, or any Optax state that holds one.
+      params: the tree of parameters that it belongs to; of its leaves, shapes and dtypes count.
+
+    Returns:
+      The state with an `AdamState` or `AmsgradState` instead, its moments trees like `params`.
+
+    Raises:
+      ValueError: the state has no packed state; buffers of other sizes than `params` needs.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+
+    def unpacked(adam: PackedAdamState | PackedAmsgradState) -> AdamState | AmsgradState:
+        kind = AmsgradState if isinstance(adam, PackedAmsgradState) else AdamState
+        return kind(adam.count, *(tree(f, getattr(adam, f)) for f in adam._fields[1:]))
+
+    def tree(field: str, buffers: Buffers) -> Any:
+        found = leaf_spans(field, buffers, leaves)
+        rows = zip(found, leaves, strict=True)
+        return treedef.unflatten([_taken(buffers[span.dtype], span, p) for span, p in rows])
+
+    kinds = (PackedAdamState, PackedAmsgradState)
+    return _replaced(state, kinds, unpacked, "a PackedAdamState or PackedAmsgradState")
+
+
+def _leaf_dtype(field: str, param: chex.ArrayTree, names: set[str]) -> np.dtype:
+    """The dtype of a parameter's moment `field` ("mu", "nu", "nu_max"), given the buffers' names.
+
+    It is that of the only buffer; of several, the one that `scale_by_adam` chooses by itself.
+    """
+    if len(names) == 1:
+        return jnp.dtype(next(iter(names)))
+    dtype = jnp.result_type(param)
+    return dtype if field == "mu" else compute_dtype(dtype)
+
+
+def leaf_spans(field: str, buffers: Buffers, params: Sequence[chex.ArrayTree]) -> list[Span]:
+    """Where in `buffers` the parts of `params` lie; raise a ValueError if they cannot."""
+    dtypes = [_leaf_dtype(field, p, set(buffers)) for p in params]
+    found, ends = _spans([int(np.prod(jnp.shape(p))) for p in params], dtypes)
+    sizes = {name: buffer.size for name, buffer in buffers.items()}
+    if ends != sizes:
+        raise ValueError(
+            f"{field}: expected buffers of {ends or 'no'} elements for these parameters, found "
+            f"{sizes}; the state was packed for other parameters"
+        )
+    return found
+
+
+def _check_packable(params: optax.Params) -> None:
+    """Raise for a parameter that is complex or sharded."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise TypeError(
+                f"{path_name(path)}: expected a real parameter for a packed state, found "
+                f"{jnp.result_type(leaf)}; use packed=False"
+            )
+        if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+            continue
+        if not leaf.sharding.is_fully_replicated:
+            raise ValueError(
+                f"{path_name(path)}: expected a parameter that is not sharded, since a packed "
+                f"state has one buffer for all of them; found {leaf.sharding}; use packed=False"
+            )
+
+
+def _taken(buffer: chex.ArrayDevice, span: Span, like: chex.ArrayTree) -> chex.ArrayDevice:
+    shape = jnp.shape(like)
+    end = span.begin + int(np.prod(shape))
+    return jax.lax.slice(buffer, [span.begin], [end]).reshape(shape)
+
+
+def _replaced(
+    state: optax.OptState, kinds: tuple[type, ...], replace: Callable[[Any], Any], words: str
+) -> optax.OptState:
+    """A copy of `state` with `replace(node)` for every node of these types; at least one."""
+    nodes = 0
+
+    def at(node: Any) -> Any:
+        nonlocal nodes
+        if not isinstance(node, kinds):
+            return node
+        nodes += 1
+        return replace(node)
+
+    result = jax.tree.map(at, state, is_leaf=lambda node: isinstance(node, kinds))
+    if not nodes:
+        raise ValueError(f"expected a state that holds {words}, found {type(state).__name__}")
+    return result
