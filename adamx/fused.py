@@ -265,10 +265,13 @@ class _Fused:
         )
         for i, p in zip(trained, stepped, strict=True):
             leaves[i] = p
+        stepped_adam = type(adam)(count, *moments.close(buffers))
         # The other parts have no arrays but the counts of their schedules.
-        after = {name: jax.tree.map(optax.safe_increment, part) for name, part in parts.items()}
-        after["adam"] = type(adam)(count, *moments.close(buffers))
-        return treedef.unflatten(leaves), tuple(after.values())
+        after = tuple(
+            stepped_adam if name == "adam" else jax.tree.map(optax.safe_increment, part)
+            for name, part in parts.items()
+        )
+        return treedef.unflatten(leaves), after
 
     def _parts(self, state: optax.OptState, params: optax.Params) -> dict[str, Any]:
         """The parts of `state` by name, each of the type that `init` makes."""

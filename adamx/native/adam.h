@@ -126,26 +126,40 @@ inline T MovingAverage(T mean, T x, T b, T rest) {
   return b >= T(0.5) ? mean + rest * difference : x - b * difference;
 }
 
-template <class T, bool kKeras, bool kAmsgrad, bool kDecoupled>
-void Adam(int64_t n, const T* __restrict g, T* __restrict m, T* __restrict v, T* __restrict v_max,
-          T* __restrict p, const Coefficients<T>& coefficients, bool maximum_of_corrected) {
+// What the moments are multiplied by. Multiplication by a reciprocal is what XLA makes of a division
+// by a scalar.
+template <class T>
+struct Factors {
+  T m, before_maximum, after_maximum;
+
+  Factors(const Coefficients<T>& c, const Options& options) {
+    const T corrected = 1 / c.v_correction;
+    const bool keras = options.convention == Convention::kKeras;
+    const bool maximum_of_corrected =
+        options.amsgrad && options.convention == Convention::kOptax;
+    m = keras ? Sqrt(c.v_correction) / c.m_correction : 1 / c.m_correction;
+    before_maximum = maximum_of_corrected ? corrected : 1;
+    after_maximum = keras || maximum_of_corrected ? 1 : corrected;
+  }
+};
+
+template <class T, bool kAmsgrad, bool kDecoupled>
+void Adam(int64_t n, const T* __restrict g, T* __restrict m, T* __restrict v,
+          T* __restrict v_max, T* __restrict p, const Coefficients<T>& coefficients,
+          const Factors<T>& factors) {
   const Coefficients<T> c = coefficients;
-  const T keras_factor = Sqrt(c.v_correction) / c.m_correction;
-  const T before_maximum = maximum_of_corrected ? c.v_correction : T(1);
-  const T after_maximum = maximum_of_corrected ? T(1) : c.v_correction;
+  const Factors<T> f = factors;
   for (int64_t i = 0; i < n; ++i) {
     m[i] = MovingAverage(m[i], g[i], c.b1, c.rest1);
     const T v_next = MovingAverage(v[i], g[i] * g[i], c.b2, c.rest2);
     v[i] = Abs(v[i]) == T(__builtin_inf()) ? v[i] : v_next;  // its average would be inf - inf
     T largest = v[i];
     if (kAmsgrad) {
-      const T candidate = kKeras ? v[i] : v[i] / before_maximum;
+      const T candidate = v[i] * f.before_maximum;
       const bool keep = v_max[i] > candidate || v_max[i] != v_max[i];  // NaN stays
       v_max[i] = largest = keep ? v_max[i] : candidate;
     }
-    const T m_hat = kKeras ? m[i] * keras_factor : m[i] / c.m_correction;
-    const T v_hat = kKeras ? largest : largest / after_maximum;
-    T direction = m_hat / (Sqrt(v_hat + c.eps_root) + c.eps);
+    T direction = m[i] * f.m / (Sqrt(largest * f.after_maximum + c.eps_root) + c.eps);
     if (kDecoupled) direction += c.weight_decay * p[i];
     p[i] += c.rate * direction;
   }
@@ -156,8 +170,9 @@ template <class T>
 void Prepare(int64_t n, T* __restrict g, const T* __restrict p, const Coefficients<T>& c,
              bool clip, T norm, bool decays) {
   const T max_norm = c.max_norm, weight_decay = c.weight_decay;
+  const T inverse = 1 / norm;
   if (clip && !(norm < max_norm))  // NaN too
-    for (int64_t i = 0; i < n; ++i) g[i] = g[i] / norm * max_norm;
+    for (int64_t i = 0; i < n; ++i) g[i] = g[i] * inverse * max_norm;
   if (decays)
     for (int64_t i = 0; i < n; ++i) g[i] += weight_decay * p[i];
 }
@@ -165,17 +180,11 @@ void Prepare(int64_t n, T* __restrict g, const T* __restrict p, const Coefficien
 template <class T>
 void Step(const Leaf& leaf, int64_t begin, int64_t end, const Coefficients<T>& c,
           const Options& options, double norm) {
-  const bool keras = options.convention == Convention::kKeras;
   const bool decays_gradient = options.decay == Decay::kGradient && leaf.decays;
   const bool decoupled = options.decay == Decay::kDecoupled && leaf.decays;
-  const bool corrected = options.convention == Convention::kOptax;
-  using Function = decltype(&Adam<T, false, false, false>);
-  static constexpr Function kVariants[2][2][2] = {
-      {{Adam<T, false, false, false>, Adam<T, false, false, true>},
-       {Adam<T, false, true, false>, Adam<T, false, true, true>}},
-      {{Adam<T, true, false, false>, Adam<T, true, false, true>},
-       {Adam<T, true, true, false>, Adam<T, true, true, true>}}};
-  const Function adam = kVariants[keras][options.amsgrad][decoupled];
+  const auto adam = options.amsgrad ? (decoupled ? &Adam<T, true, true> : &Adam<T, true, false>)
+                                    : (decoupled ? &Adam<T, false, true> : &Adam<T, false, false>);
+  const Factors<T> factors(c, options);
 
   Scratch<T> scratch;
   const bool direct = leaf.g.dtype == kOwn<T> && leaf.m.dtype == kOwn<T> &&
@@ -194,7 +203,7 @@ void Step(const Leaf& leaf, int64_t begin, int64_t end, const Coefficients<T>& c
       Prepare(n, scratch.g, p, c, options.clip, static_cast<T>(norm), decays_gradient);
       g = scratch.g;
     }
-    adam(n, g, m, v, v_max, p, c, options.amsgrad && corrected);
+    adam(n, g, m, v, v_max, p, c, factors);
     Store(leaf.m, from, n, m);
     Store(leaf.v, from, n, v);
     if (options.amsgrad) Store(leaf.v_max, from, n, v_max);
