@@ -36,6 +36,9 @@ _RENAMED = {
     "beta_1": "b1",
     "beta_2": "b2",
     "epsilon": "eps",
+    "clip_norm": "clip_global_norm",
+    "global_clipnorm": "clip_global_norm",
+    "max_grad_norm": "clip_global_norm",
     "use_nesterov": "nesterov",
 }
 

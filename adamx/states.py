@@ -50,7 +50,8 @@ def named_arrays(state: optax.OptState) -> dict[str, Any]:
     if not states:
         raise ValueError(
             "expected an optimizer state that holds an AdamState or AmsgradState, found none in "
-            f"{type(state).__name__}; states of Optax's and adamx's Adam hold one after init"
+            f"{type(state).__name__}; states of Optax's and adamx's Adam hold one after init, and "
+            "adamx.unpack makes one of a packed state"
         )
     counts = [jax.tree.leaves(adam.count)[0] for adam in states]
     arrays = {"count": _checked("count", counts[0])}

@@ -230,8 +230,8 @@ def _abstract_eval(*operands: Any, plan: Plan) -> list[Any]:
 
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, plan: Plan) -> Any:
-    tangents = [ad.instantiate_zeros(t) for t in tangents]
-    return jax.jvp(functools.partial(_plain, plan=plan), primals, tangents)
+    given = tuple(ad.instantiate_zeros(tangent) for tangent in tangents)
+    return jax.jvp(functools.partial(_plain, plan=plan), tuple(primals), given)
 
 
 def _batch(operands: Sequence[Any], dims: Sequence[Any], *, plan: Plan) -> Any:

@@ -49,12 +49,12 @@ def status() -> Status:
       >>> bool(adamx.native.status()) == adamx.native.status().in_use
       True
     """
-    return _failure_to_register() or _loaded()[0]
+    return _refused[0] if _refused else _loaded()[0]
 
 
 def is_registered() -> bool:
     """Whether XLA knows the kernel under the name `TARGET`; called when a step is compiled."""
-    return bool(_loaded()[0]) and _register() is None
+    return bool(_loaded()[0]) and _register()
 
 
 @functools.cache
@@ -103,20 +103,15 @@ def _dotted(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
 
 
-_failed: list[Status] = []
-
-
-def _failure_to_register() -> Status | None:
-    return _failed[0] if _failed else None
+_refused: list[Status] = []  # empty unless XLA refused the handler
 
 
 @functools.cache
-def _register() -> Status | None:
-    """Register the handler; the failure, if XLA refuses it."""
+def _register() -> bool:
     library = _loaded()[1]
     assert library is not None
     try:
         jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.adamx_step), platform="cpu")
     except Exception as error:  # XLA's own, of several types
-        _failed.append(Status(False, f"XLA refused the kernel: {error}"))
-    return _failure_to_register()
+        _refused.append(Status(False, f"XLA refused the kernel: {error}"))
+    return not _refused

@@ -1,0 +1,89 @@
+"""What bad input gets from the fused step: before anything is changed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamx
+
+PARAMS = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+OPTIMIZER = adamx.fused_adam(1e-3)
+STATE = OPTIMIZER.init(PARAMS)
+
+
+@pytest.mark.parametrize("build", [adamx.fused_adam, adamx.fused_adamw])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"learning_rate": -1e-3}, ValueError, "learning_rate: .* found -0.001"),
+        ({"b1": 1.0}, ValueError, "b1: .* found 1.0"),
+        ({"eps": -1.0}, ValueError, "eps: .* found -1.0"),
+        ({"weight_decay": -0.1}, ValueError, "weight_decay: .* found -0.1"),
+        ({"clip_global_norm": 0}, ValueError, "clip_global_norm: .* above 0 or None, found 0"),
+        ({"clip_global_norm": -1.0}, ValueError, "clip_global_norm: .* found -1.0"),
+        ({"convention": "pytorch"}, ValueError, "convention: .* found 'pytorch'"),
+        ({"mu_dtype": "int32"}, TypeError, "mu_dtype: expected a floating-point dtype"),
+        ({"b2": np.array([0.9])}, ValueError, "b2: .*"),
+        ({"epsilon": 1e-8}, TypeError, r"no argument 'epsilon': here it is eps"),
+        ({"global_clipnorm": 1.0}, TypeError, r"no argument .*: here it is clip_global_norm"),
+        ({"nesterov": True}, TypeError, r"no argument 'nesterov'"),
+    ],
+)
+def test_arguments(build, arguments, error, message):
+    with pytest.raises(error, match=message):
+        build(**{"learning_rate": 1e-3} | arguments)
+
+
+def test_integer_parameters():
+    with pytest.raises(TypeError, match="w: expected a floating-point or complex parameter"):
+        OPTIMIZER.init({"w": jnp.arange(3)})
+
+
+@pytest.mark.parametrize(
+    ("grads", "error", "message"),
+    [
+        ({"dense": {"kernel": jnp.ones((2, 3))}}, ValueError, "missing: dense/bias"),
+        ({"dense": jnp.ones(3)}, ValueError, "gradients have another structure than the param"),
+        (
+            {"dense": {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(3)}},
+            ValueError,
+            r"dense/kernel: expected a gradient of shape \(2, 3\).* found \(2, 1\)",
+        ),
+        (
+            {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.arange(3)}},
+            TypeError,
+            "dense/bias: expected a real floating-point gradient",
+        ),
+    ],
+)
+def test_gradients(grads, error, message):
+    for step in (OPTIMIZER.step, jax.jit(OPTIMIZER.step)):
+        with pytest.raises(error, match=message):
+            step(grads, STATE, PARAMS)
+
+
+def test_states():
+    packed = adamx.fused_adam(1e-3, packed=True)
+    with pytest.raises(TypeError, match=r"part adam: expected PackedAdamState.* adamx.pack"):
+        packed.step(PARAMS, STATE, PARAMS)
+    with pytest.raises(TypeError, match=r"part adam: expected ScaleByAdamState.* adamx.unpack"):
+        OPTIMIZER.step(PARAMS, packed.init(PARAMS), PARAMS)
+    with pytest.raises(
+        TypeError, match=r"part adam: expected ScaleByAmsgradState, .* found ScaleByAdam"
+    ):
+        adamx.fused_adam(1e-3, amsgrad=True).step(PARAMS, STATE, PARAMS)
+    with pytest.raises(TypeError, match=r"expected a tuple of 2 parts \(adam, rate\).* found 3"):
+        OPTIMIZER.step(PARAMS, adamx.fused_adamw(1e-3).init(PARAMS), PARAMS)
+    with pytest.raises(TypeError, match="part rate: expected ScaleByScheduleState"):
+        adamx.fused_adam(optax.constant_schedule(0.1)).step(PARAMS, STATE, PARAMS)
+    other = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(3)}}
+    with pytest.raises(
+        ValueError, match=r"state.mu, dense/kernel: expected shape \(3, 2\), .* found \(2, 3\)"
+    ):
+        OPTIMIZER.step(other, STATE, other)
+    with pytest.raises(ValueError, match=r"state.mu: expected the structure of params"):
+        OPTIMIZER.step(PARAMS["dense"], STATE, PARAMS["dense"])
+    with pytest.raises(ValueError, match=r"mu: expected buffers of .* packed for other parameters"):
+        packed.step([jnp.ones(99)], packed.init(PARAMS), [jnp.ones(99)])

@@ -1,0 +1,216 @@
+"""The compiled kernel: whether it is used, what it refuses, and many threads at once."""
+
+import concurrent.futures
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adamx
+from adamx import native
+
+pytestmark = pytest.mark.skipif(not native.status(), reason=f"no kernel: {native.status().reason}")
+
+PROGRAM = """
+import json, jax, jax.numpy as jnp, adamx
+optimizer = adamx.fused_adam(0.1)
+params = jnp.array([1.0, -2.0])
+state = optimizer.init(params)
+step = jax.jit(optimizer.step)
+after, _ = step(params, state, params)
+called = "adamx_step" in step.lower(params, state, params).as_text()
+status = adamx.native.status()
+print(json.dumps([status.in_use, status.reason, called, after.tolist()]))
+"""
+
+
+def run(program, **environment):
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(result.stdout)
+
+
+def test_turned_off():
+    in_use, reason, called, after = run(PROGRAM, ADAMX_NATIVE="0")
+    assert (in_use, called) == (False, False)
+    assert reason == "turned off by the environment variable ADAMX_NATIVE=0"
+    on = run(PROGRAM, ADAMX_NATIVE="1")
+    assert (on[0], on[2]) == (True, True)
+    assert "compiled for" in on[1]
+    np.testing.assert_allclose(after, on[3], rtol=3e-7)
+
+
+def test_nothing_is_loaded_before_a_step():
+    program = """
+import json, adamx
+before = adamx.native._loaded.cache_info().currsize
+optimizer = adamx.fused_adam(0.1)
+maps = open("/proc/self/maps").read() if __import__("os").path.exists("/proc/self/maps") else ""
+print(json.dumps([before, "adamx_native" in maps]))
+"""
+    assert run(program) == [0, False]
+
+
+BROKEN = """
+from pathlib import Path
+import adamx.native as native
+{change}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("native._LIBRARY = 'nothing.so'", "not compiled: there was no C++ compiler"),
+        ("native._LIBRARY = '__init__.py'", "could not be loaded: "),
+        ("native._ffi_version = lambda: (0, 0)", "jaxlib has 0.0: install adamx again"),
+        ("native._ffi_version = lambda: (1, 9)", "jaxlib has 1.9: install adamx again"),
+        (
+            "def refuse(*args, **kwargs): raise ValueError('too old')\n"
+            "import jax; jax.ffi.register_ffi_target = refuse",
+            "XLA refused the kernel: too old",
+        ),
+    ],
+)
+def test_reasons(change, words):
+    """Why there is no kernel; the step is there all the same."""
+    in_use, reason, called, after = run(BROKEN.format(change=change) + PROGRAM)
+    assert not in_use
+    assert not called
+    assert words in reason
+    np.testing.assert_allclose(after, [0.9, -1.9], rtol=1e-6)
+
+
+# ---- What the handler refuses --------------------------------------------------------------------
+
+F32 = jnp.float32
+NUMBERS = jnp.array([0.9, 0.1, 0.999, 0.001, 1e-8, 0.0, 0.1, 0.001, -1e-3, 0.0, 0.0], F32)
+ATTRIBUTES = {
+    "convention": np.int64(0),
+    "decay": np.int64(0),
+    "amsgrad": np.bool_(False),
+    "clip": np.bool_(False),
+    "mu_buffers": np.int64(1),
+    "nu_buffers": np.int64(1),
+    "table": np.array([0, 0, 0, 0, 0], np.int64),
+}
+
+
+def call(operands, aliases=None, **changed):
+    """The handler with these operands after the coefficients; all but the gradients come back."""
+    assert native.is_registered()
+    attributes = ATTRIBUTES | changed
+    aliases = aliases or {2: 0, 3: 1, 5: 2}
+    results = [jax.ShapeDtypeStruct(operands[i].shape, operands[i].dtype) for i in aliases]
+    target = jax.ffi.ffi_call(native.TARGET, results, input_output_aliases=aliases)
+    return jax.block_until_ready(jax.jit(lambda *x: target(*x, **attributes))(*operands))
+
+
+def operands(numbers=NUMBERS, wide=None, sizes=(4, 4, 4, 4), dtypes=(F32,) * 4):
+    wide = jnp.zeros(0, F32) if wide is None else wide
+    return [numbers, wide, *(jnp.ones(n, d) for n, d in zip(sizes, dtypes, strict=True))]
+
+
+def test_handler_takes_what_is_right():
+    mu, nu, p = call(operands())
+    np.testing.assert_allclose(mu, 1.0)
+    np.testing.assert_allclose(nu, 1.0)
+    np.testing.assert_allclose(p, 1 - 1e-3 * (1 / 0.1) / np.sqrt(1 / 0.001), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "changed", "message"),
+    [
+        ({"numbers": NUMBERS[:-1]}, {}, "expected the coefficients as float32"),
+        ({"numbers": NUMBERS.astype("bfloat16")}, {}, "expected the coefficients as float32"),
+        ({"wide": NUMBERS}, {}, "expected the coefficients as float64"),
+        ({"sizes": (4, 4, 3, 4)}, {}, "a gradient and its parameter differ in size"),
+        ({"sizes": (3, 4, 4, 4)}, {}, "the moments of a leaf do not fit their buffer"),
+        ({"sizes": (4, 3, 4, 4)}, {}, "the moments of a leaf do not fit their buffer"),
+        ({"dtypes": (F32, F32, jnp.int32, F32)}, {}, "argument 4 has a dtype"),
+        ({"dtypes": (F32, F32, F32, jnp.int8)}, {}, "argument 5 has a dtype"),
+        ({}, {"convention": np.int64(3)}, "unknown convention"),
+        ({}, {"decay": np.int64(-1)}, "unknown convention or weight decay"),
+        ({}, {"amsgrad": np.bool_(True)}, "expected 7 arguments, found 6"),
+        ({}, {"mu_buffers": np.int64(2)}, "expected 7 arguments, found 6"),
+        ({}, {"nu_buffers": np.int64(-1)}, "expected other numbers of buffers"),
+        ({}, {"mu_buffers": np.int64(2**62)}, "expected other numbers of buffers"),
+        ({}, {"table": np.zeros(4, np.int64)}, "a broken row"),
+        ({}, {"table": np.zeros(0, np.int64)}, "expected 4 arguments, found 6"),
+        ({}, {"table": np.array([1, 0, 0, 0, 0])}, "a buffer of moments that is not there"),
+        ({}, {"table": np.array([0, 0, -1, 0, 0])}, "a buffer of moments that is not there"),
+        ({}, {"table": np.array([0, 1, 0, 0, 0])}, "do not fit their buffer"),
+        ({}, {"table": np.array([0, -1, 0, 0, 0])}, "do not fit their buffer"),
+        ({}, {"table": np.array([0, 2**62, 0, 0, 0])}, "do not fit their buffer"),
+        ({}, {"table": np.array([0, 0, 0, 2**63 - 1, 0])}, "do not fit their buffer"),
+    ],
+)
+def test_handler_refuses(given, changed, message):
+    with pytest.raises(Exception, match=f"INVALID_ARGUMENT.*adamx: .*{message}"):
+        call(operands(**given), **changed)
+
+
+def test_handler_refuses_results_elsewhere():
+    with pytest.raises(Exception, match="expected 3 results, found 2"):
+        call(operands(), aliases={2: 0, 3: 1})
+    results = [jax.ShapeDtypeStruct((4,), F32)] * 3
+    target = jax.ffi.ffi_call(native.TARGET, results)
+    with pytest.raises(Exception, match="result 0 does not lie in its argument's memory"):
+        jax.block_until_ready(jax.jit(lambda *x: target(*x, **ATTRIBUTES))(*operands()))
+
+
+def test_handler_refuses_float64_without_its_coefficients():
+    with jax.enable_x64(True), pytest.raises(Exception, match="coefficients as float64 beside"):
+        call(operands(dtypes=(F32, F32, F32, jnp.float64)))
+
+
+# ---- Threads -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_many_threads(packed):
+    """Sixteen threads step at once, each its own run: as one after the other, bit for bit."""
+    optimizer = adamx.fused_adam(1e-2, packed=packed, clip_global_norm=10.0)
+    step = jax.jit(lambda params, state, g: optimizer.step(g, state, params), donate_argnums=(0, 1))
+    sizes = (3, 70_001, 16_384, 40_000)
+
+    def train(seed):
+        rng = np.random.default_rng(seed)
+        params = [jnp.asarray(rng.standard_normal(n), F32) for n in sizes]
+        grads = [jnp.asarray(rng.standard_normal(n), F32) for n in sizes]
+        state = optimizer.init(params)
+        for _ in range(25):
+            params, state = step(params, state, grads)
+        return jax.tree.map(np.asarray, (params, state))
+
+    expected = [train(seed) for seed in range(16)]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(train, range(16)))
+    for mine, other in zip(found, expected, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, mine, other)
+
+
+def test_many_calls_in_one_program():
+    """XLA may run calls that do not depend on one another at the same time, on the same threads."""
+    optimizer = adamx.fused_adam(1e-2)
+    rng = np.random.default_rng(0)
+    params = [jnp.asarray(rng.standard_normal(50_000), F32) for _ in range(12)]
+    states = [optimizer.init(p) for p in params]
+
+    @jax.jit
+    def both(ps, states):
+        return [optimizer.step(p, s, p) for p, s in zip(ps, states, strict=True)]
+
+    one = jax.jit(optimizer.step)
+    for found, p, s in zip(both(params, states), params, states, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found, one(p, s, p))

@@ -1,0 +1,138 @@
+"""The moments of all leaves in one buffer: there and back, exactly, and what cannot be packed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import adamx
+
+PROMOTES = True  # Optax's wrappers do
+
+RNG = np.random.default_rng(0)
+
+
+def params_of(dtypes):
+    shapes = {"kernel": (5, 7), "bias": (7,), "scale": (), "empty": (0, 3), "long": (129,)}
+    rows = zip(shapes.items(), dtypes * 5, strict=False)
+    return {name: jnp.asarray(RNG.standard_normal(shape), d) for (name, shape), d in rows}
+
+
+def stepped(tx, params):
+    state = tx.init(params)
+    for _ in range(2):
+        _, state = tx.update(jax.tree.map(lambda p: 0.1 * p, params), state, params)
+    return state
+
+
+def assert_same(mine, other):
+    assert jax.tree.structure(mine) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize(
+    ("dtypes", "mu_dtype", "names"),
+    [
+        (["float32"], None, ({"float32"}, {"float32"})),
+        (["float32"], "bfloat16", ({"bfloat16"}, {"float32"})),
+        (["bfloat16", "float32"], None, ({"bfloat16", "float32"}, {"float32"})),
+        (["float16", "float64"], None, ({"float16", "float64"}, {"float32", "float64"})),
+    ],
+)
+def test_there_and_back(dtypes, mu_dtype, names, amsgrad):
+    with jax.enable_x64(True):
+        params = params_of(dtypes)
+        tx = adamx.adam(1e-3, mu_dtype=mu_dtype, amsgrad=amsgrad)
+        state = stepped(tx, params)
+        packed = adamx.pack(state, params)
+        kind = adamx.PackedAmsgradState if amsgrad else adamx.PackedAdamState
+        assert isinstance(packed[0], kind)
+        assert (set(packed[0].mu), set(packed[0].nu)) == names
+        assert_same(adamx.unpack(packed, params), state)
+        jitted = jax.jit(lambda state, params: adamx.unpack(adamx.pack(state, params), params))
+        assert_same(jitted(state, params), state)
+        # init makes what packing the ordinary state of the start gives
+        optimizer = adamx.fused_adam(1e-3, mu_dtype=mu_dtype, amsgrad=amsgrad, packed=True)
+        assert_same(optimizer.init(params), adamx.pack(tx.init(params), params))
+        shapes = jax.eval_shape(optimizer.init, params)
+        assert jax.tree.structure(shapes) == jax.tree.structure(packed)
+
+
+def test_layout():
+    """Parts in the order of the tree, each at a multiple of 64 bytes, zeros between them."""
+    params = {"a": jnp.ones(3), "b": jnp.ones((2, 8)), "c": jnp.ones(17)}
+    state = adamx.pack(adamx.AdamState(jnp.int32(1), params, params), params)
+    expected = np.zeros(16 + 16 + 32)
+    expected[[0, 1, 2, *range(16, 32), *range(32, 49)]] = 1
+    np.testing.assert_array_equal(state.mu["float32"], expected)
+    half = jax.tree.map(lambda p: p.astype("bfloat16"), params)
+    state = adamx.pack(adamx.AdamState(jnp.int32(1), half, half), half)
+    assert state.nu["bfloat16"].shape == (32 + 32 + 32,)
+
+
+def test_within_other_states():
+    params = params_of(["float32"])
+    tx = optax.chain(
+        optax.clip(1.0), optax.MultiSteps(adamx.adam(1e-3), 2).gradient_transformation()
+    )
+    state = tx.init(params)
+    packed = adamx.pack(state, params)
+    assert any(isinstance(x, adamx.PackedAdamState) for x in packed[1].inner_opt_state)
+    assert_same(adamx.unpack(packed, params), state)
+
+
+def test_checkpoints_of_a_packed_run(tmp_path):
+    """Through `unpack`: the numbers, a file, and on with the packed steps, bit for bit."""
+    params = params_of(["float32"])
+    optimizer = adamx.fused_adam(1e-2, packed=True)
+    step = jax.jit(optimizer.step)
+    grads = jax.tree.map(lambda p: 0.3 * p, params)
+    half_params, half = step(grads, optimizer.init(params), params)
+    np.savez(tmp_path / "state.npz", **adamx.to_numpy(adamx.unpack(half, params)))
+    with np.load(tmp_path / "state.npz") as arrays:
+        fresh = adamx.from_numpy(adamx.adam(1e-2).init(params), arrays)
+    assert_same(step(grads, adamx.pack(fresh, params), half_params), step(grads, half, half_params))
+    with pytest.raises(ValueError, match=r"expected an optimizer state that holds .* adamx.unpack"):
+        adamx.to_numpy(half)
+
+
+PARAMS = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+STATE = adamx.adam(1e-3).init(PARAMS)
+
+
+def test_states_that_cannot_be_packed():
+    with pytest.raises(
+        ValueError, match=r"expected a state that holds an AdamState .* found tuple"
+    ):
+        adamx.pack(optax.sgd(0.1).init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match="expected a state that holds a PackedAdamState"):
+        adamx.unpack(STATE, PARAMS)
+    with pytest.raises(ValueError, match=r"mu: expected the structure of params"):
+        adamx.pack(STATE, {"kernel": PARAMS["kernel"]})
+    other = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"mu/kernel: expected shape \(3, 2\), .* found \(2, 3\)"):
+        adamx.pack(STATE, other)
+    longer = {"kernel": jnp.ones((50, 3)), "bias": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"mu: expected buffers of .*176.* found .*32"):
+        adamx.unpack(adamx.pack(STATE, PARAMS), longer)
+    mixed = STATE[0]._replace(mu=STATE[0].mu | {"bias": jnp.ones(3, jnp.bfloat16)})
+    with pytest.raises(ValueError, match=r"mu/bias: expected float32, .* found bfloat16"):
+        adamx.pack(mixed, PARAMS)
+
+
+def test_parameters_that_cannot_be_packed():
+    optimizer = adamx.fused_adam(1e-3, packed=True)
+    with pytest.raises(TypeError, match=r"a/0: expected a real parameter .* packed=False"):
+        optimizer.init({"a": [jnp.ones(3, jnp.complex64)]})
+    with pytest.raises(TypeError, match="a: expected a floating-point or complex parameter"):
+        optimizer.init({"a": jnp.arange(3)})
+    mesh = jax.make_mesh((8,), ("data",))
+    split = jax.device_put(jnp.ones(16), NamedSharding(mesh, PartitionSpec("data")))
+    with pytest.raises(ValueError, match=r"a: expected a parameter that is not sharded"):
+        optimizer.init({"a": split})
+    optimizer.init({"a": jax.device_put(jnp.ones(16), NamedSharding(mesh, PartitionSpec()))})
