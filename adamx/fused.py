@@ -206,7 +206,8 @@ class _Fused:
         if clip_global_norm is not None:
             check_positive("clip_global_norm", clip_global_norm)
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.hyper, self.convention, self.amsgrad = hyper, convention, amsgrad
+        self.hyper, self.amsgrad = hyper, amsgrad
+        self.convention: Convention = convention
         self.decay: WeightDecay = decay
         self.mask, self.clip_global_norm, self.packed = mask, clip_global_norm, packed
 
@@ -311,7 +312,7 @@ class _Fused:
     def _numbers(self, count: chex.ArrayDevice, parts: dict[str, Any], dtype: np.dtype) -> Numbers:
         """The scalars of the step that leads to `count`, in `dtype`."""
 
-        def value(given: Any, part: str) -> chex.Numeric:
+        def value(given: Any, part: str) -> Any:
             if callable(given):
                 given = given(jax.tree.leaves(parts[part])[0])
             return real_scalar(given, dtype)

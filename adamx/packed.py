@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from adamx.checks import check_params, path_name
 from adamx.numerics import compute_dtype, first_moment_dtype, second_moment_dtype
@@ -38,7 +39,8 @@ class PackedAdamState(NamedTuple):
         if they differ. A leaf's part begins at a multiple of 64 bytes; between parts are zeros.
     """
 
-    count: chex.ArrayDevice
+    # The field's name in Optax's states; tuples have a method of that name.
+    count: chex.ArrayDevice  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: Buffers
     nu: Buffers
 
@@ -46,7 +48,7 @@ class PackedAdamState(NamedTuple):
 class PackedAmsgradState(NamedTuple):
     """An `AmsgradState` whose moments lie one behind the other; see `PackedAdamState`."""
 
-    count: chex.ArrayDevice
+    count: chex.ArrayDevice  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: Buffers
     nu: Buffers
     nu_max: Buffers
@@ -119,7 +121,9 @@ def pack(state: optax.OptState, params: optax.Params) -> optax.OptState:
 
     def packed(adam: AdamState | AmsgradState) -> PackedAdamState | PackedAmsgradState:
         kind = PackedAmsgradState if isinstance(adam, AmsgradState) else PackedAdamState
-        return kind(adam.count, *(buffers(f, getattr(adam, f)) for f in adam._fields[1:]))
+        return kind(
+            jnp.asarray(adam.count), *(buffers(f, getattr(adam, f)) for f in adam._fields[1:])
+        )
 
     def buffers(field: str, tree: Any) -> Buffers:
         try:
@@ -184,7 +188,7 @@ def unpack(state: optax.OptState, params: optax.Params) -> optax.OptState:
     return _replaced(state, kinds, unpacked, "a PackedAdamState or PackedAmsgradState")
 
 
-def _leaf_dtype(field: str, param: chex.ArrayTree, names: set[str]) -> np.dtype:
+def _leaf_dtype(field: str, param: Any, names: set[str]) -> np.dtype:
     """The dtype of a parameter's moment `field` ("mu", "nu", "nu_max"), given the buffers' names.
 
     It is that of the only buffer; of several, the one that `scale_by_adam` chooses by itself.
@@ -195,7 +199,7 @@ def _leaf_dtype(field: str, param: chex.ArrayTree, names: set[str]) -> np.dtype:
     return dtype if field == "mu" else compute_dtype(dtype)
 
 
-def leaf_spans(field: str, buffers: Buffers, params: Sequence[chex.ArrayTree]) -> list[Span]:
+def leaf_spans(field: str, buffers: Buffers, params: Sequence[Any]) -> list[Span]:
     """Where in `buffers` the parts of `params` lie; raise a ValueError if they cannot."""
     dtypes = [_leaf_dtype(field, p, set(buffers)) for p in params]
     found, ends = _spans([int(np.prod(jnp.shape(p))) for p in params], dtypes)
@@ -216,7 +220,7 @@ def _check_packable(params: optax.Params) -> None:
                 f"{path_name(path)}: expected a real parameter for a packed state, found "
                 f"{jnp.result_type(leaf)}; use packed=False"
             )
-        if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+        if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
             continue
         if not leaf.sharding.is_fully_replicated:
             raise ValueError(
@@ -225,7 +229,7 @@ def _check_packable(params: optax.Params) -> None:
             )
 
 
-def _taken(buffer: chex.ArrayDevice, span: Span, like: chex.ArrayTree) -> chex.ArrayDevice:
+def _taken(buffer: chex.ArrayDevice, span: Span, like: Any) -> chex.ArrayDevice:
     shape = jnp.shape(like)
     end = span.begin + int(np.prod(shape))
     return jax.lax.slice(buffer, [span.begin], [end]).reshape(shape)

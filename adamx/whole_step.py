@@ -61,8 +61,8 @@ class Numbers(NamedTuple):
     one_minus_b2: chex.Numeric
     eps: chex.Numeric
     eps_root: chex.Numeric
-    m_correction: chex.Numeric
-    v_correction: chex.Numeric
+    m_correction: chex.ArrayDevice
+    v_correction: chex.ArrayDevice
     rate: chex.Numeric  # what the direction is multiplied by: minus the learning rate
     weight_decay: chex.Numeric
     max_norm: chex.Numeric

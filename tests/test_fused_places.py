@@ -177,7 +177,7 @@ def test_shard_map():
     mesh, _, _ = sharded()
     specs = {"kernel": PartitionSpec("data"), "bias": PartitionSpec()}
     state = optimizer.init(PARAMS)
-    state_specs = (type(state[0])(PartitionSpec(), specs, specs), state[1])
+    state_specs = (adamx.AdamState(PartitionSpec(), specs, specs), state[1])
     mapped = jax.shard_map(
         optimizer.step,
         mesh=mesh,
