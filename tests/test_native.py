@@ -95,6 +95,7 @@ def test_reasons(change, words):
 
 F32 = jnp.float32
 NUMBERS = jnp.array([0.9, 0.1, 0.999, 0.001, 1e-8, 0.0, 0.1, 0.001, -1e-3, 0.0, 0.0], F32)
+ONE = jnp.ones((), F32)
 ATTRIBUTES = {
     "convention": np.int64(0),
     "decay": np.int64(0),
@@ -110,15 +111,15 @@ def call(operands, aliases=None, **changed):
     """The handler with these operands after the coefficients; all but the gradients come back."""
     assert native.is_registered()
     attributes = ATTRIBUTES | changed
-    aliases = aliases or {2: 0, 3: 1, 5: 2}
+    aliases = aliases or {3: 0, 4: 1, 6: 2}
     results = [jax.ShapeDtypeStruct(operands[i].shape, operands[i].dtype) for i in aliases]
     target = jax.ffi.ffi_call(native.TARGET, results, input_output_aliases=aliases)
     return jax.block_until_ready(jax.jit(lambda *x: target(*x, **attributes))(*operands))
 
 
-def operands(numbers=NUMBERS, wide=None, sizes=(4, 4, 4, 4), dtypes=(F32,) * 4):
+def operands(numbers=NUMBERS, wide=None, norm=ONE, sizes=(4, 4, 4, 4), dtypes=(F32,) * 4):
     wide = jnp.zeros(0, F32) if wide is None else wide
-    return [numbers, wide, *(jnp.ones(n, d) for n, d in zip(sizes, dtypes, strict=True))]
+    return [numbers, wide, norm, *(jnp.ones(n, d) for n, d in zip(sizes, dtypes, strict=True))]
 
 
 def test_handler_takes_what_is_right():
@@ -134,19 +135,21 @@ def test_handler_takes_what_is_right():
         ({"numbers": NUMBERS[:-1]}, {}, "expected the coefficients as float32"),
         ({"numbers": NUMBERS.astype("bfloat16")}, {}, "expected the coefficients as float32"),
         ({"wide": NUMBERS}, {}, "expected the coefficients as float64"),
+        ({"norm": jnp.ones(2)}, {}, "expected a norm"),
+        ({"norm": jnp.int32(1)}, {}, "expected a norm"),
         ({"sizes": (4, 4, 3, 4)}, {}, "a gradient and its parameter differ in size"),
         ({"sizes": (3, 4, 4, 4)}, {}, "the moments of a leaf do not fit their buffer"),
         ({"sizes": (4, 3, 4, 4)}, {}, "the moments of a leaf do not fit their buffer"),
-        ({"dtypes": (F32, F32, jnp.int32, F32)}, {}, "argument 4 has a dtype"),
-        ({"dtypes": (F32, F32, F32, jnp.int8)}, {}, "argument 5 has a dtype"),
+        ({"dtypes": (F32, F32, jnp.int32, F32)}, {}, "argument 5 has a dtype"),
+        ({"dtypes": (F32, F32, F32, jnp.int8)}, {}, "argument 6 has a dtype"),
         ({}, {"convention": np.int64(3)}, "unknown convention"),
         ({}, {"decay": np.int64(-1)}, "unknown convention or weight decay"),
-        ({}, {"amsgrad": np.bool_(True)}, "expected 7 arguments, found 6"),
-        ({}, {"mu_buffers": np.int64(2)}, "expected 7 arguments, found 6"),
+        ({}, {"amsgrad": np.bool_(True)}, "expected 8 arguments, found 7"),
+        ({}, {"mu_buffers": np.int64(2)}, "expected 8 arguments, found 7"),
         ({}, {"nu_buffers": np.int64(-1)}, "expected other numbers of buffers"),
         ({}, {"mu_buffers": np.int64(2**62)}, "expected other numbers of buffers"),
         ({}, {"table": np.zeros(4, np.int64)}, "a broken row"),
-        ({}, {"table": np.zeros(0, np.int64)}, "expected 4 arguments, found 6"),
+        ({}, {"table": np.zeros(0, np.int64)}, "expected 5 arguments, found 7"),
         ({}, {"table": np.array([1, 0, 0, 0, 0])}, "a buffer of moments that is not there"),
         ({}, {"table": np.array([0, 0, -1, 0, 0])}, "a buffer of moments that is not there"),
         ({}, {"table": np.array([0, 1, 0, 0, 0])}, "do not fit their buffer"),
@@ -162,11 +165,30 @@ def test_handler_refuses(given, changed, message):
 
 def test_handler_refuses_results_elsewhere():
     with pytest.raises(Exception, match="expected 3 results, found 2"):
-        call(operands(), aliases={2: 0, 3: 1})
+        call(operands(), aliases={3: 0, 4: 1})
     results = [jax.ShapeDtypeStruct((4,), F32)] * 3
     target = jax.ffi.ffi_call(native.TARGET, results)
     with pytest.raises(Exception, match="result 0 does not lie in its argument's memory"):
         jax.block_until_ready(jax.jit(lambda *x: target(*x, **ATTRIBUTES))(*operands()))
+
+
+def test_handler_of_the_norm():
+    assert native.is_registered()
+
+    def norm(result, *grads):
+        return jax.jit(jax.ffi.ffi_call(native.NORM, result))(*grads)
+
+    scalar = jax.ShapeDtypeStruct((), F32)
+    grads = jnp.full(3, 2.0), jnp.full((2, 2), 1.0, jnp.bfloat16), jnp.zeros(0)
+    assert norm(scalar, *grads) == 4
+    assert norm(scalar) == 0
+    for result, given, message in (
+        (jax.ShapeDtypeStruct((2,), F32), grads, "expected a scalar as result"),
+        (jax.ShapeDtypeStruct((), jnp.int32), grads, "a result of float32 or float64"),
+        (scalar, (jnp.arange(3),), "argument 0 has a dtype"),
+    ):
+        with pytest.raises(Exception, match=f"INVALID_ARGUMENT.*adamx: .*{message}"):
+            jax.block_until_ready(norm(result, *given))
 
 
 def test_handler_refuses_float64_without_its_coefficients():

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import jax
 
-__all__ = ["TARGET", "Status", "is_registered", "status"]
+__all__ = ["NORM", "TARGET", "Status", "is_registered", "status"]
 
-TARGET = "adamx_step"
+TARGET, NORM = "adamx_step", "adamx_norm"
 _LIBRARY = "libadamx_native.so"
 
 
@@ -53,7 +53,7 @@ def status() -> Status:
 
 
 def is_registered() -> bool:
-    """Whether XLA knows the kernel under the name `TARGET`; called when a step is compiled."""
+    """Whether XLA knows the kernel, as `TARGET` and `NORM`; called when a step is compiled."""
     return bool(_loaded()[0]) and _register()
 
 
@@ -111,7 +111,9 @@ def _register() -> bool:
     library = _loaded()[1]
     assert library is not None
     try:
-        jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.adamx_step), platform="cpu")
+        for name in (TARGET, NORM):
+            handler = jax.ffi.pycapsule(getattr(library, name))
+            jax.ffi.register_ffi_target(name, handler, platform="cpu")
     except Exception as error:  # XLA's own, of several types
         _refused.append(Status(False, f"XLA refused the kernel: {error}"))
     return not _refused

@@ -116,6 +116,16 @@ void Store(const Array& array, int64_t begin, int64_t n, const T* __restrict scr
 
 inline float Sqrt(float x) { return __builtin_sqrtf(x); }
 inline double Sqrt(double x) { return __builtin_sqrt(x); }
+// a * b + c, rounded once where the processor can: there XLA does the same. It is written out, and
+// not left to the compiler, which would decide differently from one place in a loop to another.
+#if defined(__FMA__) || defined(__aarch64__)
+inline float MultiplyAdd(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double MultiplyAdd(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+inline float MultiplyAdd(float a, float b, float c) { return a * b + c; }
+inline double MultiplyAdd(double a, double b, double c) { return a * b + c; }
+#endif
+
 inline float Abs(float x) { return __builtin_fabsf(x); }
 inline double Abs(double x) { return __builtin_fabs(x); }
 
@@ -123,7 +133,7 @@ inline double Abs(double x) { return __builtin_fabs(x); }
 template <class T>
 inline T MovingAverage(T mean, T x, T b, T rest) {
   const T difference = x - mean;
-  return b >= T(0.5) ? mean + rest * difference : x - b * difference;
+  return b >= T(0.5) ? MultiplyAdd(rest, difference, mean) : MultiplyAdd(-b, difference, x);
 }
 
 // What the moments are multiplied by. Multiplication by a reciprocal is what XLA makes of a division
@@ -160,8 +170,8 @@ void Adam(int64_t n, const T* __restrict g, T* __restrict m, T* __restrict v,
       v_max[i] = largest = keep ? v_max[i] : candidate;
     }
     T direction = m[i] * f.m / (Sqrt(largest * f.after_maximum + c.eps_root) + c.eps);
-    if (kDecoupled) direction += c.weight_decay * p[i];
-    p[i] += c.rate * direction;
+    if (kDecoupled) direction = MultiplyAdd(c.weight_decay, p[i], direction);
+    p[i] = MultiplyAdd(c.rate, direction, p[i]);
   }
 }
 
@@ -174,7 +184,7 @@ void Prepare(int64_t n, T* __restrict g, const T* __restrict p, const Coefficien
   if (clip && !(norm < max_norm))  // NaN too
     for (int64_t i = 0; i < n; ++i) g[i] = g[i] * inverse * max_norm;
   if (decays)
-    for (int64_t i = 0; i < n; ++i) g[i] += weight_decay * p[i];
+    for (int64_t i = 0; i < n; ++i) g[i] = MultiplyAdd(weight_decay, p[i], g[i]);
 }
 
 template <class T>
@@ -187,9 +197,10 @@ void Step(const Leaf& leaf, int64_t begin, int64_t end, const Coefficients<T>& c
   const Factors<T> factors(c, options);
 
   Scratch<T> scratch;
-  const bool direct = leaf.g.dtype == kOwn<T> && leaf.m.dtype == kOwn<T> &&
-                      leaf.v.dtype == kOwn<T> && leaf.p.dtype == kOwn<T> && !options.clip &&
-                      !decays_gradient;
+  const bool as_they_lie = leaf.g.dtype == kOwn<T> && leaf.m.dtype == kOwn<T> &&
+                           leaf.v.dtype == kOwn<T> && leaf.p.dtype == kOwn<T> &&
+                           (!options.amsgrad || leaf.v_max.dtype == kOwn<T>);
+  const bool direct = as_they_lie && !options.clip && !decays_gradient;
   const int64_t chunk = direct ? end - begin : kChunk;
   for (int64_t from = begin; from < end; from += chunk) {
     const int64_t n = end - from < chunk ? end - from : chunk;

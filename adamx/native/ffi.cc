@@ -1,12 +1,15 @@
-// The step as a custom call of XLA: checks what it is given, and hands it to StepAll.
+// The step as custom calls of XLA: they check what they are given, and hand it on.
 //
-// Arguments: the coefficients in float32 and in float64 (the latter empty unless an array is of
-// float64), the buffers of mu, of nu and, with AMSGrad, of nu_max, then each leaf's gradient, then
-// each leaf's parameter. Results: the same without coefficients and gradients, each in the memory
-// of its argument. `table` says for each leaf where in those buffers its moments begin: the index
-// of mu's buffer, the element in it, the same for nu (nu_max lies as nu does), and whether it
-// decays.
+// adamx_step: Arguments are the coefficients in float32 and in float64 (the latter empty unless an
+// array is of float64), the global norm of the gradients as a scalar of either (read where they are
+// clipped), the buffers of mu, of nu and, with AMSGrad, of nu_max, then each leaf's gradient, then
+// each leaf's parameter. Results are the moments and parameters, each in the memory of its argument.
+// `table` says for each leaf where in those buffers its moments begin: the index of mu's buffer, the
+// element in it, the same for nu (nu_max lies as nu does), and whether it decays.
+//
+// adamx_norm: Arguments are gradients, the result is their global norm, a scalar.
 
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -20,6 +23,7 @@ namespace {
 namespace ffi = xla::ffi;
 
 constexpr int64_t kColumns = 5;
+constexpr int64_t kScalars = 3;  // arguments before the buffers: coefficients, and the norm
 
 ffi::Error Wrong(const std::string& what) {
   return ffi::Error(ffi::ErrorCode::kInvalidArgument, "adamx: " + what);
@@ -56,6 +60,34 @@ bool ReadCoefficients(const ffi::AnyBuffer& buffer, ffi::DataType type,
   return true;
 }
 
+bool ReadScalar(const ffi::AnyBuffer& buffer, double* value) {
+  if (buffer.element_count() != 1) return false;
+  if (buffer.element_type() == ffi::DataType::F32) {
+    *value = *static_cast<const float*>(buffer.untyped_data());
+  } else if (buffer.element_type() == ffi::DataType::F64) {
+    *value = *static_cast<const double*>(buffer.untyped_data());
+  } else {
+    return false;
+  }
+  return true;
+}
+
+// All arguments from number `first` on.
+ffi::Error ReadBuffers(const ffi::RemainingArgs& args, size_t first, std::vector<Buffer>* buffers) {
+  buffers->reserve(args.size() - first);
+  for (size_t i = first; i < args.size(); ++i) {
+    const auto arg = args.get<ffi::AnyBuffer>(i);
+    if (!arg.has_value()) return arg.error();
+    Buffer buffer;
+    if (!ToDtype(arg->element_type(), &buffer.array.dtype))
+      return Wrong("argument " + std::to_string(i) + " has a dtype that the kernel does not know");
+    buffer.size = arg->element_count();
+    buffer.array.data = arg->untyped_data();
+    buffers->push_back(buffer);
+  }
+  return ffi::Error::Success();
+}
+
 ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
                        int64_t convention, int64_t decay, bool amsgrad, bool clip,
                        int64_t mu_buffers, int64_t nu_buffers, ffi::Span<const int64_t> table) {
@@ -67,8 +99,8 @@ ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
   if (mu_buffers < 0 || nu_buffers < 0 || mu_buffers > given || nu_buffers > given)
     return Wrong("expected other numbers of buffers of moments");
   const int64_t updated = mu_buffers + nu_buffers * (moments - 1);  // buffers of moments
-  if (static_cast<int64_t>(args.size()) != 2 + updated + 2 * leaf_count)
-    return Wrong("expected " + std::to_string(2 + updated + 2 * leaf_count) +
+  if (static_cast<int64_t>(args.size()) != kScalars + updated + 2 * leaf_count)
+    return Wrong("expected " + std::to_string(kScalars + updated + 2 * leaf_count) +
                  " arguments, found " + std::to_string(args.size()));
   if (static_cast<int64_t>(rets.size()) != updated + leaf_count)
     return Wrong("expected " + std::to_string(updated + leaf_count) + " results, found " +
@@ -84,18 +116,13 @@ ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
   if (has_doubles && !ReadCoefficients(*doubles_or, ffi::DataType::F64, &doubles))
     return Wrong("expected the coefficients as float64");
 
-  std::vector<Buffer> buffers;  // all arguments but the coefficients
-  buffers.reserve(args.size() - 2);
-  for (size_t i = 2; i < args.size(); ++i) {
-    const auto arg = args.get<ffi::AnyBuffer>(i);
-    if (!arg.has_value()) return arg.error();
-    Buffer buffer;
-    if (!ToDtype(arg->element_type(), &buffer.array.dtype))
-      return Wrong("argument " + std::to_string(i) + " has a dtype that the kernel does not know");
-    buffer.size = arg->element_count();
-    buffer.array.data = arg->untyped_data();
-    buffers.push_back(buffer);
-  }
+  const auto norm_or = args.get<ffi::AnyBuffer>(2);
+  double norm = 0;
+  if (!norm_or.has_value() || !ReadScalar(*norm_or, &norm)) return Wrong("expected a norm");
+
+  std::vector<Buffer> buffers;
+  const ffi::Error error = ReadBuffers(args, kScalars, &buffers);
+  if (error.failure()) return error;
   for (int64_t i = 0; i < updated + leaf_count; ++i) {
     auto ret = rets.get<ffi::AnyBuffer>(i);
     if (!ret.has_value()) return ret.error();
@@ -135,7 +162,29 @@ ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
   const adamx::Options options = {static_cast<adamx::Convention>(convention),
                                   static_cast<adamx::Decay>(decay), amsgrad, clip};
   adamx::StepAll(adamx::BestKernels(), leaves, floats, has_doubles ? &doubles : nullptr, options,
-                 pool.num_threads(), [&](auto task) { pool.Schedule(std::move(task)); });
+                 norm, pool.num_threads(), [&](auto task) { pool.Schedule(std::move(task)); });
+  return ffi::Error::Success();
+}
+
+ffi::Error NormHandler(ffi::ThreadPool pool, ffi::RemainingArgs args,
+                       ffi::Result<ffi::AnyBuffer> norm) {
+  std::vector<Buffer> buffers;
+  const ffi::Error error = ReadBuffers(args, 0, &buffers);
+  if (error.failure()) return error;
+  if (norm->element_count() != 1) return Wrong("expected a scalar as result");
+  std::vector<adamx::Leaf> leaves;
+  leaves.reserve(buffers.size());
+  for (const Buffer& g : buffers) leaves.push_back({g.size, g.array, {}, {}, {}, {}, false});
+  const double sum =
+      adamx::SumOfSquares(adamx::BestKernels(), leaves, pool.num_threads(),
+                          [&](auto task) { pool.Schedule(std::move(task)); });
+  if (norm->element_type() == ffi::DataType::F32) {
+    *static_cast<float*>(norm->untyped_data()) = std::sqrt(static_cast<float>(sum));
+  } else if (norm->element_type() == ffi::DataType::F64) {
+    *static_cast<double*>(norm->untyped_data()) = std::sqrt(sum);
+  } else {
+    return Wrong("expected a result of float32 or float64");
+  }
   return ffi::Error::Success();
 }
 
@@ -144,6 +193,7 @@ ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
 #define ADAMX_EXPORT extern "C" __attribute__((visibility("default")))
 
 ADAMX_EXPORT XLA_FFI_Error* adamx_step(XLA_FFI_CallFrame*);
+ADAMX_EXPORT XLA_FFI_Error* adamx_norm(XLA_FFI_CallFrame*);
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(adamx_step, StepHandler,
                               ffi::Ffi::Bind()
@@ -157,6 +207,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(adamx_step, StepHandler,
                                   .Attr<int64_t>("mu_buffers")
                                   .Attr<int64_t>("nu_buffers")
                                   .Attr<ffi::Span<const int64_t>>("table"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(adamx_norm, NormHandler,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::AnyBuffer>());
 
 // What adamx.native asks before it registers the handler.
 ADAMX_EXPORT int adamx_ffi_major() { return XLA_FFI_API_MAJOR; }

@@ -1,10 +1,9 @@
-// One step of Adam on all leaves, in blocks that span them.
+// One step of Adam on many leaves, in blocks that span them.
 
 #ifndef ADAMX_STEP_H_
 #define ADAMX_STEP_H_
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -29,6 +28,8 @@ class FlushSubnormals {
     asm volatile("msr fpcr, %0" : : "r"(saved_ | (uint64_t{1} << 24)));
   }
   ~FlushSubnormals() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+#else
+  FlushSubnormals() {}
 #endif
   FlushSubnormals(const FlushSubnormals&) = delete;
   FlushSubnormals& operator=(const FlushSubnormals&) = delete;
@@ -44,52 +45,67 @@ class FlushSubnormals {
 constexpr int64_t kBlock = 16384;  // elements that a thread takes at a time
 
 inline bool InDouble(const Leaf& leaf) {
-  for (const Array* array : {&leaf.g, &leaf.m, &leaf.v, &leaf.p})
+  for (const Array* array : {&leaf.g, &leaf.m, &leaf.v, &leaf.v_max, &leaf.p})
     if (array->dtype == Dtype::kFloat64) return true;
   return false;
 }
 
-// `doubles` may be null where no leaf has an array of float64. `threads` counts the calling one.
+// The elements of all leaves, one leaf after the other, in blocks of kBlock.
+class Blocks {
+ public:
+  explicit Blocks(const std::vector<Leaf>& leaves) : leaves_(leaves) {
+    ends_.reserve(leaves.size());
+    for (const Leaf& leaf : leaves) ends_.push_back(total_ += leaf.size);
+  }
+
+  int64_t count() const { return (total_ + kBlock - 1) / kBlock; }
+
+  // Calls visit(leaf, begin, end) for each stretch of a leaf in a block.
+  template <class Visit>
+  void Each(int64_t block, Visit&& visit) const {
+    int64_t at = block * kBlock;
+    const int64_t end = std::min(at + kBlock, total_);
+    size_t i = std::upper_bound(ends_.begin(), ends_.end(), at) - ends_.begin();
+    for (; at < end; ++i) {
+      const int64_t start = ends_[i] - leaves_[i].size, stop = std::min(ends_[i], end);
+      if (stop > at) visit(leaves_[i], at - start, stop - start);
+      at = std::max(at, stop);
+    }
+  }
+
+ private:
+  const std::vector<Leaf>& leaves_;
+  std::vector<int64_t> ends_;  // of each leaf
+  int64_t total_ = 0;
+};
+
+// The sum of the squares of all gradients. `threads` counts the calling one.
+template <class Schedule>
+double SumOfSquares(const Kernels& kernels, const std::vector<Leaf>& leaves, int64_t threads,
+                    Schedule&& schedule) {
+  const Blocks blocks(leaves);
+  std::vector<double> parts(blocks.count());  // added up in order: the threads leave no trace
+  ParallelFor(blocks.count(), std::min(threads, blocks.count()) - 1, schedule, [&](int64_t block) {
+    FlushSubnormals flush;
+    blocks.Each(block, [&](const Leaf& leaf, int64_t begin, int64_t end) {
+      parts[block] += kernels.sum_of_squares(leaf.g, begin, end);
+    });
+  });
+  double sum = 0;
+  for (double part : parts) sum += part;
+  return sum;
+}
+
+// `doubles` may be null where no leaf has an array of float64. `norm` is the global norm of the
+// gradients where options.clip.
 template <class Schedule>
 void StepAll(const Kernels& kernels, const std::vector<Leaf>& leaves,
              const Coefficients<float>& floats, const Coefficients<double>* doubles,
-             const Options& options, int64_t threads, Schedule&& schedule) {
-  std::vector<int64_t> ends;  // of each leaf, counted in elements of the whole tree
-  ends.reserve(leaves.size());
-  int64_t total = 0;
-  for (const Leaf& leaf : leaves) ends.push_back(total += leaf.size);
-  const int64_t blocks = (total + kBlock - 1) / kBlock;
-  const int64_t helpers = std::min(threads, blocks) - 1;
-
-  // Calls visit(leaf, begin, end) for each stretch of a leaf in a block.
-  auto each_stretch = [&](int64_t block, auto&& visit) {
-    int64_t at = block * kBlock;
-    const int64_t end = std::min(at + kBlock, total);
-    size_t i = std::upper_bound(ends.begin(), ends.end(), at) - ends.begin();
-    for (; at < end; ++i) {
-      const int64_t start = ends[i] - leaves[i].size, stop = std::min(ends[i], end);
-      if (stop > at) visit(leaves[i], at - start, stop - start);
-      at = std::max(at, stop);
-    }
-  };
-
-  double norm = 0;
-  if (options.clip) {
-    std::vector<double> parts(blocks);  // added up in order: the threads leave no trace
-    ParallelFor(blocks, helpers, schedule, [&](int64_t block) {
-      FlushSubnormals flush;
-      each_stretch(block, [&](const Leaf& leaf, int64_t begin, int64_t end) {
-        parts[block] += kernels.sum_of_squares(leaf.g, begin, end);
-      });
-    });
-    double sum = 0;
-    for (double part : parts) sum += part;
-    norm = std::sqrt(doubles ? sum : static_cast<float>(sum));
-  }
-
-  ParallelFor(blocks, helpers, schedule, [&](int64_t block) {
+             const Options& options, double norm, int64_t threads, Schedule&& schedule) {
+  const Blocks blocks(leaves);
+  ParallelFor(blocks.count(), std::min(threads, blocks.count()) - 1, schedule, [&](int64_t block) {
     FlushSubnormals flush;
-    each_stretch(block, [&](const Leaf& leaf, int64_t begin, int64_t end) {
+    blocks.Each(block, [&](const Leaf& leaf, int64_t begin, int64_t end) {
       if (InDouble(leaf)) {
         kernels.step64(leaf, begin, end, *doubles, options, norm);
       } else {

@@ -1,0 +1,188 @@
+"""The implementations of Adam that are timed, on the same gradients from the same parameters."""
+
+import abc
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import adamx
+from benchmarks.workloads import Shapes
+
+__all__ = [
+    "B1",
+    "B2",
+    "EPS",
+    "LEARNING_RATE",
+    "Absent",
+    "Contender",
+    "Task",
+    "adamx_step",
+    "keras_adam",
+    "optax_adam",
+    "task_of",
+]
+
+LEARNING_RATE, B1, B2, EPS = 1e-3, 0.9, 0.999, 1e-8
+
+# Takes (parameters, state, gradients) and returns the next (parameters, state). Outputs in the
+# order of the inputs matter: JAX gives each output the first donated input of its shape, and in
+# another order XLA would have to copy parameters and moments in every step.
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+class Absent(Exception):
+    """Why a contender cannot take part."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """What every contender starts from; its parameters begin as a copy of the gradients.
+
+    Attributes:
+      grads: float32 arrays by name, shared by all contenders and never donated.
+      other_grads: the same for the first step, so that the decay rates show in the parameters.
+      moments: the dtype of adamx's moments.
+      threads: how many threads those contenders use that can be told.
+      in_graph: the number of steps in one call of a compiled function; 0: each step is a call.
+    """
+
+    grads: dict[str, jax.Array]
+    other_grads: dict[str, jax.Array]
+    moments: str
+    threads: int
+    in_graph: int
+
+    def params(self) -> dict[str, jax.Array]:
+        """A copy to begin with."""
+        return jax.tree.map(jnp.copy, self.grads)
+
+    @property
+    def bytes(self) -> int:
+        """The size of the parameters."""
+        return sum(g.nbytes for g in self.grads.values())
+
+
+def task_of(shapes: Shapes, moments: str, threads: int, in_graph: int) -> Task:
+    """Gradients of magnitudes from 0.1 to 1.1, where no eps makes itself felt."""
+
+    @jax.jit(static_argnums=1)
+    def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        g = jax.random.uniform(key, shape, minval=-1.0)
+        return g + jnp.copysign(0.1, g)
+
+    # A dictionary with its names in order is flattened in this order too: trees and lists agree.
+    names = sorted(shapes)
+    keys = jax.random.split(jax.random.key(0), len(names))
+    grads = {name: draw(key, shapes[name]) for name, key in zip(names, keys, strict=True)}
+    other = {name: 4.0 * g for name, g in grads.items()}
+    jax.block_until_ready(other)
+    return Task(grads, other, moments, threads, in_graph)
+
+
+class Contender(abc.ABC):
+    """One implementation, with parameters and moments of its own.
+
+    Attributes:
+      steps_per_call: how many steps one call of what is compiled does.
+      compile_seconds: how long it took to compile; None where nothing is.
+      peak: XLA's account of the memory that a call needs, all arrays included, as a multiple of the
+        parameters; None for those who do not tell.
+    """
+
+    steps_per_call: int = 1
+    compile_seconds: float | None = None
+    peak: float | None = None
+
+    @abc.abstractmethod
+    def give(self, grads: dict[str, jax.Array]) -> None:
+        """Take these gradients from now on."""
+
+    @abc.abstractmethod
+    def run(self, calls: int) -> None:
+        """Step, and return when all is done."""
+
+    @abc.abstractmethod
+    def params(self) -> list[np.ndarray]:
+        """Views of the parameters."""
+
+
+class Compiled(Contender):
+    """A step that JAX compiles, its parameters and state donated."""
+
+    def __init__(self, task: Task, step: Step, params: Any, state: Any) -> None:
+        def several(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+            def one(_: Any, now: tuple[Any, Any]) -> tuple[Any, Any]:
+                return step(now[0], now[1], grads)
+
+            return jax.lax.fori_loop(0, task.in_graph, one, (params, state))
+
+        self._structure = jax.tree.structure(params)
+        self.give(task.grads)
+        self._now = (params, state)
+        self._call = jax.jit(several if task.in_graph else step, donate_argnums=(0, 1))
+        self.steps_per_call = task.in_graph or 1
+        began = time.perf_counter()
+        memory = self._call.lower(*self._now, self._grads).compile().memory_analysis()
+        self.compile_seconds = time.perf_counter() - began
+        if memory is not None:
+            needed = memory.argument_size_in_bytes + memory.output_size_in_bytes
+            needed += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+            self.peak = needed / task.bytes
+
+    def give(self, grads: dict[str, jax.Array]) -> None:
+        self._grads = self._structure.unflatten(jax.tree.leaves(grads))
+
+    def run(self, calls: int) -> None:
+        call, grads, now = self._call, self._grads, self._now
+        for _ in range(calls):
+            now = call(*now, grads)
+        self._now = now
+        jax.block_until_ready(now[0])
+
+    def params(self) -> list[np.ndarray]:
+        return [np.asarray(p) for p in jax.tree.leaves(self._now[0])]
+
+
+def adamx_step(task: Task, packed: bool) -> Contender:
+    optimizer = adamx.fused_adam(
+        LEARNING_RATE, B1, B2, EPS, mu_dtype=task.moments, nu_dtype=task.moments, packed=packed
+    )
+    params = task.params()
+    return Compiled(task, lambda p, s, g: optimizer.step(g, s, p), params, optimizer.init(params))
+
+
+def optax_adam(task: Task, tx: optax.GradientTransformation) -> Contender:
+    """A transformation of the gradients, and then `optax.apply_updates`."""
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = task.params()
+    return Compiled(task, step, params, tx.init(params))
+
+
+def keras_adam(task: Task) -> Contender:
+    """Keras 3's optimizer as a function of its variables, which is what its trainer compiles."""
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    try:
+        import keras  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise Absent(str(error)) from error
+    if keras.backend.backend() != "jax":
+        raise Absent(f"its backend is {keras.backend.backend()}, not jax")
+    params = list(task.params().values())
+    optimizer = keras.optimizers.Adam(LEARNING_RATE, B1, B2, EPS)
+    optimizer.build([keras.Variable(g) for g in task.grads.values()])
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        return optimizer.stateless_apply(state, grads, params)
+
+    return Compiled(task, step, params, [variable.value for variable in optimizer.variables])
