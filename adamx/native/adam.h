@@ -129,10 +129,9 @@ inline double MultiplyAdd(double a, double b, double c) { return a * b + c; }
 inline float Abs(float x) { return __builtin_fabsf(x); }
 inline double Abs(double x) { return __builtin_fabs(x); }
 
-// b * mean + (1 - b) * x, from whichever of the two has the larger weight.
+// b * mean + (1 - b) * x, from whichever of the two has the larger weight. `difference` is x - mean.
 template <class T>
-inline T MovingAverage(T mean, T x, T b, T rest) {
-  const T difference = x - mean;
+inline T MovingAverage(T mean, T x, T difference, T b, T rest) {
   return b >= T(0.5) ? MultiplyAdd(rest, difference, mean) : MultiplyAdd(-b, difference, x);
 }
 
@@ -160,8 +159,9 @@ void Adam(int64_t n, const T* __restrict g, T* __restrict m, T* __restrict v,
   const Coefficients<T> c = coefficients;
   const Factors<T> f = factors;
   for (int64_t i = 0; i < n; ++i) {
-    m[i] = MovingAverage(m[i], g[i], c.b1, c.rest1);
-    const T v_next = MovingAverage(v[i], g[i] * g[i], c.b2, c.rest2);
+    m[i] = MovingAverage(m[i], g[i], g[i] - m[i], c.b1, c.rest1);
+    const T difference = MultiplyAdd(g[i], g[i], -v[i]);
+    const T v_next = MovingAverage(v[i], g[i] * g[i], difference, c.b2, c.rest2);
     v[i] = Abs(v[i]) == T(__builtin_inf()) ? v[i] : v_next;  // its average would be inf - inf
     T largest = v[i];
     if (kAmsgrad) {
