@@ -46,27 +46,27 @@ class Task:
     """What every contender starts from; its parameters begin as a copy of the gradients.
 
     Attributes:
-      grads: float32 arrays by name, shared by all contenders and never donated.
+      grads: float32 arrays, shared by all contenders and never donated.
       other_grads: the same for the first step, so that the decay rates show in the parameters.
       moments: the dtype of adamx's moments.
       threads: how many threads those contenders use that can be told.
       in_graph: the number of steps in one call of a compiled function; 0: each step is a call.
     """
 
-    grads: dict[str, jax.Array]
-    other_grads: dict[str, jax.Array]
+    grads: list[jax.Array]
+    other_grads: list[jax.Array]
     moments: str
     threads: int
     in_graph: int
 
-    def params(self) -> dict[str, jax.Array]:
+    def params(self) -> list[jax.Array]:
         """A copy to begin with."""
         return jax.tree.map(jnp.copy, self.grads)
 
     @property
     def bytes(self) -> int:
         """The size of the parameters."""
-        return sum(g.nbytes for g in self.grads.values())
+        return sum(g.nbytes for g in self.grads)
 
 
 def task_of(shapes: Shapes, moments: str, threads: int, in_graph: int) -> Task:
@@ -77,11 +77,10 @@ def task_of(shapes: Shapes, moments: str, threads: int, in_graph: int) -> Task:
         g = jax.random.uniform(key, shape, minval=-1.0)
         return g + jnp.copysign(0.1, g)
 
-    # A dictionary with its names in order is flattened in this order too: trees and lists agree.
-    names = sorted(shapes)
-    keys = jax.random.split(jax.random.key(0), len(names))
-    grads = {name: draw(key, shapes[name]) for name, key in zip(names, keys, strict=True)}
-    other = {name: 4.0 * g for name, g in grads.items()}
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    # A list: the thousand names of a flat dictionary are sorted at each call of a jitted function.
+    grads = [draw(key, shape) for key, shape in zip(keys, shapes.values(), strict=True)]
+    other = [4.0 * g for g in grads]
     jax.block_until_ready(other)
     return Task(grads, other, moments, threads, in_graph)
 
@@ -101,7 +100,7 @@ class Contender(abc.ABC):
     peak: float | None = None
 
     @abc.abstractmethod
-    def give(self, grads: dict[str, jax.Array]) -> None:
+    def give(self, grads: list[jax.Array]) -> None:
         """Take these gradients from now on."""
 
     @abc.abstractmethod
@@ -136,7 +135,7 @@ class Compiled(Contender):
             needed += memory.temp_size_in_bytes - memory.alias_size_in_bytes
             self.peak = needed / task.bytes
 
-    def give(self, grads: dict[str, jax.Array]) -> None:
+    def give(self, grads: list[jax.Array]) -> None:
         self._grads = self._structure.unflatten(jax.tree.leaves(grads))
 
     def run(self, calls: int) -> None:
@@ -178,9 +177,9 @@ def keras_adam(task: Task) -> Contender:
         raise Absent(str(error)) from error
     if keras.backend.backend() != "jax":
         raise Absent(f"its backend is {keras.backend.backend()}, not jax")
-    params = list(task.params().values())
+    params = task.params()
     optimizer = keras.optimizers.Adam(LEARNING_RATE, B1, B2, EPS)
-    optimizer.build([keras.Variable(g) for g in task.grads.values()])
+    optimizer.build([keras.Variable(g) for g in task.grads])
 
     def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
         return optimizer.stateless_apply(state, grads, params)

@@ -68,9 +68,9 @@ class _Limit(Contender):
         self._p, self._count = task.params(), 0
         jax.block_until_ready((self._m, self._v, self._p))
 
-    def give(self, grads: dict[str, jax.Array]) -> None:
+    def give(self, grads: list[jax.Array]) -> None:
         trees = (grads, self._m, self._v, self._p)
-        rows = zip(*(tree.values() for tree in trees), strict=True)
+        rows = zip(*trees, strict=True)
         leaves = [
             _Leaf(arrays[0].size, *(array.unsafe_buffer_pointer() for array in arrays))
             for arrays in rows
@@ -87,4 +87,4 @@ class _Limit(Contender):
             self._step(threads, self._leaves, count, ctypes.byref(numbers))
 
     def params(self) -> list[np.ndarray]:
-        return [np.asarray(p) for p in self._p.values()]
+        return [np.asarray(p) for p in self._p]

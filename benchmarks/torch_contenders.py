@@ -50,11 +50,11 @@ class _TorchAdam(Contender):
             for tensor in self._optimizer.state[param].values():
                 tensor.zero_()
 
-    def _tensors(self, grads: dict[str, jax.Array]) -> Iterator[Any]:
+    def _tensors(self, grads: list[jax.Array]) -> Iterator[Any]:
         """The same memory as tensors."""
-        return (self._torch.from_dlpack(g) for g in grads.values())
+        return (self._torch.from_dlpack(g) for g in grads)
 
-    def give(self, grads: dict[str, jax.Array]) -> None:
+    def give(self, grads: list[jax.Array]) -> None:
         for param, g in zip(self._params, self._tensors(grads), strict=True):
             param.grad = g
 
