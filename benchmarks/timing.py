@@ -13,7 +13,7 @@ from benchmarks.contenders import LEARNING_RATE, Contender, Task
 
 __all__ = ["Spread", "geometric_mean", "ratio", "spread", "time_rounds", "warm_up"]
 
-_SHORTEST = 0.01e-3  # seconds that a sample lasts at least
+_SHORTEST = 0.01  # seconds that a sample lasts at least
 _PAUSE = 2e-3  # seconds in which the threads of the one before give up spinning
 _FEWEST = 3  # rounds, however short the time is
 _WARM_UP = 4  # calls, of which the first is with other gradients

@@ -22,7 +22,7 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     namespace = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), namespace)
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
     assert "slope" in capsys.readouterr().out
     later = [adamx.checkpoint.load(f"later.{suffix}") for suffix in ("safetensors", "keras")]
     assert [checkpoint.count for checkpoint in later] == [600, 600]
