@@ -76,7 +76,7 @@ def run_kernel_tests(
     session.run(*emulator, str(build / "adamx_kernel_test"), external=True)
 
 
-@nox.session(python="3.11")
+@nox.session(python="3.13")
 def wheel(session: nox.Session) -> None:
     """The wheel, installed in an environment without the sources, runs the tests."""
     folder = Path(session.create_tmp()).resolve()
