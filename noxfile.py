@@ -42,6 +42,7 @@ def lowest(session: nox.Session) -> None:
     session.run("pytest", *session.posargs)
     for example in EXAMPLES:
         session.run("python", f"examples/{example}.py", "--out", session.create_tmp())
+    session.run("python", "examples/fused_step.py")
 
 
 @nox.session(python="3.11")

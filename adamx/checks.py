@@ -23,6 +23,7 @@ __all__ = [
     "check_precise_number",
     "explain_renamed_arguments",
     "is_none",
+    "leaf_name",
     "listed",
     "path_name",
 ]
@@ -163,7 +164,8 @@ def listed(names: Iterable[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + rest
 
 
-def _where(path: jax.tree_util.KeyPath) -> str:
+def leaf_name(path: jax.tree_util.KeyPath) -> str:
+    """`path_name`, or words for the path of a tree that is one leaf."""
     return path_name(path) or "the only leaf of the tree"
 
 
@@ -187,7 +189,7 @@ def check_params(params: optax.Params) -> None:
         kind = _kind(leaf)
         if kind not in ("real", "complex"):
             raise TypeError(
-                f"{_where(path)}: expected a floating-point or complex parameter, found {kind}; "
+                f"{leaf_name(path)}: expected a floating-point or complex parameter, found {kind}; "
                 "convert it, or keep it from the optimizer with optax.masked or optax.partition"
             )
 
@@ -211,20 +213,20 @@ def check_gradients(
             raise ValueError(_structure_message(updates, like, name))
         if _kind(g) != _kind(m):
             raise TypeError(
-                f"{_where(path)}: expected a {_kind(m)} floating-point gradient, like the "
+                f"{leaf_name(path)}: expected a {_kind(m)} floating-point gradient, like the "
                 f"parameter; found {_kind(g)}"
             )
         if jnp.shape(g) != jnp.shape(m):
             raise ValueError(
-                f"{_where(path)}: expected a gradient of shape {jnp.shape(m)}, like the parameter "
-                f"that the optimizer was initialised with; found {jnp.shape(g)}. adamx never "
-                "broadcasts"
+                f"{leaf_name(path)}: expected a gradient of shape {jnp.shape(m)}, like the "
+                f"parameter that the optimizer was initialised with; found {jnp.shape(g)}. adamx "
+                "never broadcasts"
             )
 
 
 def _structure_message(updates: optax.Updates, like: optax.Params, name: str) -> str:
     found, expected = (
-        {_where(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (updates, like)
     )
     message = f"the gradients have another structure than {name}"

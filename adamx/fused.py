@@ -14,12 +14,14 @@ from adamx.checks import (
     check_gradients,
     check_learning_rate,
     check_number,
+    check_params,
     check_positive,
     explain_renamed_arguments,
-    path_name,
+    is_none,
+    leaf_name,
 )
 from adamx.numerics import Convention, Hyperparameters, coefficients, is_number, real_scalar
-from adamx.packed import PackedAdamState, PackedAmsgradState, leaf_spans, packed_state
+from adamx.packed import PackedAdamState, PackedAmsgradState, packed_spans, packed_state
 from adamx.transform import AdamState, AmsgradState, scale_by_adam
 from adamx.whole_step import Numbers, Place, Plan, WeightDecay, whole_step
 
@@ -103,7 +105,8 @@ def fused_adam(
     Raises:
       ValueError, TypeError: as `adam`; for a weight decay or norm out of range; in `init`, with
         `packed`, for complex or sharded parameters; in `step`, for gradients, parameters or a state
-        whose structure or shapes are not those of one another.
+        whose structure or shapes are not those of one another. Of a packed state only the sizes
+        of the buffers tell, rounded up to 64 bytes for each leaf.
 
     Example:
       >>> import adamx, functools, jax, jax.numpy as jnp
@@ -239,12 +242,13 @@ class _Fused:
         self, grads: optax.Updates, state: optax.OptState, params: optax.Params
     ) -> tuple[optax.Params, optax.OptState]:
         parts = self._parts(state, params)
+        check_params(params)
         check_gradients(grads, params, "the parameters")
         adam = parts["adam"]
         count = jnp.asarray(optax.safe_increment(adam.count))
 
         leaves, treedef = jax.tree.flatten(params)
-        g_leaves = treedef.flatten_up_to(grads)
+        g_leaves = treedef.flatten_up_to(_with_all_nones(grads, params))
         trained = [i for i, g in enumerate(g_leaves) if g is not None]
         moments = (_open_packed if self.packed else _open)(adam, params, trained)
         decays = self._decays(params)
@@ -304,7 +308,10 @@ class _Fused:
         leaves = jax.tree.leaves(params)
         if self.decay == "none" or self.mask is None:
             return [self.decay != "none"] * len(leaves)
-        mask = self.mask(params) if callable(self.mask) else self.mask
+        # As in Optax, a tree of truths may be of a class whose objects can be called.
+        functions = jax.tree.leaves(self.mask)
+        is_function = bool(functions) and all(map(callable, functions))
+        mask = self.mask(params) if is_function else self.mask
         return jax.tree.leaves(
             jax.tree.map(lambda m, part: jax.tree.map(lambda _: bool(m), part), mask, params)
         )
@@ -332,6 +339,16 @@ class _Fused:
         )
 
 
+def _with_all_nones(grads: optax.Updates, params: optax.Params) -> optax.Updates:
+    """`grads` with None for every leaf where it has one for a whole subtree of `params`."""
+    return jax.tree.map(
+        lambda g, part: jax.tree.map(lambda _: None, part) if g is None else g,
+        grads,
+        params,
+        is_leaf=is_none,
+    )
+
+
 class _Moments(NamedTuple):
     """The moments of the leaves that are trained, as `whole_step` takes them."""
 
@@ -354,8 +371,14 @@ def _open(adam: Any, params: optax.Params, trained: Sequence[int]) -> _Moments:
         for (path, p), moment in zip(keyed, column, strict=True):
             if jnp.shape(moment) != jnp.shape(p):
                 raise ValueError(
-                    f"state.{field}, {path_name(path)}: expected shape {jnp.shape(p)}, like the "
+                    f"state.{field}, {leaf_name(path)}: expected shape {jnp.shape(p)}, like the "
                     f"parameter; found {jnp.shape(moment)}"
+                )
+            kinds = (jnp.inexact,) if jnp.iscomplexobj(p) else (jnp.floating,)
+            if not any(jnp.issubdtype(jnp.result_type(moment), kind) for kind in kinds):
+                raise TypeError(
+                    f"state.{field}, {leaf_name(path)}: expected floating-point numbers, complex "
+                    f"only beside a complex parameter; found {jnp.result_type(moment)}"
                 )
         columns.append(column)
 
@@ -372,7 +395,7 @@ def _open(adam: Any, params: optax.Params, trained: Sequence[int]) -> _Moments:
 def _open_packed(adam: Any, params: optax.Params, trained: Sequence[int]) -> _Moments:
     leaves = jax.tree.leaves(params)
     names = [sorted(buffers) for buffers in adam[1:]]
-    mu, nu, *_ = (leaf_spans(field, getattr(adam, field), leaves) for field in adam._fields[1:])
+    mu, nu, *_ = packed_spans(adam, leaves)
     places = [
         (names[0].index(mu[i].dtype), mu[i].begin, names[1].index(nu[i].dtype), nu[i].begin)
         for i in trained

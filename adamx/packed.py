@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adamx.checks import check_params, path_name
+from adamx.checks import check_params, leaf_name
 from adamx.numerics import compute_dtype, first_moment_dtype, second_moment_dtype
 from adamx.transform import AdamState, AmsgradState
 
@@ -19,8 +19,8 @@ __all__ = [
     "PackedAdamState",
     "PackedAmsgradState",
     "Span",
-    "leaf_spans",
     "pack",
+    "packed_spans",
     "packed_state",
     "unpack",
 ]
@@ -121,9 +121,10 @@ def pack(state: optax.OptState, params: optax.Params) -> optax.OptState:
 
     def packed(adam: AdamState | AmsgradState) -> PackedAdamState | PackedAmsgradState:
         kind = PackedAmsgradState if isinstance(adam, AmsgradState) else PackedAdamState
-        return kind(
-            jnp.asarray(adam.count), *(buffers(f, getattr(adam, f)) for f in adam._fields[1:])
-        )
+        fields = [buffers(field, getattr(adam, field)) for field in adam._fields[1:]]
+        result = kind(jnp.asarray(adam.count), *fields)
+        packed_spans(result, treedef.flatten_up_to(params))
+        return result
 
     def buffers(field: str, tree: Any) -> Buffers:
         try:
@@ -136,7 +137,7 @@ def pack(state: optax.OptState, params: optax.Params) -> optax.OptState:
         for (path, p), leaf in zip(keyed, leaves, strict=True):
             if jnp.shape(leaf) != jnp.shape(p):
                 raise ValueError(
-                    f"{field}/{path_name(path)}: expected shape {jnp.shape(p)}, like the "
+                    f"{field}/{leaf_name(path)}: expected shape {jnp.shape(p)}, like the "
                     f"parameter; found {jnp.shape(leaf)}"
                 )
         leaves = [jnp.asarray(leaf) for leaf in leaves]
@@ -145,17 +146,20 @@ def pack(state: optax.OptState, params: optax.Params) -> optax.OptState:
             expected = _leaf_dtype(field, p, {dtype.name for dtype in dtypes})
             if found != expected:
                 raise ValueError(
-                    f"{field}/{path_name(path)}: expected {expected}, since moments of several "
+                    f"{field}/{leaf_name(path)}: expected {expected}, since moments of several "
                     f"dtypes are packed by the parameter's; found {found}. Convert it first"
                 )
         found, ends = _spans([leaf.size for leaf in leaves], dtypes)
-        result = {name: jnp.zeros(size, name) for name, size in ends.items()}
+        pieces: dict[str, list[chex.ArrayDevice]] = {name: [] for name in ends}
+        filled = dict.fromkeys(ends, 0)
         for span, leaf in zip(found, leaves, strict=True):
-            flat = leaf.reshape(-1)
-            result[span.dtype] = jax.lax.dynamic_update_slice(
-                result[span.dtype], flat, [span.begin]
-            )
-        return result
+            gap = span.begin - filled[span.dtype]
+            pieces[span.dtype] += [jnp.zeros(gap, leaf.dtype), leaf.reshape(-1)]
+            filled[span.dtype] = span.begin + leaf.size
+        return {
+            name: jnp.concatenate([*pieces[name], jnp.zeros(end - filled[name], name)])
+            for name, end in ends.items()
+        }
 
     return _replaced(state, (AdamState, AmsgradState), packed, "an AdamState or AmsgradState")
 
@@ -171,7 +175,8 @@ def unpack(state: optax.OptState, params: optax.Params) -> optax.OptState:
       The state with an `AdamState` or `AmsgradState` instead, its moments trees like `params`.
 
     Raises:
-      ValueError: the state has no packed state; buffers of other sizes than `params` needs.
+      ValueError: the state has no packed state; buffers of other sizes than `params` needs, rounded
+        up to 64 bytes for each leaf.
     """
     leaves, treedef = jax.tree.flatten(params)
 
@@ -212,19 +217,32 @@ def leaf_spans(field: str, buffers: Buffers, params: Sequence[Any]) -> list[Span
     return found
 
 
+def packed_spans(
+    adam: PackedAdamState | PackedAmsgradState, params: Sequence[Any]
+) -> list[list[Span]]:
+    """`leaf_spans` of each field; raise a ValueError unless nu_max lies as nu does."""
+    found = [leaf_spans(field, getattr(adam, field), params) for field in adam._fields[1:]]
+    if isinstance(adam, PackedAmsgradState) and found[1] != found[2]:
+        raise ValueError(
+            f"nu_max: expected the dtypes of nu for a packed state, {', '.join(adam.nu)}; found "
+            f"{', '.join(adam.nu_max)}. Convert one of them first"
+        )
+    return found
+
+
 def _check_packable(params: optax.Params) -> None:
     """Raise for a parameter that is complex or sharded."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
             raise TypeError(
-                f"{path_name(path)}: expected a real parameter for a packed state, found "
+                f"{leaf_name(path)}: expected a real parameter for a packed state, found "
                 f"{jnp.result_type(leaf)}; use packed=False"
             )
         if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
             continue
         if not leaf.sharding.is_fully_replicated:
             raise ValueError(
-                f"{path_name(path)}: expected a parameter that is not sharded, since a packed "
+                f"{leaf_name(path)}: expected a parameter that is not sharded, since a packed "
                 f"state has one buffer for all of them; found {leaf.sharding}; use packed=False"
             )
 

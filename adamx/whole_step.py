@@ -102,6 +102,11 @@ def whole_step(
     """
     arrays = [*itertools.chain(*moments), *grads, *params]
     is_double = any(jnp.finfo(x.dtype).dtype == np.float64 for x in arrays)
+    if is_double and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
+        raise ValueError(
+            "expected jax_enable_x64 beside arrays of float64 or complex128, found it off; turn it "
+            "on, or convert parameters and state"
+        )
     operands = [_vector(numbers, np.dtype("float32"))]
     operands.append(_vector(numbers, np.dtype("float64")) if is_double else jnp.zeros(0))
     operands += arrays

@@ -1,5 +1,6 @@
 """A fused step computes what `update` and `optax.apply_updates` do."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -280,6 +281,38 @@ def test_leaves_that_are_not_trained():
         state = adamx.unpack(state, params) if packed else state
         np.testing.assert_array_equal(state[0].mu["c"]["d"], 0.0)
         np.testing.assert_allclose(state[0].mu["a"], 0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_none_for_a_whole_subtree(packed):
+    params = {"a": {"w": jnp.ones(3), "b": jnp.ones(2)}, "c": jnp.ones(4)}
+    optimizer = adamx.fused_adam(0.1, packed=packed)
+    grads = {"a": None, "c": jnp.ones(4)}
+    after, _ = jax.jit(optimizer.step)(grads, optimizer.init(params), params)
+    np.testing.assert_array_equal(after["a"]["w"], 1.0)
+    np.testing.assert_allclose(after["c"], 0.9, rtol=1e-6)
+
+
+def test_a_mask_whose_class_can_be_called():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Layer:
+        w: jax.Array
+        b: jax.Array
+
+        def __call__(self, x):
+            return self.w * x + self.b
+
+    params = Layer(jnp.ones(3), jnp.ones(3))
+    optimizer = adamx.fused_adamw(0.1, weight_decay=0.5, mask=Layer(True, False))
+    tx = adamx.adamw(0.1, weight_decay=0.5, mask=Layer(True, False))
+    state = tx.init(params)
+    updates, _ = tx.update(params, state, params)
+    expected = optax.apply_updates(params, updates)
+    found, _ = jax.jit(optimizer.step)(params, optimizer.init(params), params)
+    np.testing.assert_allclose(found.w, expected.w, rtol=1e-6)
+    np.testing.assert_allclose(found.b, expected.b, rtol=1e-6)
+    assert not np.allclose(found.w, found.b)
 
 
 @pytest.mark.parametrize("packed", [False, True])

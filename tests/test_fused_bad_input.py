@@ -1,5 +1,7 @@
 """What bad input gets from the fused step: before anything is changed."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,3 +89,24 @@ def test_states():
         OPTIMIZER.step(PARAMS["dense"], STATE, PARAMS["dense"])
     with pytest.raises(ValueError, match=r"mu: expected buffers of .* packed for other parameters"):
         packed.step([jnp.ones(99)], packed.init(PARAMS), [jnp.ones(99)])
+
+
+def test_dtypes_of_parameters_and_moments():
+    whole = {"w": jnp.arange(3)}
+    with pytest.raises(TypeError, match="w: expected a floating-point or complex parameter"):
+        OPTIMIZER.step(whole, STATE, whole)
+    params = jnp.ones(3)
+    both: Any = OPTIMIZER.init(params)
+    adam, rate = both
+    for field, moment in (("mu", jnp.ones(3, "complex64")), ("nu", jnp.arange(3))):
+        state = (adam._replace(**{field: moment}), rate)
+        with pytest.raises(TypeError, match=f"state.{field}, the only leaf.*: expected floating-p"):
+            OPTIMIZER.step(params, state, params)
+
+
+def test_float64_outside_of_its_mode():
+    with jax.enable_x64(True):
+        params = jnp.ones(3, "float64")
+        state = OPTIMIZER.init(params)
+    with pytest.raises(ValueError, match="expected jax_enable_x64 beside arrays of float64"):
+        OPTIMIZER.step(params, state, params)

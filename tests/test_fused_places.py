@@ -234,6 +234,7 @@ def test_arguments_that_are_not_donated_stay():
     np.testing.assert_array_equal(x, kept)
     tx = adamx.adam(0.1)
     updates, expected = jax.jit(tx.update)(x, state, x)
-    np.testing.assert_allclose(found, optax.apply_updates(x, updates), rtol=3e-7, atol=1e-11)
+    # Units of the update, 0.1, count where it leaves next to nothing of the parameter.
+    np.testing.assert_allclose(found, optax.apply_updates(x, updates), rtol=3e-7, atol=1e-8)
     np.testing.assert_allclose(found_state[0].mu, expected[0].mu, rtol=3e-7)
     np.testing.assert_allclose(found_state[0].nu, expected[0].nu, rtol=3e-7)

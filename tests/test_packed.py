@@ -1,5 +1,7 @@
 """The moments of all leaves in one buffer: there and back, exactly, and what cannot be packed."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,6 +125,20 @@ def test_states_that_cannot_be_packed():
     mixed = STATE[0]._replace(mu=STATE[0].mu | {"bias": jnp.ones(3, jnp.bfloat16)})
     with pytest.raises(ValueError, match=r"mu/bias: expected float32, .* found bfloat16"):
         adamx.pack(mixed, PARAMS)
+
+
+def test_maxima_of_other_dtypes_than_the_second_moment():
+    """Their parts would begin elsewhere."""
+    state: Any = adamx.adam(1e-3, amsgrad=True).init(PARAMS)
+    half = jax.tree.map(lambda x: x.astype("bfloat16"), state[0].nu_max)
+    state = (state[0]._replace(nu_max=half), *state[1:])
+    with pytest.raises(ValueError, match=r"nu_max: expected the dtypes of nu .* found bfloat16"):
+        adamx.pack(state, PARAMS)
+    optimizer = adamx.fused_adam(1e-3, amsgrad=True, packed=True)
+    packed: Any = optimizer.init(PARAMS)
+    maxima = {"bfloat16": jnp.zeros(64, "bfloat16")}
+    with pytest.raises(ValueError, match=r"nu_max: expected the dtypes of nu .* found bfloat16"):
+        optimizer.step(PARAMS, (packed[0]._replace(nu_max=maxima), *packed[1:]), PARAMS)
 
 
 def test_parameters_that_cannot_be_packed():

@@ -53,7 +53,10 @@ def status() -> Status:
 
 
 def is_registered() -> bool:
-    """Whether XLA knows the kernel, as `TARGET` and `NORM`; called when a step is compiled."""
+    """Whether XLA knows the kernel, as `TARGET` and `NORM`; called when a step is compiled.
+
+    Call it before an executable that was compiled in another process is loaded.
+    """
     return bool(_loaded()[0]) and _register()
 
 
@@ -78,7 +81,10 @@ def _loaded() -> tuple[Status, ctypes.CDLL | None]:
         instruction_set = library.adamx_instruction_set().decode()
     except (OSError, AttributeError) as error:
         return Status(False, f"{path} could not be loaded: {error}"), None
-    known = _ffi_version()
+    try:
+        known = _ffi_version()
+    except (OSError, KeyError) as error:
+        return Status(False, f"jaxlib's version of the interface is not known: {error!r}"), None
     if compiled[0] != known[0] or compiled[1] > known[1]:
         reason = (
             f"compiled for version {_dotted(compiled)} of XLA's foreign function interface, and "
