@@ -120,7 +120,9 @@ def test_packed_is_the_same(case):
         results.append((found_params, adamx.unpack(found, params) if packed else found))
     assert jax.tree.structure(results[0]) == jax.tree.structure(results[1])
     assert jax.tree.structure(results[0][1]) == jax.tree.structure(state)
-    jax.tree.map(np.testing.assert_array_equal, *results)
+    # Bit for bit with the kernel. In plain form XLA compiles flat parts in its own way.
+    limits = {"rtol": 0, "atol": 0} if adamx.native.status() else {"rtol": 1e-6, "atol": 1e-8}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **limits), *results)
 
 
 # ---- Any numbers ---------------------------------------------------------------------------------
