@@ -1,7 +1,7 @@
 """Adam as an init/step pair: the whole step at once, parameters included."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import chex
@@ -18,10 +18,10 @@ from adamx.checks import (
     check_positive,
     explain_renamed_arguments,
     is_none,
-    leaf_name,
 )
+from adamx.moments import open_packed, open_separate
 from adamx.numerics import Convention, Hyperparameters, coefficients, is_number, real_scalar
-from adamx.packed import PackedAdamState, PackedAmsgradState, packed_spans, packed_state
+from adamx.packed import PackedAdamState, PackedAmsgradState, packed_state
 from adamx.transform import AdamState, AmsgradState, scale_by_adam
 from adamx.whole_step import Numbers, Place, Plan, WeightDecay, whole_step
 
@@ -250,7 +250,7 @@ class _Fused:
         leaves, treedef = jax.tree.flatten(params)
         g_leaves = treedef.flatten_up_to(_with_all_nones(grads, params))
         trained = [i for i, g in enumerate(g_leaves) if g is not None]
-        moments = (_open_packed if self.packed else _open)(adam, params, trained)
+        moments = (open_packed if self.packed else open_separate)(adam, params, trained)
         decays = self._decays(params)
         plan = Plan(
             tuple(Place(*moments.places[n], decays[i]) for n, i in enumerate(trained)),
@@ -347,63 +347,3 @@ def _with_all_nones(grads: optax.Updates, params: optax.Params) -> optax.Updates
         params,
         is_leaf=is_none,
     )
-
-
-class _Moments(NamedTuple):
-    """The moments of the leaves that are trained, as `whole_step` takes them."""
-
-    buffers: list[list[chex.ArrayDevice]]  # of mu, of nu and, with AMSGrad, of nu_max
-    places: list[tuple[int, int, int, int]]  # for each leaf; see `Place`
-    close: Callable[[Sequence[list[chex.ArrayDevice]]], list[Any]]  # the fields of the next state
-
-
-def _open(adam: Any, params: optax.Params, trained: Sequence[int]) -> _Moments:
-    keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
-    columns = []
-    for field in adam._fields[1:]:
-        try:
-            column = treedef.flatten_up_to(getattr(adam, field))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"state.{field}: expected the structure of params, {treedef}; found "
-                f"{jax.tree.structure(getattr(adam, field))}"
-            ) from error
-        for (path, p), moment in zip(keyed, column, strict=True):
-            if jnp.shape(moment) != jnp.shape(p):
-                raise ValueError(
-                    f"state.{field}, {leaf_name(path)}: expected shape {jnp.shape(p)}, like the "
-                    f"parameter; found {jnp.shape(moment)}"
-                )
-            kinds = (jnp.inexact,) if jnp.iscomplexobj(p) else (jnp.floating,)
-            if not any(jnp.issubdtype(jnp.result_type(moment), kind) for kind in kinds):
-                raise TypeError(
-                    f"state.{field}, {leaf_name(path)}: expected floating-point numbers, complex "
-                    f"only beside a complex parameter; found {jnp.result_type(moment)}"
-                )
-        columns.append(column)
-
-    def close(new: Sequence[list[chex.ArrayDevice]]) -> list[Any]:
-        for column, arrays in zip(columns, new, strict=True):
-            for i, array in zip(trained, arrays, strict=True):
-                column[i] = array
-        return [treedef.unflatten(column) for column in columns]
-
-    buffers = [[jnp.asarray(column[i]) for i in trained] for column in columns]
-    return _Moments(buffers, [(n, 0, n, 0) for n in range(len(trained))], close)
-
-
-def _open_packed(adam: Any, params: optax.Params, trained: Sequence[int]) -> _Moments:
-    leaves = jax.tree.leaves(params)
-    names = [sorted(buffers) for buffers in adam[1:]]
-    mu, nu, *_ = packed_spans(adam, leaves)
-    places = [
-        (names[0].index(mu[i].dtype), mu[i].begin, names[1].index(nu[i].dtype), nu[i].begin)
-        for i in trained
-    ]
-
-    def close(new: Sequence[list[chex.ArrayDevice]]) -> list[Any]:
-        rows = zip(names, new, strict=True)
-        return [dict(zip(row, arrays, strict=True)) for row, arrays in rows]
-
-    rows = zip(names, adam[1:], strict=True)
-    return _Moments([[buffers[name] for name in row] for row, buffers in rows], places, close)
