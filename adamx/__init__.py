@@ -5,6 +5,7 @@ from adamx.config import AdamConfig
 from adamx.fused import FusedOptimizer, fused_adam, fused_adamw
 from adamx.packed import PackedAdamState, PackedAmsgradState, pack, unpack
 from adamx.schedules import inverse_time_decay
+from adamx.sharding import describe_sharding, reduce_scatter, zero_sharding
 from adamx.transform import AdamState, AmsgradState, adam, adamw, scale_by_adam
 from adamx.weights import from_numpy, get_weights, set_weights, to_numpy
 
@@ -18,6 +19,7 @@ __all__ = [
     "adam",
     "adamw",
     "checkpoint",
+    "describe_sharding",
     "from_numpy",
     "fused_adam",
     "fused_adamw",
@@ -26,8 +28,10 @@ __all__ = [
     "keras",
     "native",
     "pack",
+    "reduce_scatter",
     "scale_by_adam",
     "set_weights",
     "to_numpy",
     "unpack",
+    "zero_sharding",
 ]

@@ -1,0 +1,320 @@
+"""Where the optimizer's state lives on a mesh of devices."""
+
+import math
+import warnings
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol, TextIO
+
+import chex
+import jax
+import numpy as np
+import optax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from adamx.checks import leaf_name, path_name
+from adamx.packed import PackedAdamState, PackedAmsgradState
+
+__all__ = ["describe_sharding", "reduce_scatter", "zero_sharding"]
+
+Axis = str | tuple[str, ...]
+
+
+class _HasInit(Protocol):
+    @property
+    def init(self) -> Any: ...
+
+
+def zero_sharding(
+    params: optax.Params,
+    mesh: Mesh | AbstractMesh,
+    axis: Axis,
+    *,
+    transformation: _HasInit | None = None,
+) -> chex.ArrayTree:
+    """Shardings that split the optimizer's state over the data-parallel devices (ZeRO, stage 1).
+
+    Each device along `axis` holds one part of every moment instead of all of it. A moment is split
+    along the largest of its dimensions that the axis divides and that its parameter is not split
+    along; along the others it lies as the parameter does. What cannot be split so is replicated, as
+    counts are: `describe_sharding` prints it. A parameter that is split over `axis` itself has
+    moments that lie as it does.
+
+    Nothing moves here. JAX's partitioner does the rest, if the state is created with these
+    shardings and the compiled step returns it with them, and the parameters with their own::
+
+        state = jax.jit(tx.init, out_shardings=shardings)(params)
+        step = jax.jit(step, out_shardings=(param_shardings, shardings), donate_argnums=(0, 1))
+
+    Without `out_shardings` the step would return parameters split as the moments are. With them,
+    gradients are summed and split (a reduce-scatter; on CPUs XLA makes an all-reduce and a slice of
+    it, unless `reduce_scatter` is used), each device updates its part of the parameters, and the
+    parts are gathered. No moment is ever gathered.
+
+    Args:
+      params: the tree of parameters: arrays, or their shapes as of `jax.eval_shape`. A
+        `NamedSharding` of theirs on `mesh` is kept; those without one count as replicated.
+      mesh: the devices.
+      axis: the axis of `mesh` that the batch is split over, or a tuple of axes.
+      transformation: what makes the state: a `GradientTransformation` of Optax or adamx, or a
+        `FusedOptimizer`. None for one sharding for each parameter: that of its moments and, under
+        `reduce_scatter`, its gradient.
+
+    Returns:
+      A tree of `NamedSharding` in the structure of `transformation.init(params)`. A leaf of the
+      state belongs to a parameter if its path ends with the parameter's and their shapes are the
+      same; all others are replicated.
+
+    Raises:
+      ValueError: `axis` is not of the mesh; a parameter is split on another mesh; a packed state,
+        whose buffers hold many parameters each.
+
+    Warns:
+      UserWarning: nothing of the state could be split, so that each device holds all of it.
+
+    Example:
+      >>> import adamx, jax, jax.numpy as jnp
+      >>> mesh = jax.sharding.AbstractMesh((8,), ("data",))
+      >>> params = {"kernel": jnp.ones((30, 64)), "bias": jnp.ones(30)}
+      >>> shardings = adamx.zero_sharding(params, mesh, "data", transformation=adamx.adam(1e-3))
+      >>> list(shardings[0].mu["kernel"].spec), list(shardings[0].mu["bias"].spec)
+      ([None, 'data'], [])
+
+    Source: Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 5.1.
+    """
+    axes = _axes(mesh, axis)
+    specs = {
+        path: (np.shape(leaf), _spec(path, leaf, mesh))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    state = params if transformation is None else jax.eval_shape(transformation.init, params)
+    _check_not_packed(state)
+
+    def sharding(path: jax.tree_util.KeyPath, leaf: Any) -> NamedSharding:
+        # The longest ending first: with a tree of one leaf, () is the ending of every path.
+        for start in range(len(path) + 1):
+            owner = specs.get(path[start:])
+            if owner is not None and owner[0] == np.shape(leaf):
+                return NamedSharding(mesh, _split(*owner, axes, mesh))
+        return NamedSharding(mesh, PartitionSpec())
+
+    shardings = jax.tree_util.tree_map_with_path(sharding, state)
+    is_split = any(not s.is_fully_replicated for s in jax.tree.leaves(shardings))
+    if not is_split and _size(mesh, axes) > 1 and any(map(np.ndim, jax.tree.leaves(state))):
+        warnings.warn(
+            f"nothing of the state could be split over {axis!r}, which has {_size(mesh, axes)} "
+            "devices: each of them holds all of it. A moment is split along a dimension that this "
+            "number divides",
+            stacklevel=2,
+        )
+    return shardings
+
+
+def reduce_scatter(grads: optax.Updates, shardings: chex.ArrayTree, axis: Axis) -> chex.ArrayTree:
+    """The mean of gradients over devices, of which each device gets the part that it updates.
+
+    For use inside of `jax.shard_map`, which leaves nothing to the compiler's choice::
+
+        shardings = adamx.zero_sharding(params, mesh, "data")
+
+        def local(params, batch):  # of one device
+            params = jax.lax.pcast(params, "data", to="varying")
+            value, grads = jax.value_and_grad(loss)(params, batch)
+            return jax.lax.pmean(value, "data"), adamx.reduce_scatter(grads, shardings, "data")
+
+        specs = jax.tree.map(lambda s: s.spec, shardings)
+        value_and_grad = jax.shard_map(
+            local, mesh=mesh, in_specs=(P(), P("data")), out_specs=(P(), specs)
+        )
+
+    The gradients that come out are split as the moments are, and go into `update` or `step`.
+
+    Args:
+      grads: the gradients of the loss of this device's part of the batch.
+      shardings: for each, from `zero_sharding` without a transformation.
+      axis: as given there.
+
+    Returns:
+      For each gradient this device's part of the mean, or the whole mean where it is replicated.
+
+    Raises:
+      ValueError: gradients that were summed already, since the parameters were not varying.
+    """
+    axes = (axis,) if isinstance(axis, str) else tuple(axis)
+    tracked = _varies(jax.lax.axis_index(axes), axes)
+
+    def part(path: jax.tree_util.KeyPath, g: Any, sharding: NamedSharding) -> Any:
+        if tracked and not _varies(g, axes):
+            raise ValueError(
+                f"{leaf_name(path)}: expected a gradient that differs from device to device, found "
+                f"one that was summed over {axis!r} already: differentiate with respect to "
+                f'jax.lax.pcast(params, {axis!r}, to="varying")'
+            )
+        for dimension, entry in enumerate(sharding.spec):
+            if set(axes) <= set(_names(entry)):
+                total = jax.lax.psum_scatter(g, axes, scatter_dimension=dimension, tiled=True)
+                return total / jax.lax.axis_size(axes)
+        return jax.lax.pmean(g, axes)
+
+    return jax.tree_util.tree_map_with_path(part, grads, shardings)
+
+
+def _varies(x: Any, axes: tuple[str, ...]) -> bool:
+    """Whether JAX knows that `x` differs over `axes`; without check_vma it knows of nothing."""
+    try:
+        jax.lax.pcast(x, axes, to="varying")
+    except ValueError:  # it does already
+        return True
+    return False
+
+
+class _Row(NamedTuple):
+    """What `describe_sharding` prints of one leaf."""
+
+    name: str
+    array: str
+    split: str
+    held: int  # bytes on each device
+    total: int  # bytes of the whole array
+    replicated: bool
+
+
+def describe_sharding(
+    tree: chex.ArrayTree, shardings: chex.ArrayTree | None = None, *, file: TextIO | None = None
+) -> None:
+    """Print what each device holds: the bytes of each leaf, of all, and of what is replicated.
+
+    Args:
+      tree: arrays, or their shapes as of `jax.eval_shape`: parameters, a state, or both.
+      shardings: a sharding for each leaf, as of `zero_sharding`; None for those that the leaves
+        have. A leaf without one counts as replicated.
+      file: where to print; None for standard output.
+
+    Raises:
+      ValueError: `shardings` of another structure than `tree`; a dimension that the devices do not
+        divide.
+
+    Example:
+      >>> import adamx, jax, jax.numpy as jnp
+      >>> mesh = jax.sharding.AbstractMesh((8,), ("data",))
+      >>> tx, params = adamx.scale_by_adam(), {"w": jnp.ones((30, 64))}
+      >>> shardings = adamx.zero_sharding(params, mesh, "data", transformation=tx)
+      >>> adamx.describe_sharding(jax.eval_shape(tx.init, params), shardings)
+      leaf   array           split over  bytes per device
+      count  int32[]         replicated                 4
+      mu/w   float32[30,64]  -, data                  960
+      nu/w   float32[30,64]  -, data                  960
+      each device holds 1,924 bytes of 15,364; replicated are 4 of them (0.2%)
+    """
+    keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    if shardings is None:
+        given = [getattr(leaf, "sharding", None) for _, leaf in keyed]
+    else:
+        try:
+            given = treedef.flatten_up_to(shardings)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"shardings: expected the structure of tree, {treedef}; found "
+                f"{jax.tree.structure(shardings)}"
+            ) from error
+    rows = [_row(path, leaf, s) for (path, leaf), s in zip(keyed, given, strict=True)]
+
+    titles = ("leaf", "array", "split over", "bytes per device")
+    lines = [titles, *((row.name, row.array, row.split, f"{row.held:,}") for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for *words, held in lines:
+        cells = [word.ljust(width) for word, width in zip(words, widths[:-1], strict=True)]
+        print(*cells, held.rjust(widths[-1]), sep="  ", file=file)
+    held, total = sum(row.held for row in rows), sum(row.total for row in rows)
+    copies = sum(row.held for row in rows if row.replicated)
+    print(
+        f"each device holds {held:,} bytes of {total:,}; replicated are {copies:,} of them "
+        f"({copies / max(held, 1):.1%})",
+        file=file,
+    )
+
+
+def _row(path: jax.tree_util.KeyPath, leaf: Any, sharding: Any) -> _Row:
+    shape = np.shape(leaf)
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jax.numpy.result_type(leaf)
+    held = shape if sharding is None else sharding.shard_shape(shape)
+    parts = math.prod(shape) // max(math.prod(held), 1)
+    devices = 1 if sharding is None else sharding.num_devices
+    if isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated:
+        split = ", ".join("+".join(_names(entry)) or "-" for entry in sharding.spec)
+    else:
+        split = "one device" if devices == 1 and sharding is not None else "replicated"
+    return _Row(
+        path_name(path) or ".",
+        f"{dtype}[{','.join(map(str, shape))}]",
+        split,
+        math.prod(held) * dtype.itemsize,
+        math.prod(shape) * dtype.itemsize,
+        parts < devices,
+    )
+
+
+def _axes(mesh: Mesh | AbstractMesh, axis: Axis) -> tuple[str, ...]:
+    axes = (axis,) if isinstance(axis, str) else tuple(axis)
+    unknown = [name for name in axes if name not in mesh.axis_names]
+    if unknown or not axes:
+        raise ValueError(
+            f"axis: expected one or several of the mesh's axes {mesh.axis_names}, found {axis!r}"
+        )
+    return axes
+
+
+def _size(mesh: Mesh | AbstractMesh, axes: Iterable[str]) -> int:
+    return math.prod(mesh.shape[name] for name in axes)
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """The mesh axes in one entry of a PartitionSpec."""
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _spec(
+    path: jax.tree_util.KeyPath, param: Any, mesh: Mesh | AbstractMesh
+) -> tuple[tuple[str, ...], ...]:
+    """The mesh axes that each dimension of a parameter is split over."""
+    sharding = getattr(param, "sharding", None)
+    entries: list[Any] = [None] * np.ndim(param)
+    if isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated:
+        if dict(sharding.mesh.shape) != dict(mesh.shape):
+            raise ValueError(
+                f"{leaf_name(path)}: expected a parameter on the mesh {dict(mesh.shape)}, found "
+                f"one on {dict(sharding.mesh.shape)}; give the mesh that the parameters are on"
+            )
+        entries[: len(sharding.spec)] = sharding.spec
+    return tuple(map(_names, entries))
+
+
+def _split(
+    shape: tuple[int, ...],
+    spec: tuple[tuple[str, ...], ...],
+    axes: tuple[str, ...],
+    mesh: Mesh | AbstractMesh,
+) -> PartitionSpec:
+    """`spec`, with one of the free dimensions split over `axes` where that is possible."""
+    entries: list[tuple[str, ...] | str | None] = [
+        names[0] if len(names) == 1 else names or None for names in spec
+    ]
+    parts = _size(mesh, axes)
+    free = [i for i, names in enumerate(spec) if not names and shape[i] and shape[i] % parts == 0]
+    if free and not any(name in names for names in spec for name in axes):
+        largest = max(free, key=lambda i: shape[i])
+        entries[largest] = axes[0] if len(axes) == 1 else axes
+    while entries and entries[-1] is None:
+        entries.pop()
+    return PartitionSpec(*entries)
+
+
+def _check_not_packed(state: Any) -> None:
+    kinds = (PackedAdamState, PackedAmsgradState)
+    for node in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds)):
+        if isinstance(node, kinds):
+            raise ValueError(
+                f"expected a state with an array for each parameter, found a {type(node).__name__},"
+                " whose buffers hold many parameters each and are not split; use packed=False"
+            )
