@@ -1,0 +1,281 @@
+"""Training that may be killed at any moment, and goes on when it is started again.
+
+The digits network of train_digits.py. Whatever the next step depends on is one tree, `Run`:
+parameters, Adam's state with its schedule's count, the random key, the order of the images and the
+place in it. Orbax saves that tree while training goes on. Killed (kill -9, a machine taken away, a
+disk that fills up) and started again with the same command line, it takes the last whole checkpoint
+and ends with the parameters of an uninterrupted run, bit for bit. On another number of devices it
+goes on from the same bits, too; from there on, sums over the batch are rounded differently.
+
+    python examples/preemptible.py --out run
+    python examples/preemptible.py --out run --devices 4
+
+In the folder: run.json, the settings that must not change; checkpoints/STEP; in the end params.npz.
+"""
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from train_digits import BATCH, Data, Params, evaluate, init_params, load, loss, shift
+
+import adamx
+
+
+class Run(NamedTuple):
+    """All that the next step depends on: what is not in here would not come back."""
+
+    params: Params
+    state: optax.OptState
+    key: jax.Array  # what is random from here on
+    order: jax.Array  # the rows of the training set, (n,), shuffled anew each epoch
+    position: jax.Array  # where in `order` the next batch begins
+    epoch: jax.Array
+
+
+def first(tx: optax.GradientTransformation, images: int, seed: int) -> Run:
+    """The run before its first step."""
+    init, shuffle, key = jax.random.split(jax.random.key(seed), 3)
+    params = init_params(init)
+    order = jax.random.permutation(shuffle, images)
+    return Run(params, tx.init(params), key, order, jnp.int32(0), jnp.int32(0))
+
+
+def following(tx: optax.GradientTransformation, mesh: Mesh, run: Run, data: Data) -> Run:
+    """The run one batch later. An epoch is over where no whole batch is left."""
+    key, move, shuffle = jax.random.split(run.key, 3)
+    rows = jax.lax.dynamic_slice(run.order, (run.position,), (BATCH,))
+    batch = Data(shift(move, data.images[rows]), data.digits[rows])
+    batch = jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("data")))
+    grads = jax.grad(loss)(run.params, batch)
+    updates, state = tx.update(grads, run.state, run.params)
+    params: Any = optax.apply_updates(run.params, updates)
+    over = run.position + 2 * BATCH > run.order.size
+    order = jax.lax.cond(
+        over, lambda: jax.random.permutation(shuffle, run.order), lambda: run.order
+    )
+    position = jnp.where(over, 0, run.position + BATCH)
+    return Run(params, state, key, order, position, run.epoch + over.astype(jnp.int32))
+
+
+@jax.jit
+def checksums(run: Run) -> dict[str, jax.Array]:
+    """For each array, by its path, a checksum of its bits modulo 2^32.
+
+    Each element is scrambled together with its place (as at the end of MurmurHash3) and all are
+    added: integers, whose sum is the same on any number of devices. One changed element always
+    changes the sum; several do but for one time in 2^32.
+    """
+    sums = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(run):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        word = jnp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")
+        bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
+        place = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
+        h = bits ^ (place * np.uint32(0x9E3779B1))
+        h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
+        h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
+        sums[jax.tree_util.keystr(path)] = jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
+    return sums
+
+
+def record(step: int, run: Run) -> dict[str, Any]:
+    """What is saved beside the arrays, as JSON."""
+    return {"step": step, "checksums": jax.tree.map(int, checksums(run))}
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Whatever keeps a file from being written ends the program, with a message."""
+    try:
+        yield
+    except Exception as error:  # of the operating system, of tensorstore, of Orbax
+        free = shutil.disk_usage(folder).free / 2**20
+        raise SystemExit(
+            f"could not write to {folder}, where {free:.1f} MiB are free: {summary(error)}\n"
+            "What was written before is whole. Make room, and start the same command again."
+        ) from error
+
+
+def summary(error: BaseException) -> str:
+    """What began it, without the pages of details that tensorstore adds in brackets."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.split(r" \[[^']*='", str(error))[0]
+    return f"{type(error).__name__}: {text}"
+
+
+def write(path: Path, content: bytes) -> None:
+    """The whole file or, killed in between, what was there before."""
+    partial = path.with_name(f"{path.name}.partial")
+    with writing(path.parent):
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+def save(manager: ocp.CheckpointManager, step: int, run: Run) -> None:
+    """Begin to save. The arrays are copied when this returns, and may be donated."""
+    args = ocp.args.Composite(
+        run=ocp.args.StandardSave(run), record=ocp.args.JsonSave(record(step, run))
+    )
+    with writing(Path(manager.directory)):  # raises as well if the save before this one failed
+        manager.save(step, args=args)
+
+
+def restore(manager: ocp.CheckpointManager, step: int, like: Run) -> Run:
+    """One checkpoint, laid out on the devices as `like` is; an error if it is not whole.
+
+    Orbax notices files that are missing or cut off, but not flipped bits in an array.
+    """
+    args = ocp.args.Composite(run=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore())
+    found = manager.restore(step, args=args)
+    if found["record"] != record(step, found["run"]):
+        raise ValueError("the arrays have other checksums than were recorded")
+    return found["run"]
+
+
+def go_on(manager: ocp.CheckpointManager, like: Run) -> tuple[int, Run]:
+    """The last whole checkpoint, and its step; damaged ones after it are moved aside."""
+    folder, damaged = Path(manager.directory), {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            run = restore(manager, step, like)
+        except Exception as error:  # Orbax and tensorstore raise many kinds
+            damaged[step] = f"checkpoint {step} is not whole: {summary(error)}"
+            continue
+        for bad, message in damaged.items():
+            aside = folder / f"corrupt-{bad}"  # a name that Orbax takes no notice of
+            shutil.rmtree(aside, ignore_errors=True)
+            (folder / str(bad)).replace(aside)
+            print(f"{message}\nmoved to {aside}; step {bad} will be saved again")
+        manager.reload()
+        return step, run
+    reasons = "".join(f"{message}\n" for message in damaged.values())
+    raise SystemExit(
+        f"{reasons}expected a whole checkpoint in {folder}, since run.json says that there is one; "
+        f"found {len(damaged)}, none of them whole. Nothing was changed. Put one back from a copy, "
+        "or start anew in another folder (--out)."
+    )
+
+
+def begin(manager: ocp.CheckpointManager, path: Path, settings: Any, init: Any, like: Run) -> Any:
+    """The step to go on from, and the run there: from zero only if nothing was begun."""
+    steps, expected = sorted(manager.all_steps()), json.dumps(settings)
+    if path.exists():
+        found = path.read_text(errors="replace").strip()
+        if found != expected:
+            raise SystemExit(
+                f"{path}: expected the settings of this run, {expected}; found {found}. Give "
+                "those, or start anew in another folder (--out)."
+            )
+        step, run = go_on(manager, like)
+        print(f"went on from step {step}", flush=True)
+        return step, run
+    if steps not in ([], [0]):
+        raise SystemExit(
+            f"{path}: expected the settings of the run whose checkpoints {steps} are there; found "
+            "no such file. Put it back, or start anew in another folder (--out)."
+        )
+    if steps:  # killed before run.json was written
+        manager.delete(0)
+    run = init()
+    save(manager, 0, run)
+    with writing(path.parent):
+        manager.wait_until_finished()
+    write(path, expected.encode())  # so where this is, there is a checkpoint
+    print("started anew", flush=True)
+    return 0, run
+
+
+def train(options: argparse.Namespace) -> None:
+    """The whole run, or what is left of it."""
+    mesh = jax.make_mesh((options.devices,), ("data",), axis_types=(AxisType.Auto,))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    data, test = jax.device_put(load(options.seed), everywhere)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, options.learning_rate, warmup_steps=options.steps // 10, decay_steps=options.steps
+    )
+    tx = optax.chain(optax.clip_by_global_norm(1.0), adamx.adam(schedule))
+    init = functools.partial(first, tx, data.digits.size, options.seed)
+
+    # Where all lies: of the moments each device holds a part, of the rest everything.
+    shapes = jax.eval_shape(init)
+    state = adamx.zero_sharding(shapes.params, mesh, "data", transformation=tx)
+    shardings: Any = jax.tree.map(lambda _: everywhere, shapes)._replace(state=state)
+    like = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+    init = jax.jit(init, out_shardings=shardings)
+    step = functools.partial(following, tx, mesh)
+    step = jax.jit(step, out_shardings=shardings, donate_argnums=0)
+
+    # Orbax writes into STEP.orbax-checkpoint-tmp, and renames that when all is written.
+    manager = ocp.CheckpointManager(
+        options.out.absolute() / "checkpoints",
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=options.keep, cleanup_tmp_directories=True
+        ),
+    )
+    settings = {name: vars(options)[name] for name in ("steps", "seed", "learning_rate")}
+    begun, run = begin(manager, options.out / "run.json", settings, init, like)
+    for t in range(begun + 1, options.steps + 1):
+        # Waited for, since steps that run ahead of each other can block on virtual devices.
+        run = jax.block_until_ready(step(run, data))
+        if t % options.save_every == 0 or t == options.steps:
+            save(manager, t, run)
+    with writing(options.out):
+        manager.close()
+
+    leaves = jax.tree_util.tree_leaves_with_path(run.params)
+    arrays = {jax.tree_util.keystr(k, simple=True, separator="/"): np.asarray(x) for k, x in leaves}
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # pyright: ignore[reportArgumentType]
+    write(options.out / "params.npz", content.getvalue())
+    digest = hashlib.sha256(b"".join(x.tobytes() for x in arrays.values())).hexdigest()
+    print(f"parameters: {options.out / 'params.npz'}, SHA-256 {digest}")
+    print(f"held-out accuracy: {float(evaluate(run.params, test)[1]):.2%} of {test.digits.size}")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--steps", type=int, default=1500, help="of the run (default: %(default)s)")
+    parser.add_argument("--save-every", type=int, default=100, help="steps (default: %(default)s)")
+    parser.add_argument("--keep", type=int, default=3, help="checkpoints (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of data order and initialisation")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="at its peak")
+    parser.add_argument("--devices", type=int, default=1, help=f"a divisor of {BATCH}, the batch")
+    options = parser.parse_args()
+    if min(options.steps, options.save_every, options.keep, options.devices) < 1:
+        parser.error("steps, save-every, keep and devices: expected numbers above 0")
+    if BATCH % options.devices:
+        parser.error(f"devices: expected a divisor of {BATCH}, found {options.devices}")
+    jax.config.update("jax_num_cpu_devices", options.devices)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax raises what it logs
+    options.out.mkdir(parents=True, exist_ok=True)
+    train(options)
+
+
+if __name__ == "__main__":
+    main()
