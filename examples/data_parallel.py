@@ -1,0 +1,162 @@
+"""The digits network on eight devices, each of which holds an eighth of Adam's moments (ZeRO-1).
+
+The batch is split over the devices, the parameters are replicated, the optimizer's state is split
+with `adamx.zero_sharding`. The devices are virtual ones of the CPU. With --processes N the same
+program runs as N processes of 8 / N devices each, connected by `jax.distributed` as on N machines:
+only the address of the first one would be another. With --checkpoint FOLDER all processes save
+their parts there together; started again, with any number of processes, it goes on from them.
+The network and the data are those of train_digits.py.
+"""
+
+import argparse
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from train_digits import Data, Params, evaluate, init_params, load, loss
+
+import adamx
+
+DEVICES = 8
+BATCH = 128
+
+
+def make_step(tx: optax.GradientTransformation, mesh: Mesh, params: Params) -> Any:
+    """The compiled step, and the shardings of the parameters and of the state."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    param_shardings = jax.tree.map(lambda _: replicated, params)
+    state_shardings = adamx.zero_sharding(params, mesh, "data", transformation=tx)
+    grad_shardings: Any = adamx.zero_sharding(params, mesh, "data")
+
+    def local(params: Params, batch: Data) -> Any:
+        """On each device: the loss of its part of the batch, and its part of the gradients."""
+        params = jax.lax.pcast(params, "data", to="varying")
+        value, grads = jax.value_and_grad(loss)(params, batch)
+        return jax.lax.pmean(value, "data"), adamx.reduce_scatter(grads, grad_shardings, "data")
+
+    value_and_grad = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("data")),
+        out_specs=(PartitionSpec(), jax.tree.map(lambda s: s.spec, grad_shardings)),
+    )
+
+    def step(params: Params, state: optax.OptState, batch: Data) -> Any:
+        value, grads = value_and_grad(params, batch)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    # The parameters come back whole on each device, the state in parts: without `out_shardings`
+    # the compiler would choose.
+    shardings = (param_shardings, state_shardings)
+    return jax.jit(step, out_shardings=(*shardings, replicated), donate_argnums=(0, 1)), shardings
+
+
+def batch_of(data: Data, mesh: Mesh, seed: int, t: int) -> Data:
+    """The batch of step t; each process gives the rows of its own devices."""
+    rows = np.random.default_rng((seed, t)).choice(data.digits.size, BATCH, replace=False)
+    mine = np.array_split(rows, jax.process_count())[jax.process_index()]
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    parts = (np.asarray(data.images)[mine], np.asarray(data.digits)[mine])
+    return Data(*(jax.make_array_from_process_local_data(sharding, part) for part in parts))
+
+
+def train(options: argparse.Namespace) -> None:
+    """The run of one process; the first one prints."""
+    first = jax.process_index() == 0
+    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    data, test = load(options.seed)
+    tx = adamx.adamw(optax.cosine_decay_schedule(3e-3, options.steps))
+    params = init_params(jax.random.key(options.seed))
+    step, (param_shardings, state_shardings) = make_step(tx, mesh, params)
+
+    params = jax.device_put(jax.tree.map(np.asarray, params), param_shardings)
+    state = jax.jit(tx.init, out_shardings=state_shardings)(params)
+    if first:
+        print(f"{jax.device_count()} devices of {jax.process_count()} processes")
+        whole = sum(x.nbytes for x in jax.tree.leaves(state))
+        print(f"state, replicated: each device would hold {whole:,} bytes\nstate, split:")
+        adamx.describe_sharding(state)
+
+    begin, checkpointer = 0, ocp.StandardCheckpointer()
+    if options.checkpoint is not None and options.checkpoint.exists():
+        # What was saved comes back as parts of the size that this run's devices hold.
+        wanted = {"params": params, "state": state, "step": 0}
+        restored = checkpointer.restore(options.checkpoint, wanted)
+        params, state, begin = restored["params"], restored["state"], restored["step"]
+    losses = []
+    start = time.perf_counter()
+    end = options.stop_at or options.steps
+    for t in range(begin, end):
+        params, state, value = step(params, state, batch_of(data, mesh, options.seed, t))
+        losses.append(float(value))
+        if first and ((t + 1) % 50 == 0 or t + 1 == end):
+            print(f"step {t + 1}: loss {losses[-1]:.4f}", flush=True)
+    seconds = time.perf_counter() - start
+    if options.checkpoint is not None:
+        tree = {"params": params, "state": state, "step": end}
+        checkpointer.save(options.checkpoint, tree, force=True)
+        checkpointer.wait_until_finished()
+    local = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), params)
+    if first:
+        accuracy = float(evaluate(local, test)[1])
+        print(f"held-out accuracy: {accuracy:.2%}, {seconds:.1f} s")
+        if options.out is not None:
+            leaves = jax.tree_util.tree_leaves_with_path(local)
+            arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+            np.savez(options.out, losses=np.asarray(losses), **arrays)
+
+
+def start_processes(options: argparse.Namespace, arguments: list[str]) -> int:
+    """Run this program as several processes; stop all of them if one fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, __file__, *arguments, "--coordinator", address, "--process-id"]
+    processes = [subprocess.Popen([*command, str(i)]) for i in range(options.processes)]
+    try:
+        while any(process.poll() is None for process in processes):
+            if any(process.poll() for process in processes):
+                break
+            time.sleep(0.1)
+    finally:
+        for process in processes:
+            process.kill()
+    return max(abs(process.wait()) for process in processes)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=300, help="(default: %(default)s)")
+    parser.add_argument("--stop-at", type=int, help="the step to stop after; default: the last")
+    parser.add_argument("--seed", type=int, default=0, help="of data order and initialisation")
+    parser.add_argument("--processes", type=int, default=1, choices=(1, 2, 4, 8))
+    parser.add_argument("--checkpoint", type=Path, help="folder to go on from, and to save to")
+    parser.add_argument("--out", type=Path, help="an .npz for the losses and final parameters")
+    parser.add_argument("--coordinator", help="host:port of the first process; see --process-id")
+    parser.add_argument("--process-id", type=int, help="which of the processes this is")
+    options = parser.parse_args()
+    if options.checkpoint is not None:
+        options.checkpoint = options.checkpoint.absolute()
+    if options.processes > 1 and options.coordinator is None:
+        raise SystemExit(start_processes(options, sys.argv[1:]))
+    jax.config.update("jax_num_cpu_devices", DEVICES // options.processes)
+    if options.processes > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(options.coordinator, options.processes, options.process_id)
+    train(options)
+    if options.processes > 1:
+        jax.distributed.shutdown()
+
+
+if __name__ == "__main__":
+    main()
