@@ -4,6 +4,7 @@ from adamx import checkpoint, keras, native
 from adamx.config import AdamConfig
 from adamx.fused import FusedOptimizer, fused_adam, fused_adamw
 from adamx.packed import PackedAdamState, PackedAmsgradState, pack, unpack
+from adamx.rounding import StochasticRoundState, stochastic_round
 from adamx.schedules import inverse_time_decay
 from adamx.sharding import describe_sharding, reduce_scatter, zero_sharding
 from adamx.transform import AdamState, AmsgradState, adam, adamw, scale_by_adam
@@ -16,6 +17,7 @@ __all__ = [
     "FusedOptimizer",
     "PackedAdamState",
     "PackedAmsgradState",
+    "StochasticRoundState",
     "adam",
     "adamw",
     "checkpoint",
@@ -31,6 +33,7 @@ __all__ = [
     "reduce_scatter",
     "scale_by_adam",
     "set_weights",
+    "stochastic_round",
     "to_numpy",
     "unpack",
     "zero_sharding",

@@ -33,6 +33,7 @@ from adamx.numerics import (
     first_moment_dtype,
     second_moment_dtype,
 )
+from adamx.rounding import check_key, fold_in, is_narrow, key_data, leaf_keys, round_at_random
 
 __all__ = ["AdamState", "AmsgradState", "adam", "adamw", "scale_by_adam"]
 
@@ -49,6 +50,7 @@ def scale_by_adam(
     mu_dtype: Any | None = None,
     *,
     nu_dtype: Any | None = None,
+    nu_key: chex.ArrayDevice | int | None = None,
     nesterov: bool = False,
     amsgrad: bool = False,
     convention: Convention = "optax",
@@ -92,6 +94,10 @@ def scale_by_adam(
       nu_dtype: real floating dtype of the second moment; None for that of the parameter's real
         part, but at least float32: in bfloat16 the increments of v round away, and in float16 the
         squares of small gradients do.
+      nu_key: rounds a second moment narrower than float32 at random, so that its mean is right and
+        it does not stall: a seed, or a key as for `stochastic_round`, which may have the same one.
+        None to round it to nearest. AMSGrad's maximum is always rounded to nearest. `fused_adam`
+        does not have this.
       nesterov: Nesterov's look ahead in place of the first moment (Dozat 2016, algorithm 2 in
         Optax's form). Only with convention "optax": NAdam in Keras and torch differs from it.
       amsgrad: divide by the largest second moment so far (Reddi et al. 2018).
@@ -107,8 +113,8 @@ def scale_by_adam(
 
     Raises:
       ValueError: a number out of range (when it is one of Python or NumPy), an array that is not a
-        scalar, an unknown convention; in `update`, gradients whose shapes or structure are not
-        those of the state.
+        scalar, an unknown convention, a `nu_key` without a `nu_dtype` narrower than float32; in
+        `update`, gradients whose shapes or structure are not those of the state.
       TypeError: an argument of the wrong type or name; b1, b2, eps or eps_root as an array of less
         precision than float32; in `init`, a parameter that is neither floating-point nor complex;
         in `update`, such a gradient, or a real one for a complex parameter or the reverse.
@@ -131,6 +137,13 @@ def scale_by_adam(
     check_dtype("mu_dtype", mu_dtype, jnp.inexact, "a floating-point")
     check_dtype("nu_dtype", nu_dtype, jnp.floating, "a real floating-point")
     check_choice("convention", convention, CONVENTIONS)
+    if nu_key is not None:
+        check_key("nu_key", nu_key)
+        if nu_dtype is None or not is_narrow(jnp.dtype(nu_dtype)):
+            raise ValueError(
+                "nu_key: expected a nu_dtype narrower than float32 beside it, found nu_dtype="
+                f'{nu_dtype!r}; give nu_dtype="bfloat16", or leave nu_key out'
+            )
     if nesterov and convention != "optax":
         raise ValueError(
             f'nesterov: expected convention "optax" beside it, found {convention!r}: NAdam in '
@@ -172,9 +185,16 @@ def scale_by_adam(
 
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_none)
         rows = zip(leaves, *map(treedef.flatten_up_to, state[1:]), strict=True)
+        keys = [None] * len(leaves) if nu_key is None else _nu_keys(nu_key, count, len(leaves))
         stepped = [
-            _step_leaf(*row, coefficients=coefficients_in, convention=convention, nesterov=nesterov)
-            for row in rows
+            _step_leaf(
+                *row,
+                coefficients=coefficients_in,
+                convention=convention,
+                nesterov=nesterov,
+                nu_key=key,
+            )
+            for row, key in zip(rows, keys, strict=True)
         ]
         columns = zip(*stepped, strict=True) if stepped else [[]] * len(state)
         direction, *moments = map(treedef.unflatten, columns)
@@ -189,6 +209,7 @@ def _step_leaf(
     coefficients: Callable[[np.dtype], Coefficients],
     convention: Convention,
     nesterov: bool,
+    nu_key: chex.ArrayDevice | None,
 ) -> tuple[chex.ArrayTree, ...]:
     """`numerics.step` in a dtype wide enough; the results come back in the dtypes given."""
     if g is None:
@@ -200,9 +221,19 @@ def _step_leaf(
     operands = (m.astype(wide), *(jnp.real(x).astype(real) for x in v))
     c = coefficients(real)
     direction, results = numerics.step(g.astype(wide), operands, c, convention, nesterov)
-    return direction.astype(g.dtype), *(
-        x.astype(before.dtype) for x, before in zip(results, (m, *v), strict=True)
-    )
+    direction = direction.astype(g.dtype)
+    new = [x.astype(before.dtype) for x, before in zip(results, (m, *v), strict=True)]
+    if nu_key is not None and is_narrow(v[0].dtype):
+        new[1] = round_at_random(results[1].astype(jnp.float32), nu_key, v[0].dtype)
+    return direction, *new
+
+
+def _nu_keys(
+    nu_key: chex.ArrayDevice | int, count: chex.ArrayDevice, leaves: int
+) -> list[chex.ArrayDevice]:
+    """The keys of one step's second moments; `stochastic_round` with the same key has others."""
+    key = fold_in(key_data(nu_key), np.uint32(2**32 - 1))  # which no count reaches
+    return list(leaf_keys(key, count, leaves))
 
 
 @explain_renamed_arguments
@@ -215,6 +246,7 @@ def adam(
     mu_dtype: Any | None = None,
     *,
     nu_dtype: Any | None = None,
+    nu_key: chex.ArrayDevice | int | None = None,
     nesterov: bool = False,
     amsgrad: bool = False,
     convention: Convention = "optax",
@@ -227,7 +259,8 @@ def adam(
     Args:
       learning_rate: the step size :math:`\alpha`, at least 0: a scalar, or a schedule that maps the
         count of steps done (int32) to one; None for the direction as `scale_by_adam` gives it.
-      b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov, amsgrad, convention: see `scale_by_adam`.
+      b1, b2, eps, eps_root, mu_dtype, nu_dtype, nu_key, nesterov, amsgrad, convention: see
+        `scale_by_adam`.
 
     Returns:
       A transformation whose updates are to be added to the parameters (`optax.apply_updates`), with
@@ -257,6 +290,7 @@ def adam(
             eps_root,
             mu_dtype,
             nu_dtype=nu_dtype,
+            nu_key=nu_key,
             nesterov=nesterov,
             amsgrad=amsgrad,
             convention=convention,
@@ -277,6 +311,7 @@ def adamw(
     mask: Any | Callable[[optax.Params], Any] | None = None,
     *,
     nu_dtype: Any | None = None,
+    nu_key: chex.ArrayDevice | int | None = None,
     nesterov: bool = False,
     amsgrad: bool = False,
     convention: Convention = "optax",
@@ -289,7 +324,8 @@ def adamw(
 
     Args:
       learning_rate: see `adam`.
-      b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov, amsgrad, convention: see `scale_by_adam`.
+      b1, b2, eps, eps_root, mu_dtype, nu_dtype, nu_key, nesterov, amsgrad, convention: see
+        `scale_by_adam`.
       weight_decay: :math:`\lambda`, at least 0: a scalar, or a schedule of the count of steps. As
         in torch and Keras it is multiplied by the learning rate.
       mask: a tree like the parameters, or a prefix of it, or a function from parameters to one,
@@ -315,6 +351,7 @@ def adamw(
             eps_root,
             mu_dtype,
             nu_dtype=nu_dtype,
+            nu_key=nu_key,
             nesterov=nesterov,
             amsgrad=amsgrad,
             convention=convention,
