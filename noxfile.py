@@ -1,5 +1,6 @@
 """The tests on every interpreter found, and with the oldest packages that pyproject.toml allows."""
 
+import platform
 import shutil
 from glob import glob
 from pathlib import Path
@@ -19,6 +20,8 @@ TF11 = (
     "six==1.15.0",
 )
 EXTRAS = ("checkpoint", "test", "examples")
+# Both cores, where the whole suite runs.
+ALL_TESTS = ("pytest", "--numprocesses=2", "--dist=worksteal")
 KERNEL_IN_USE = "import adamx; print(adamx.native.status()); assert adamx.native.status()"
 EXAMPLES = ("train_digits", "conventions", "keras_facade", "resume_from_keras")
 
@@ -26,9 +29,9 @@ EXAMPLES = ("train_digits", "conventions", "keras_facade", "resume_from_keras")
 @nox.session(python=["3.11", "3.12", "3.13"])
 def tests(session: nox.Session) -> None:
     """The newest packages; Python 3.12 and later get a newer JAX than 3.11 does."""
-    session.install("-e", ".[test]")
+    session.install("-e", ".[test]", "pytest-xdist")
     session.run("python", "-c", "import jax; print('jax', jax.__version__)")
-    session.run("pytest", *session.posargs)
+    session.run(*ALL_TESTS, *session.posargs)
 
 
 @nox.session(python="3.11")
@@ -38,8 +41,8 @@ def lowest(session: nox.Session) -> None:
     extras = project["optional-dependencies"]
     bounds = [*project["dependencies"], *(b for e in EXTRAS for b in extras[e])]
     pinned = [bound.replace(">=", "==") for bound in bounds if not bound.startswith("adamx[")]
-    session.install("-e", ".", *pinned)
-    session.run("pytest", *session.posargs)
+    session.install("-e", ".", "pytest-xdist", *pinned)
+    session.run(*ALL_TESTS, *session.posargs)
     for example in EXAMPLES:
         session.run("python", f"examples/{example}.py", "--out", session.create_tmp())
     session.run("python", "examples/fused_step.py")
@@ -83,7 +86,7 @@ def wheel(session: nox.Session) -> None:
     folder = Path(session.create_tmp()).resolve()
     session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), ".")
     [built] = folder.glob("adamx-*.whl")
-    session.install(f"adamx[test] @ {built.as_uri()}")
+    session.install(f"adamx[test] @ {built.as_uri()}", "pytest-xdist")
     copy = folder / "checkout"
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
@@ -94,7 +97,7 @@ def wheel(session: nox.Session) -> None:
     built.unlink()
     with session.chdir(copy):
         session.run("python", "-c", KERNEL_IN_USE)
-        session.run("pytest", "tests", *session.posargs)
+        session.run(*ALL_TESTS, "tests", *session.posargs)
 
 
 @nox.session(python="3.11")
@@ -103,6 +106,25 @@ def without_kernel(session: nox.Session) -> None:
     session.install("-e", ".[test]", env={"CXX": "/bin/false"})
     session.run("python", "-c", KERNEL_IN_USE.replace("status()", "status().in_use is False"))
     session.run("pytest", "-k", "fused or packed or native or readme", "tests", *session.posargs)
+
+
+@nox.session(python="3.11")
+def scaling(session: nox.Session) -> None:
+    """Several processes, runs that are killed, and the examples of both."""
+    session.install("-e", ".[test,examples]")
+    session.run("pytest", "-m", "processes", "tests", *session.posargs)
+    session.run("python", "examples/data_parallel.py")
+    session.run("python", "examples/preemptible.py", "--out", session.create_tmp())
+    session.run("python", "examples/low_precision.py")
+
+
+@nox.session(python="3.11")
+def tpu(session: nox.Session) -> None:
+    """What the compiler for TPUs makes of a step; it needs no TPU."""
+    if platform.machine() != "x86_64":
+        session.skip(f"the compiler for TPUs is there for x86_64, not for {platform.machine()}")
+    session.install("-e", ".[test]", "jax[tpu]")
+    session.run("pytest", "-m", "live", "tests/live/test_tpu.py", *session.posargs)
 
 
 @nox.session(python="3.11")
