@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import adamx
 
 pytestmark = pytest.mark.live
+PROMOTES = True  # apply_updates adds a float32 update to a bfloat16 parameter
 
 P = PartitionSpec
 SHAPES = {"first": (1024, 2048), "bias": (2048,), "last": (2048, 512)}
@@ -61,16 +62,15 @@ def loss(params, batch):
     return jnp.mean((x @ params["last"]) ** 2)
 
 
-def compiled_step(tx, mesh):
+def compiled_step(tx, mesh, dtype=jnp.float32):
     whole = NamedSharding(mesh, P())
     params = {
-        name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole)
-        for name, shape in SHAPES.items()
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=whole) for name, shape in SHAPES.items()
     }
     shardings = adamx.zero_sharding(params, mesh, "data", transformation=tx)
     state = shapes_of_state(tx, params, shardings)
     batch = jax.ShapeDtypeStruct(
-        (BATCH, SHAPES["first"][0]), jnp.float32, sharding=NamedSharding(mesh, P("data"))
+        (BATCH, SHAPES["first"][0]), dtype, sharding=NamedSharding(mesh, P("data"))
     )
 
     def step(params, state, batch):
@@ -108,6 +108,25 @@ def test_gradients_are_reduce_scattered(make):
     # Parameters, an eighth of the two moments, and the count in a block of its own.
     assert memory.argument_size_in_bytes == batch + whole + 2 * whole // 8 + 512
     assert memory.temp_size_in_bytes < whole // 8
+
+
+def test_stochastic_rounding_takes_no_pass_of_its_own():
+    """In bfloat16, scattered and gathered in it too."""
+    tx = optax.chain(
+        adamx.adam(1e-3, mu_dtype="bfloat16", nu_dtype="bfloat16", nu_key=0),
+        adamx.stochastic_round(1),
+    )
+    step = compiled_step(tx, mesh_of("v5e:2x4", data=8), jnp.bfloat16)
+    text = step.as_text()
+    [scattered] = re.findall(r"^%all-reduce-scatter\S* \(.*\) -> (.*) \{$", text, re.MULTILINE)
+    assert sorted(re.findall(r"\w+\[[\d,]+\]", scattered)) == ["bf16[1024,256]", "bf16[256,512]"]
+    gathered = re.findall(r"= (\w+)\[[\d,]+\]\S* all-gather", text)
+    assert set(gathered) == {"bf16"}
+    assert len(gathers(text)) == len(SHAPES)
+    assert " while(" not in text
+    # Beside the gradients' parts, an eighth, there is no room for bits or sums in float32.
+    whole = sum(2 * int(np.prod(shape)) for shape in SHAPES.values())
+    assert step.memory_analysis().temp_size_in_bytes < 2 * whole // 8
 
 
 def test_70_billion_parameters_on_256_devices():
