@@ -67,7 +67,7 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
 
     Adam's updates come in the gradients' dtype. Without weight decay that is enough. With it, cast
     gradients in bfloat16 first (`optax.tree.cast(grads, "float32")`): the decay is added to the
-    direction, and of a small one a part is lost there, a quarter of 0.01 with weights of 0.05.
+    direction, where part of a small one is lost, a quarter of 0.01 with weights of 0.05.
 
     Args:
       key: a seed, or a key of `jax.random` (Threefry, JAX's default), typed or as uint32[2]; may be
