@@ -20,8 +20,7 @@ TF11 = (
     "six==1.15.0",
 )
 EXTRAS = ("checkpoint", "test", "examples")
-# Both cores, where the whole suite runs.
-ALL_TESTS = ("pytest", "--numprocesses=2", "--dist=worksteal")
+ALL_TESTS = ("pytest", "--numprocesses=2")
 KERNEL_IN_USE = "import adamx; print(adamx.native.status()); assert adamx.native.status()"
 EXAMPLES = ("train_digits", "conventions", "keras_facade", "resume_from_keras")
 
@@ -29,7 +28,7 @@ EXAMPLES = ("train_digits", "conventions", "keras_facade", "resume_from_keras")
 @nox.session(python=["3.11", "3.12", "3.13"])
 def tests(session: nox.Session) -> None:
     """The newest packages; Python 3.12 and later get a newer JAX than 3.11 does."""
-    session.install("-e", ".[test]", "pytest-xdist")
+    session.install("-e", ".[test]")
     session.run("python", "-c", "import jax; print('jax', jax.__version__)")
     session.run(*ALL_TESTS, *session.posargs)
 
@@ -41,7 +40,7 @@ def lowest(session: nox.Session) -> None:
     extras = project["optional-dependencies"]
     bounds = [*project["dependencies"], *(b for e in EXTRAS for b in extras[e])]
     pinned = [bound.replace(">=", "==") for bound in bounds if not bound.startswith("adamx[")]
-    session.install("-e", ".", "pytest-xdist", *pinned)
+    session.install("-e", ".", *pinned)
     session.run(*ALL_TESTS, *session.posargs)
     for example in EXAMPLES:
         session.run("python", f"examples/{example}.py", "--out", session.create_tmp())
@@ -86,7 +85,7 @@ def wheel(session: nox.Session) -> None:
     folder = Path(session.create_tmp()).resolve()
     session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), ".")
     [built] = folder.glob("adamx-*.whl")
-    session.install(f"adamx[test] @ {built.as_uri()}", "pytest-xdist")
+    session.install(f"adamx[test] @ {built.as_uri()}")
     copy = folder / "checkout"
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
@@ -110,7 +109,7 @@ def without_kernel(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def scaling(session: nox.Session) -> None:
-    """Several processes, runs that are killed, and the examples of both."""
+    """Several connected processes, and the examples of what is larger than one device."""
     session.install("-e", ".[test,examples]")
     session.run("pytest", "-m", "processes", "tests", *session.posargs)
     session.run("python", "examples/data_parallel.py")
@@ -129,9 +128,9 @@ def tpu(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def fuzz(session: nox.Session) -> None:
-    """Mutated checkpoints, and writers that are killed."""
-    session.install("-e", ".[test]", TORCH)
-    session.run("pytest", "-m", "fuzz", "tests/fuzz", *session.posargs)
+    """Mutated and damaged checkpoints; writers and whole runs that are killed."""
+    session.install("-e", ".[test,examples]", TORCH)
+    session.run(*ALL_TESTS, "-m", "fuzz", "tests/fuzz", *session.posargs)
 
 
 @nox.session(python="3.11")

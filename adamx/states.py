@@ -13,7 +13,7 @@ from adamx.transform import AdamState, AmsgradState
 
 __all__ = ["named_arrays", "replace_arrays"]
 
-# Optax's states that count the steps of a schedule, and the field that does.
+# States that count Adam's steps for a schedule or for random bits, and the field that does.
 _COUNTERS = {
     "ScaleByScheduleState": "count",
     "WeightDecaySchedule": "count",
@@ -22,6 +22,7 @@ _COUNTERS = {
     "MultiStepsState": "gradient_step",
     "ConditionallyTransformState": "step",
     "ConditionallyMaskState": "step",
+    "StochasticRoundState": "count",
 }
 
 # Those that do not pass every call on to what they hold: it counts other steps than they do.

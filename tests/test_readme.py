@@ -22,7 +22,7 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     namespace = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), namespace)
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 7
     assert "slope" in capsys.readouterr().out
     later = [adamx.checkpoint.load(f"later.{suffix}") for suffix in ("safetensors", "keras")]
     assert [checkpoint.count for checkpoint in later] == [600, 600]
@@ -31,13 +31,15 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     assert len(jax.tree.leaves(namespace["state"])) == 6
     assert len(namespace["weights"]) == 5
     assert namespace["restored"].iterations == 300
+    kernel = namespace["layer_state"][0].mu["kernel"]
+    assert kernel.addressable_data(0).shape == (64 // jax.device_count(), 32)
 
 
 def test_exactly_two_commands():
     commands = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     assert commands == [
         'pip install -e ".[examples]" && python examples/train_digits.py\n',
-        'pip install -e ".[test]" && pytest\n',
+        'pip install -e ".[test]" && pytest -n 2\n',
     ]
 
 

@@ -434,6 +434,19 @@ def test_the_state_goes_out_to_numpy_and_back(tmp_path):
             np.testing.assert_array_equal(as_bits(mine), as_bits(other))
 
 
+def test_a_fresh_state_with_the_moments_goes_on_with_the_same_bits():
+    """`from_numpy` moves the count of steps on as it does those of schedules."""
+    params = {"w": jnp.linspace(0.5, 1, 50, dtype=jnp.bfloat16)}
+    tx = optax.chain(adamx.adam(1e-3), adamx.stochastic_round(2))
+    step, grads = jax.jit(make_step(tx)), {"w": jnp.linspace(-1, 1, 50)}
+    state = tx.init(params)
+    for _ in range(3):
+        params, state = step(params, state, grads)
+    restored = adamx.from_numpy(tx.init(params), adamx.to_numpy(state))
+    for mine, other in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(as_bits(mine), as_bits(other))
+
+
 def test_a_donated_state_leaves_the_key_alone():
     key = jax.random.key_data(jax.random.key(0))
     params = jnp.ones(3, jnp.bfloat16)
