@@ -107,7 +107,7 @@ def without_kernel(session: nox.Session) -> None:
     session.run("pytest", "-k", "fused or packed or native or readme", "tests", *session.posargs)
 
 
-@nox.session(python="3.11")
+@nox.session(python="3.12")
 def scaling(session: nox.Session) -> None:
     """Several connected processes, and the examples of what is larger than one device."""
     session.install("-e", ".[test,examples]")
@@ -117,7 +117,7 @@ def scaling(session: nox.Session) -> None:
     session.run("python", "examples/low_precision.py")
 
 
-@nox.session(python="3.11")
+@nox.session(python="3.12")
 def tpu(session: nox.Session) -> None:
     """What the compiler for TPUs makes of a step; it needs no TPU."""
     if platform.machine() != "x86_64":
