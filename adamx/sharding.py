@@ -52,7 +52,8 @@ def zero_sharding(
 
     Args:
       params: the tree of parameters: arrays, or their shapes as of `jax.eval_shape`. A
-        `NamedSharding` of theirs on `mesh` is kept; those without one count as replicated.
+        `NamedSharding` of theirs on `mesh` is kept; those without one count as replicated, as do
+        Flax's boxed shapes, to which `flax.linen.get_sharding` gives theirs.
       mesh: the devices.
       axis: the axis of `mesh` that the batch is split over, or a tuple of axes.
       transformation: what makes the state: a `GradientTransformation` of Optax or adamx, or a
@@ -98,12 +99,12 @@ def zero_sharding(
         return NamedSharding(mesh, PartitionSpec())
 
     shardings = jax.tree_util.tree_map_with_path(sharding, state)
-    is_split = any(not s.is_fully_replicated for s in jax.tree.leaves(shardings))
-    if not is_split and _size(mesh, axes) > 1 and any(map(np.ndim, jax.tree.leaves(state))):
+    used = {n for s in jax.tree.leaves(shardings) for entry in s.spec for n in _names(entry)}
+    if not used & set(axes) and _size(mesh, axes) > 1 and any(map(np.ndim, jax.tree.leaves(state))):
         warnings.warn(
             f"nothing of the state could be split over {axis!r}, which has {_size(mesh, axes)} "
             "devices: each of them holds all of it. A moment is split along a dimension that this "
-            "number divides",
+            "number divides, if its path in the state ends with its parameter's",
             stacklevel=2,
         )
     return shardings
@@ -131,13 +132,16 @@ def reduce_scatter(grads: optax.Updates, shardings: chex.ArrayTree, axis: Axis) 
     Args:
       grads: the gradients of the loss of this device's part of the batch.
       shardings: for each, from `zero_sharding` without a transformation.
-      axis: as given there.
+      axis: every axis of the mesh that the batch is split over, and that `pcast` is given: those
+        over which the moments are not split are averaged over. Over an axis that is not named here
+        JAX has summed the gradients, which cannot be told.
 
     Returns:
       For each gradient this device's part of the mean, or the whole mean where it is replicated.
 
     Raises:
-      ValueError: gradients that were summed already, since the parameters were not varying.
+      ValueError: gradients that were summed over `axis` already, since the parameters were not
+        varying.
     """
     axes = (axis,) if isinstance(axis, str) else tuple(axis)
     tracked = _varies(jax.lax.axis_index(axes), axes)
@@ -149,11 +153,14 @@ def reduce_scatter(grads: optax.Updates, shardings: chex.ArrayTree, axis: Axis) 
                 f"one that was summed over {axis!r} already: differentiate with respect to "
                 f'jax.lax.pcast(params, {axis!r}, to="varying")'
             )
+        whole = list(axes)
         for dimension, entry in enumerate(sharding.spec):
-            if set(axes) <= set(_names(entry)):
-                total = jax.lax.psum_scatter(g, axes, scatter_dimension=dimension, tiled=True)
-                return total / jax.lax.axis_size(axes)
-        return jax.lax.pmean(g, axes)
+            split = tuple(name for name in _names(entry) if name in axes)
+            if split:
+                g = jax.lax.psum_scatter(g, split, scatter_dimension=dimension, tiled=True)
+                g = g / jax.lax.axis_size(split)
+                whole = [name for name in whole if name not in split]
+        return jax.lax.pmean(g, tuple(whole)) if whole else g
 
     return jax.tree_util.tree_map_with_path(part, grads, shardings)
 
@@ -281,7 +288,7 @@ def _spec(
     sharding = getattr(param, "sharding", None)
     entries: list[Any] = [None] * np.ndim(param)
     if isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated:
-        if dict(sharding.mesh.shape) != dict(mesh.shape):
+        if list(sharding.mesh.shape.items()) != list(mesh.shape.items()):
             raise ValueError(
                 f"{leaf_name(path)}: expected a parameter on the mesh {dict(mesh.shape)}, found "
                 f"one on {dict(sharding.mesh.shape)}; give the mesh that the parameters are on"

@@ -374,6 +374,33 @@ def test_gradients_that_were_summed_already():
     assert farthest(grads, expected) <= 1e-6
 
 
+@pytest.mark.parametrize("over", [("replica", "data"), "data", "replica"])
+@pytest.mark.parametrize("split", [None, "data", ("data", "replica")])
+def test_a_batch_over_two_axes(over, split):
+    """Moments split over both, over one, or as the parameter is: the mean is over the batch."""
+    mesh = jax.make_mesh((2, 4), ("replica", "data"), axis_types=(AxisType.Auto,) * 2)
+    both = ("replica", "data")
+    params, _ = on_mesh(mesh, values())
+    like = dict(params)
+    if split is not None:  # moments that lie so, of a parameter that each device has whole
+        sharding = NamedSharding(mesh, P(None, split))
+        like["last"] = jax.ShapeDtypeStruct(SHAPES["last"], jnp.float32, sharding=sharding)
+    shardings = adamx.zero_sharding(like, mesh, over)
+
+    def local(params, batch):
+        params = jax.lax.pcast(params, both, to="varying")
+        return adamx.reduce_scatter(jax.grad(loss)(params, batch), shardings, both)
+
+    specs = jax.tree.map(lambda s: s.spec, shardings)
+    grads_of = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(both)), out_specs=specs)
+    [batch] = batches(1)
+    grads = jax.jit(grads_of)(params, batch)
+    for name, g in grads.items():
+        assert g.shape == SHAPES[name]
+        assert g.sharding.is_equivalent_to(shardings[name], g.ndim)
+    assert farthest(grads, jax.grad(loss)(values(), batch)) <= 1e-6
+
+
 def printed(*args):
     out = io.StringIO()
     adamx.describe_sharding(*args, file=out)
@@ -440,5 +467,13 @@ def test_bad_input():
         adamx.zero_sharding(params, mesh, "data", transformation=packed)
     with pytest.warns(UserWarning, match="nothing of the state could be split over 'data'"):
         adamx.zero_sharding({"w": jnp.ones(7)}, mesh, "data", transformation=tx)
+    # Split over another axis, and over this one not: 4 does not divide 7.
+    model = NamedSharding(two_axes(), P("model"))
+    other = {"w": jax.ShapeDtypeStruct((16, 7), jnp.float32, sharding=model)}
+    with pytest.warns(UserWarning, match="nothing of the state could be split over 'data'"):
+        adamx.zero_sharding(other, two_axes(), "data", transformation=tx)
+    turned = jax.make_mesh((2, 4), ("model", "data"), axis_types=(AxisType.Auto,) * 2)
+    with pytest.raises(ValueError, match="w: expected a parameter on the mesh"):
+        adamx.zero_sharding(other, turned, "data", transformation=tx)
     with pytest.raises(ValueError, match="structure"):
         adamx.describe_sharding(params, {"v": NamedSharding(mesh, P())})
