@@ -65,15 +65,19 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
 
     Parameters of float32 and wider, and complex ones, get the update that was given.
 
-    Adam's updates come in the gradients' dtype. Without weight decay that is enough. With it, cast
-    gradients in bfloat16 first (`optax.tree.cast(grads, "float32")`): the decay is added to the
-    direction, where part of a small one is lost, a quarter of 0.01 with weights of 0.05.
+    Give gradients in float32 (`optax.tree.cast(grads, "float32")`). Adam's updates come in the
+    gradients' dtype, and weight decay is added to the direction in it: in bfloat16 what is below
+    about 1/500 of the direction is lost, which is nearly all of a decay of 1e-4. Optax's gates
+    (`apply_if_finite` and the like) need it too, since the updates that come back are in float32.
+
+    Add the updates with `optax.apply_updates`, which keeps the parameters' dtype;
+    `equinox.apply_updates` would make them float32. An infinite parameter becomes NaN.
 
     Args:
-      key: a seed, or a key of `jax.random` (Threefry, JAX's default), typed or as uint32[2]; may be
-        traced. Members of an ensemble under `jax.vmap`, and devices under `jax.shard_map`, need
-        keys of their own; arrays that `jax.jit` shards do not: an element's bits depend on its
-        index in the whole array.
+      key: a seed, or a key of `jax.random` (Threefry, JAX's default), typed or as uint32[2], which
+        may be traced. Members of an ensemble under `jax.vmap`, devices under `jax.shard_map` and
+        parts of an `optax.partition` need keys of their own; arrays that `jax.jit` shards do not:
+        an element's bits depend on its index in the whole array.
 
     Returns:
       A transformation with the state `StochasticRoundState(count, key)`. `update(updates, state,

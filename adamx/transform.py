@@ -96,6 +96,7 @@ def scale_by_adam(
         squares of small gradients do.
       nu_key: rounds a second moment narrower than float32 at random, so that its mean is right and
         it does not stall: a seed, or a key as for `stochastic_round`, which may have the same one.
+        Each part of an `optax.partition` needs its own.
         None to round it to nearest. AMSGrad's maximum is always rounded to nearest. `fused_adam`
         does not have this.
       nesterov: Nesterov's look ahead in place of the first moment (Dozat 2016, algorithm 2 in

@@ -31,6 +31,9 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     assert len(jax.tree.leaves(namespace["state"])) == 6
     assert len(namespace["weights"]) == 5
     assert namespace["restored"].iterations == 300
+    # Steps of 1e-3, for which there is no bfloat16 beside 1.
+    assert namespace["low"].dtype == "bfloat16"
+    np.testing.assert_allclose(np.mean(np.asarray(namespace["low"], np.float64)), 0.9, atol=2e-3)
     kernel = namespace["layer_state"][0].mu["kernel"]
     assert kernel.addressable_data(0).shape == (64 // jax.device_count(), 32)
 

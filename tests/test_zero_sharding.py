@@ -231,7 +231,7 @@ def test_gradients_are_scattered_and_parameters_gathered(name, kind, scattered):
     if scattered:
         assert parts == {"f32[64,12]": 1, "f32[12]": 1, "f32[12,24]": 1}
         assert reduced <= {array(SHAPES["odd"]), "f32[]"}
-    else:  # what XLA makes of it on CPUs; on TPUs and GPUs it is a reduce-scatter
+    else:  # what XLA makes of it on CPUs; on TPUs it is a reduce-scatter
         assert not parts
         dimensions = [sorted(map(int, re.findall(r"\d+", shape[3:]))) for shape in reduced]
         assert all(sorted(SHAPES[name]) in dimensions for name in DIVIDED)
