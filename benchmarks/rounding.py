@@ -22,14 +22,18 @@ import adamx
 def jax_bits(key: int) -> optax.GradientTransformation:
     """Stochastic rounding with `jax.random.bits` itself, for the comparison."""
 
-    def update(updates: Any, count: Any, params: Any = None) -> Any:
-        bits = jax.random.bits(jax.random.fold_in(jax.random.key(key), count), params.shape)
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        bits = jax.random.bits(jax.random.fold_in(jax.random.key(key), state), params.shape)
         pattern = jax.lax.bitcast_convert_type(params.astype(jnp.float32) + updates, jnp.uint32)
         pattern = (pattern + (bits & 0xFFFF)) & np.uint32(0xFFFF0000)
         rounded = jax.lax.bitcast_convert_type(pattern, jnp.float32)
-        return rounded - params.astype(jnp.float32), count + 1
+        return rounded - params.astype(jnp.float32), state + 1
 
-    return optax.GradientTransformation(lambda _: jnp.zeros([], jnp.int32), update)
+    def init(params: Any) -> jax.Array:
+        del params
+        return jnp.zeros([], jnp.int32)
+
+    return optax.GradientTransformation(init, update)
 
 
 def variants() -> dict[str, optax.GradientTransformation]:

@@ -9,6 +9,7 @@ The network and the data are those of train_digits.py.
 """
 
 import argparse
+import signal
 import socket
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def train(options: argparse.Namespace) -> None:
         params, state, begin = restored["params"], restored["state"], restored["step"]
     losses = []
     start = time.perf_counter()
-    end = options.stop_at or options.steps
+    end = max(begin, options.steps if options.stop_at is None else options.stop_at)
     for t in range(begin, end):
         params, state, value = step(params, state, batch_of(data, mesh, options.seed, t))
         losses.append(float(value))
@@ -121,8 +122,11 @@ def start_processes(options: argparse.Namespace, arguments: list[str]) -> int:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, __file__, *arguments, "--coordinator", address, "--process-id"]
-    processes = [subprocess.Popen([*command, str(i)]) for i in range(options.processes)]
+    processes: list[subprocess.Popen[bytes]] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that `finally` is reached
     try:
+        for i in range(options.processes):
+            processes.append(subprocess.Popen([*command, str(i)]))
         while any(process.poll() is None for process in processes):
             if any(process.poll() for process in processes):
                 break

@@ -3,9 +3,13 @@
 Each run has eight devices altogether, so the same program is compiled in each.
 """
 
+import contextlib
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +60,51 @@ def test_the_same_run_in_any_number_of_processes(tmp_path):
     assert farthest(final, expected) <= 2e-6
 
 
-def test_a_process_that_fails_stops_the_others(tmp_path):
-    missing = tmp_path / "file"
-    missing.write_text("not a folder")
-    with pytest.raises(AssertionError, match="Traceback"):
-        run(tmp_path, 2, "--checkpoint", str(missing))
+@pytest.mark.parametrize("signalled", ["a process", "the starter"])
+def test_none_outlives_the_others(signalled, tmp_path):
+    """One process that is killed ends all, and so does the end of what started them."""
+    command = [sys.executable, str(EXAMPLE), "--processes", "2", "--steps", "1000000"]
+    with (tmp_path / "log").open("wb") as log:
+        starter = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: "step 50:" in (tmp_path / "log").read_text(errors="replace"), 120)
+        children = children_of(starter.pid)
+        assert len(children) == 2
+        if signalled == "a process":
+            os.kill(children[1], signal.SIGKILL)
+        else:
+            starter.terminate()
+        assert starter.wait(10) != 0
+        wait_for(lambda: not any(map(is_alive, children)), 10)
+    finally:
+        starter.terminate()
+        starter.wait(10)
+
+
+def wait_for(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def stat(pid):
+    """The state of a process and its parent, as Linux tells them."""
+    state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    return state, int(parent)
+
+
+def children_of(pid):
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if stat(path.name)[1] == pid:
+                found.append(int(path.name))
+    return sorted(found)
+
+
+def is_alive(pid):
+    try:
+        return stat(pid)[0] != "Z"
+    except OSError:
+        return False
