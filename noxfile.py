@@ -128,9 +128,11 @@ def tpu(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def fuzz(session: nox.Session) -> None:
-    """Mutated and damaged checkpoints; writers and whole runs that are killed."""
+    """Mutated and damaged checkpoints; writers and runs that are killed. -rP prints the counts."""
     session.install("-e", ".[test,examples]", TORCH)
-    session.run(*ALL_TESTS, "-m", "fuzz", "tests/fuzz", *session.posargs)
+    session.run(
+        *ALL_TESTS, "-m", "fuzz", "-rP", "--show-capture=stdout", "tests/fuzz", *session.posargs
+    )
 
 
 @nox.session(python="3.11")

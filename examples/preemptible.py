@@ -10,11 +10,13 @@ goes on from the same bits, too; from there on, sums over the batch are rounded 
     python examples/preemptible.py --out run
     python examples/preemptible.py --out run --devices 4
 
-In the folder: run.json, the settings that must not change; checkpoints/STEP; in the end params.npz.
+In the folder: run.json, the settings that must not change; checkpoints/STEP; in the end params.npz;
+and lock, which keeps a second program out as long as one is at work.
 """
 
 import argparse
 import contextlib
+import fcntl
 import functools
 import hashlib
 import io
@@ -79,8 +81,8 @@ def checksums(run: Run) -> dict[str, jax.Array]:
     """For each array, by its path, a checksum of its bits modulo 2^32.
 
     Each element is scrambled together with its place (as at the end of MurmurHash3) and all are
-    added: integers, whose sum is the same on any number of devices. One changed element always
-    changes the sum; several do but for one time in 2^32.
+    added: integers, whose sum is the same on any number of devices. One changed element of
+    32 bits or less always changes the sum; several do but for one time in 2^32.
     """
     sums = {}
     for path, x in jax.tree_util.tree_leaves_with_path(run):
@@ -110,8 +112,23 @@ def writing(folder: Path) -> Iterator[None]:
         free = shutil.disk_usage(folder).free / 2**20
         raise SystemExit(
             f"could not write to {folder}, where {free:.1f} MiB are free: {summary(error)}\n"
-            "What was written before is whole. Make room, and start the same command again."
+            "If it is full, make room. Start the same command again: it goes on from the last "
+            "whole checkpoint."
         ) from error
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Ends the program if another one is at work in this folder; the system frees it at a kill."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(
+                f"{folder}: expected no other program at work there, found one that is; wait for "
+                "its end, end it, or give another folder (--out). Nothing was changed"
+            ) from None
+        yield
 
 
 def summary(error: BaseException) -> str:
@@ -191,10 +208,12 @@ def begin(manager: ocp.CheckpointManager, path: Path, settings: Any, init: Any, 
         step, run = go_on(manager, like)
         print(f"went on from step {step}", flush=True)
         return step, run
-    if steps not in ([], [0]):
+    results = [x.name for x in path.parent.glob("params.npz")]
+    if steps not in ([], [0]) or results:
         raise SystemExit(
-            f"{path}: expected the settings of the run whose checkpoints {steps} are there; found "
-            "no such file. Put it back, or start anew in another folder (--out)."
+            f"{path}: expected the settings of the run whose checkpoints or results are there, "
+            f"{[*steps, *results]}; found no such file. Put it back, or start anew in another "
+            "folder (--out)."
         )
     if steps:  # killed before run.json was written
         manager.delete(0)
@@ -262,19 +281,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--steps", type=int, default=1500, help="of the run (default: %(default)s)")
     parser.add_argument("--save-every", type=int, default=100, help="steps (default: %(default)s)")
-    parser.add_argument("--keep", type=int, default=3, help="checkpoints (default: %(default)s)")
+    parser.add_argument(
+        "--keep", type=int, default=3, help="checkpoints, at least 2 (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of data order and initialisation")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="at its peak")
     parser.add_argument("--devices", type=int, default=1, help=f"a divisor of {BATCH}, the batch")
     options = parser.parse_args()
     if min(options.steps, options.save_every, options.keep, options.devices) < 1:
         parser.error("steps, save-every, keep and devices: expected numbers above 0")
+    if options.keep < 2:
+        parser.error("keep: expected at least 2, so that one is left if the last one is damaged")
     if BATCH % options.devices:
         parser.error(f"devices: expected a divisor of {BATCH}, found {options.devices}")
     jax.config.update("jax_num_cpu_devices", options.devices)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax raises what it logs
     options.out.mkdir(parents=True, exist_ok=True)
-    train(options)
+    with alone(options.out):
+        train(options)
 
 
 if __name__ == "__main__":

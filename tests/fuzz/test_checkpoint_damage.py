@@ -3,6 +3,7 @@
 pytest -m fuzz tests/fuzz/test_checkpoint_damage.py
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -143,16 +144,40 @@ def test_other_settings(other, whole):
 
 def assert_refused(out, message, *options):
     """An error, nothing changed, and no new start."""
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    before = contents(out)
     life = live(out, *options)
     assert life.returncode == 1, life.output
     assert message in life.output
     assert "--out" in life.output  # what to do
     assert life.began is None
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert contents(out) == before
 
 
-def test_no_flipped_bit_goes_unnoticed(whole, capsys):
+def contents(out):
+    files = [path for path in out.rglob("*") if path.is_file() and path.name != "lock"]
+    return {path: path.read_bytes() for path in files}
+
+
+def test_result_without_the_rest(whole):
+    """Nothing but the parameters of a run is there: they are not overwritten."""
+    out = whole.with_name("result")
+    out.mkdir()
+    shutil.copy(whole / "params.npz", out)
+    assert_refused(out, "found no such file")
+
+
+def test_a_second_program_in_the_same_folder(whole):
+    """It ends at once, and the first one goes on."""
+    out = whole.with_name("shared")
+    out.mkdir()
+    with (out / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert_refused(out, "expected no other program at work there")
+    assert live(out).returncode == 0
+    assert_same_bits(parameters(out), parameters(whole))
+
+
+def test_no_flipped_bit_goes_unnoticed(whole):
     """Bits of every file of a checkpoint, one at a time: an error, or the arrays as they were."""
     out = copied(whole, "flipped")
     command = [sys.executable, "-m", "tests.fuzz.flipped_bits", out, LAST, FLIPS]
@@ -166,8 +191,7 @@ def test_no_flipped_bit_goes_unnoticed(whole, capsys):
     )
     assert child.returncode == 0, child.stderr[-3000:]
     counts = json.loads(child.stdout)
-    with capsys.disabled():
-        print(f"\nsingle bits flipped in a checkpoint: {counts}")
+    print(f"single bits flipped in a checkpoint: {counts}")
     assert counts["found by the checksums"] >= FLIPS // 2
     assert set(counts) == {"found by the checksums", "found by Orbax", "of what is not needed"}
 
@@ -176,7 +200,7 @@ def path_with(folder):
     return os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def test_other_numbers_of_devices(whole, monkeypatch, capsys):
+def test_other_numbers_of_devices(whole, monkeypatch):
     eight = whole.with_name("eight")
     assert live(eight, "--devices", 8, "--keep", STEPS).began == 0
     for step in finished(eight):
@@ -198,8 +222,7 @@ def test_other_numbers_of_devices(whole, monkeypatch, capsys):
         assert life.began == STEPS // 2
         found, there = parameters(out), parameters(eight)
         apart[devices] = max(float(np.abs(found[name] - there[name]).max()) for name in there)
-    with capsys.disabled():
-        print(f"\nfrom 8 devices to others: parameters apart by {apart}")
+    print(f"from 8 devices to others: parameters apart by {apart}")
     assert apart[8] == 0
     assert max(apart.values()) <= APART
 
@@ -237,7 +260,7 @@ def assert_stopped(life, out, whole, cause):
     assert f"could not write to {out}" in life.output
     assert cause in life.output
     assert "MiB are free" in life.output
-    assert "Make room, and start the same command again." in life.output
+    assert "If it is full, make room. Start the same command again" in life.output
     assert not (out / "params.npz").exists()
     for step in finished(out):
         assert_same_bits(arrays(out, step), arrays(whole, step))

@@ -23,21 +23,20 @@ FLIPS = 20_000
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_each_loads_or_gives_one_error(name, tmp_path, capsys):
+def test_each_loads_or_gives_one_error(name, tmp_path):
     if name.startswith("torch"):
         pytest.importorskip("torch")
     form, tally = FORMATS[name], Tally()
     with Worker(as_saved(tmp_path, form.ending)) as worker:
         for outcome in outcomes(worker, cases(name, FILES), tmp_path, form.ending):
             tally.add(outcome)
-    with capsys.disabled():
-        print(f"\n{tally.line(name)}")
+    print(f"{tally.line(name)}")
     assert not tally.failures, "\n".join(map(str, tally.failures))
     assert tally.counts["refused"] > FILES // 3
 
 
 @pytest.mark.parametrize("ending", BOMBS)
-def test_structure_takes_no_more_memory_than_twice_its_bytes(ending, tmp_path, capsys):
+def test_structure_takes_no_more_memory_than_twice_its_bytes(ending, tmp_path):
     if ending == ".pt":
         pytest.importorskip("torch")
     tally = Tally()
@@ -45,12 +44,11 @@ def test_structure_takes_no_more_memory_than_twice_its_bytes(ending, tmp_path, c
     with Worker(as_saved(tmp_path, ending)) as worker:
         for outcome in outcomes(worker, bombs, tmp_path, ending):
             tally.add(outcome)
-    with capsys.disabled():
-        print(f"\n{tally.line(f'bombs {ending}')}")
+    print(f"{tally.line(f'bombs {ending}')}")
     assert not tally.failures, "\n".join(map(str, tally.failures))
 
 
-def test_not_one_flipped_bit_goes_unnoticed(tmp_path, capsys):
+def test_not_one_flipped_bit_goes_unnoticed(tmp_path):
     """Every bit of the header of adamx's own format, and others at random, one at a time."""
     content = FORMATS["adamx"].seeds[0]
     bits = 8 * len(content)
@@ -68,8 +66,7 @@ def test_not_one_flipped_bit_goes_unnoticed(tmp_path, capsys):
             counts["refused"] += 1
         else:
             counts[f"bit {bit} unnoticed"] += 1
-    with capsys.disabled():
-        print(f"\nsingle bits flipped: {dict(counts)}, of {bits} in the file")
+    print(f"single bits flipped: {dict(counts)}, of {bits} in the file")
     assert set(counts) == {"refused"}
 
 
