@@ -62,8 +62,8 @@ def zero_sharding(
 
     Returns:
       A tree of `NamedSharding` in the structure of `transformation.init(params)`. A leaf of the
-      state belongs to a parameter if its path ends with the parameter's and their shapes are the
-      same; all others are replicated.
+      state belongs to a parameter if its path ends with the parameter's, their shapes are the same
+      and it is of floating or complex dtype; all others are replicated.
 
     Raises:
       ValueError: `axis` is not of the mesh; a parameter is split on another mesh; a packed state,
@@ -91,10 +91,11 @@ def zero_sharding(
     _check_not_packed(state)
 
     def sharding(path: jax.tree_util.KeyPath, leaf: Any) -> NamedSharding:
+        is_moment = jax.numpy.issubdtype(_dtype(leaf), np.inexact)  # not a key, not a mask
         # The longest ending first: with a tree of one leaf, () is the ending of every path.
         for start in range(len(path) + 1):
             owner = specs.get(path[start:])
-            if owner is not None and owner[0] == np.shape(leaf):
+            if owner is not None and owner[0] == np.shape(leaf) and is_moment:
                 return NamedSharding(mesh, _split(*owner, axes, mesh))
         return NamedSharding(mesh, PartitionSpec())
 
@@ -242,7 +243,7 @@ def describe_sharding(
 
 def _row(path: jax.tree_util.KeyPath, leaf: Any, sharding: Any) -> _Row:
     shape = np.shape(leaf)
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else jax.numpy.result_type(leaf)
+    dtype = _dtype(leaf)
     held = shape if sharding is None else sharding.shard_shape(shape)
     parts = math.prod(shape) // max(math.prod(held), 1)
     devices = 1 if sharding is None else sharding.num_devices
@@ -258,6 +259,10 @@ def _row(path: jax.tree_util.KeyPath, leaf: Any, sharding: Any) -> _Row:
         math.prod(shape) * dtype.itemsize,
         parts < devices,
     )
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else jax.numpy.result_type(leaf)
 
 
 def _axes(mesh: Mesh | AbstractMesh, axis: Axis) -> tuple[str, ...]:

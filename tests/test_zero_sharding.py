@@ -324,6 +324,11 @@ def test_what_belongs_to_no_parameter_is_replicated():
     assert shardings[1].spec == P()
     assert shardings[2].mu["w"].spec == P("data")
     assert shardings[0][0].v_row["v"].spec == P()
+    # With a tree of one leaf every path ends like its own; the key has its shape, too.
+    tx = optax.chain(adamx.scale_by_adam(), adamx.stochastic_round(0))
+    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    alone = adamx.zero_sharding(jnp.ones(2), mesh, "data", transformation=tx)
+    assert (alone[0].nu.spec, alone[1].key.spec) == (P("data"), P())
 
 
 def test_a_state_is_created_split():

@@ -67,6 +67,13 @@ def flip_at(path, *fractions):
         flip(path, int(8 * path.stat().st_size * fraction))
 
 
+def lose_power(checkpoint):
+    """What may be left then: Orbax has synced the arrays and their index, but none of these."""
+    (checkpoint / "_CHECKPOINT_METADATA").write_bytes(b"")
+    for name in ("record/metadata", "run/_METADATA", "run/array_metadatas/process_0"):
+        (checkpoint / name).write_bytes(b"")
+
+
 DAMAGE = {
     "arrays truncated": lambda x: halve(array_file(x)),
     "manifest truncated": lambda x: halve(x / "run" / "manifest.ocdbt"),
@@ -79,6 +86,7 @@ DAMAGE = {
     "structure deleted": lambda x: (x / "run" / "_METADATA").unlink(),
     "folder deleted": lambda x: shutil.rmtree(x / "run"),
     "all in it deleted": lambda x: [shutil.rmtree(x), x.mkdir()],
+    "power lost": lose_power,
 }
 
 
