@@ -9,9 +9,9 @@ import chex
 import jax
 import numpy as np
 import optax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from adamx.checks import leaf_name, path_name
+from adamx.checks import is_none, leaf_name, listed, path_name
 from adamx.packed import PackedAdamState, PackedAmsgradState
 
 __all__ = ["describe_sharding", "reduce_scatter", "zero_sharding"]
@@ -91,17 +91,17 @@ def zero_sharding(
     _check_not_packed(state)
 
     def sharding(path: jax.tree_util.KeyPath, leaf: Any) -> NamedSharding:
-        is_moment = jax.numpy.issubdtype(_dtype(leaf), np.inexact)  # not a key, not a mask
         # The longest ending first: with a tree of one leaf, () is the ending of every path.
         for start in range(len(path) + 1):
             owner = specs.get(path[start:])
-            if owner is not None and owner[0] == np.shape(leaf) and is_moment:
+            if owner is not None and owner[0] == np.shape(leaf) and _is_inexact(leaf):
                 return NamedSharding(mesh, _split(*owner, axes, mesh))
         return NamedSharding(mesh, PartitionSpec())
 
     shardings = jax.tree_util.tree_map_with_path(sharding, state)
     used = {n for s in jax.tree.leaves(shardings) for entry in s.spec for n in _names(entry)}
-    if not used & set(axes) and _size(mesh, axes) > 1 and any(map(np.ndim, jax.tree.leaves(state))):
+    splittable = any(np.ndim(leaf) and _is_inexact(leaf) for leaf in jax.tree.leaves(state))
+    if not used & set(axes) and _size(mesh, axes) > 1 and splittable:
         warnings.warn(
             f"nothing of the state could be split over {axis!r}, which has {_size(mesh, axes)} "
             "devices: each of them holds all of it. A moment is split along a dimension that this "
@@ -138,20 +138,24 @@ def reduce_scatter(grads: optax.Updates, shardings: chex.ArrayTree, axis: Axis) 
         JAX has summed the gradients, which cannot be told.
 
     Returns:
-      For each gradient this device's part of the mean, or the whole mean where it is replicated.
+      For each gradient this device's part of the mean, or the whole mean where it is replicated;
+      None for None.
 
     Raises:
-      ValueError: gradients that were summed over `axis` already, since the parameters were not
-        varying.
+      ValueError: gradients that were summed over `axis`, or one of its axes, already, since the
+        parameters were not varying over it; `shardings` of another structure.
+      TypeError: something else than a `NamedSharding` among `shardings`.
     """
     axes = (axis,) if isinstance(axis, str) else tuple(axis)
-    tracked = _varies(jax.lax.axis_index(axes), axes)
+    tracked = _varies(jax.lax.axis_index(axes), axes[0])
 
     def part(path: jax.tree_util.KeyPath, g: Any, sharding: NamedSharding) -> Any:
-        if tracked and not _varies(g, axes):
+        if g is None:
+            return None
+        if tracked and (summed := [name for name in axes if not _varies(g, name)]):
             raise ValueError(
                 f"{leaf_name(path)}: expected a gradient that differs from device to device, found "
-                f"one that was summed over {axis!r} already: differentiate with respect to "
+                f"one that was summed over {listed(summed)} already: differentiate with respect to "
                 f'jax.lax.pcast(params, {axis!r}, to="varying")'
             )
         whole = list(axes)
@@ -163,13 +167,16 @@ def reduce_scatter(grads: optax.Updates, shardings: chex.ArrayTree, axis: Axis) 
                 whole = [name for name in whole if name not in split]
         return jax.lax.pmean(g, tuple(whole)) if whole else g
 
-    return jax.tree_util.tree_map_with_path(part, grads, shardings)
+    keyed, given, treedef = _beside(grads, shardings, NamedSharding)
+    return treedef.unflatten(
+        part(path, g, sharding) for (path, g), sharding in zip(keyed, given, strict=True)
+    )
 
 
-def _varies(x: Any, axes: tuple[str, ...]) -> bool:
-    """Whether JAX knows that `x` differs over `axes`; without check_vma it knows of nothing."""
+def _varies(x: Any, axis: str) -> bool:
+    """Whether JAX knows that `x` differs over `axis`; without check_vma it knows of nothing."""
     try:
-        jax.lax.pcast(x, axes, to="varying")
+        jax.lax.pcast(x, axis, to="varying")
     except ValueError:  # it does already
         return True
     return False
@@ -189,7 +196,7 @@ class _Row(NamedTuple):
 def describe_sharding(
     tree: chex.ArrayTree, shardings: chex.ArrayTree | None = None, *, file: TextIO | None = None
 ) -> None:
-    """Print what each device holds: the bytes of each leaf, of all, and of what is replicated.
+    """Print what each device holds: the bytes of each leaf, of all, and of what is not split.
 
     Args:
       tree: arrays, or their shapes as of `jax.eval_shape`: parameters, a state, or both.
@@ -200,6 +207,7 @@ def describe_sharding(
     Raises:
       ValueError: `shardings` of another structure than `tree`; a dimension that the devices do not
         divide.
+      TypeError: something else than a sharding among `shardings`.
 
     Example:
       >>> import adamx, jax, jax.numpy as jnp
@@ -213,18 +221,13 @@ def describe_sharding(
       nu/w   float32[30,64]  -, data                  960
       each device holds 1,924 bytes of 15,364; replicated are 4 of them (0.2%)
     """
-    keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
     if shardings is None:
+        keyed = jax.tree_util.tree_leaves_with_path(tree)
         given = [getattr(leaf, "sharding", None) for _, leaf in keyed]
     else:
-        try:
-            given = treedef.flatten_up_to(shardings)
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"shardings: expected the structure of tree, {treedef}; found "
-                f"{jax.tree.structure(shardings)}"
-            ) from error
-    rows = [_row(path, leaf, s) for (path, leaf), s in zip(keyed, given, strict=True)]
+        keyed, given, _ = _beside(tree, shardings, Sharding)
+    leaves = zip(keyed, given, strict=True)
+    rows = [_row(path, leaf, s) for (path, leaf), s in leaves if leaf is not None]
 
     titles = ("leaf", "array", "split over", "bytes per device")
     lines = [titles, *((row.name, row.array, row.split, f"{row.held:,}") for row in rows)]
@@ -245,24 +248,52 @@ def _row(path: jax.tree_util.KeyPath, leaf: Any, sharding: Any) -> _Row:
     shape = np.shape(leaf)
     dtype = _dtype(leaf)
     held = shape if sharding is None else sharding.shard_shape(shape)
-    parts = math.prod(shape) // max(math.prod(held), 1)
-    devices = 1 if sharding is None else sharding.num_devices
-    if isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated:
+    if sharding is None:
+        split = "replicated"
+    elif sharding.num_devices == 1:
+        split = "one device"
+    elif sharding.is_fully_replicated:
+        split = "replicated"
+    elif isinstance(sharding, NamedSharding):
         split = ", ".join("+".join(_names(entry)) or "-" for entry in sharding.spec)
     else:
-        split = "one device" if devices == 1 and sharding is not None else "replicated"
+        split = type(sharding).__name__
     return _Row(
         path_name(path) or ".",
         f"{dtype}[{','.join(map(str, shape))}]",
         split,
         math.prod(held) * dtype.itemsize,
         math.prod(shape) * dtype.itemsize,
-        parts < devices,
+        split == "replicated",
     )
 
 
 def _dtype(leaf: Any) -> Any:
     return leaf.dtype if hasattr(leaf, "dtype") else jax.numpy.result_type(leaf)
+
+
+def _is_inexact(leaf: Any) -> bool:
+    """Whether it may be a moment: a count, a key or a mask is of another dtype."""
+    return jax.numpy.issubdtype(_dtype(leaf), np.inexact)
+
+
+def _beside(tree: Any, shardings: Any, kind: type) -> tuple[list[Any], list[Any], Any]:
+    """The leaves of `tree` with their paths, what `shardings` has for them, and the structure."""
+    keyed, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)
+    try:
+        given = treedef.flatten_up_to(shardings)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"shardings: expected the structure {treedef}, with one for each leaf; found "
+            f"{jax.tree.structure(shardings)}"
+        ) from error
+    for (path, leaf), sharding in zip(keyed, given, strict=True):
+        if leaf is not None and not isinstance(sharding, kind):
+            raise TypeError(
+                f"shardings: {leaf_name(path)}: expected a {kind.__name__}, as zero_sharding gives "
+                f"it; found {sharding!r}"
+            )
+    return keyed, given, treedef
 
 
 def _axes(mesh: Mesh | AbstractMesh, axis: Axis) -> tuple[str, ...]:

@@ -48,6 +48,8 @@ TRANSFORMATIONS: dict[str, Any] = {
     "masked": optax.masked(adamx.adam(1e-2), masked),
     "inject": optax.inject_hyperparams(adamx.adam)(learning_rate=1e-2),
     "multi_steps": optax.MultiSteps(adamx.adam(1e-2), 1).gradient_transformation(),
+    "if_finite": optax.apply_if_finite(adamx.adam(1e-2), 3),
+    "nonnegative": optax.chain(adamx.adam(1e-2), optax.keep_params_nonnegative()),
     "optax": optax.adam(1e-2),
     "fused": adamx.fused_adam(1e-2),
     "fused_amsgrad": adamx.fused_adamw(1e-2, amsgrad=True, clip_global_norm=1.0),
@@ -329,6 +331,10 @@ def test_what_belongs_to_no_parameter_is_replicated():
     mesh = jax.sharding.AbstractMesh((2,), ("data",))
     alone = adamx.zero_sharding(jnp.ones(2), mesh, "data", transformation=tx)
     assert (alone[0].nu.spec, alone[1].key.spec) == (P("data"), P())
+    # Nothing is there to be split: no warning.
+    tx = optax.chain(optax.sgd(1e-3), adamx.stochastic_round(0))
+    alone = adamx.zero_sharding(jnp.ones(2), mesh, "data", transformation=tx)
+    assert alone[1].key.spec == P()
 
 
 def test_a_state_is_created_split():
@@ -377,6 +383,46 @@ def test_gradients_that_were_summed_already():
     grads = jax.jit(of_loss(check_vma=False))(params, batch)
     expected = jax.grad(loss)(values(), batch)
     assert farthest(grads, expected) <= 1e-6
+
+
+@pytest.mark.parametrize("varying", ["data", "replica"])
+@pytest.mark.parametrize("over", [("replica", "data"), "data", "replica"])
+def test_gradients_that_were_summed_over_one_of_two_axes(over, varying):
+    mesh = jax.make_mesh((2, 4), ("replica", "data"), axis_types=(AxisType.Auto,) * 2)
+    params, _ = on_mesh(mesh, values())
+    shardings = adamx.zero_sharding(params, mesh, over)
+    both = ("replica", "data")
+
+    def local(params, batch):
+        params = jax.lax.pcast(params, varying, to="varying")
+        return adamx.reduce_scatter(jax.grad(loss)(params, batch), shardings, both)
+
+    specs = jax.tree.map(lambda s: s.spec, shardings)
+    grads_of = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(both)), out_specs=specs)
+    [other] = {"data", "replica"} - {varying}
+    with pytest.raises(ValueError, match=rf"bias: .*one that was summed over {other} already"):
+        grads_of(params, batches(1)[0])
+
+
+def test_shardings_of_gradients():
+    """None where there is no gradient; a clear error for what is no sharding of a gradient."""
+    mesh, w = data_mesh(), np.ones((8, 8), np.float32)
+    given = {"v": NamedSharding(mesh, P()), "w": NamedSharding(mesh, P("data"))}
+
+    def scattered(w, shardings):
+        def local(w):
+            return adamx.reduce_scatter({"v": None, "w": w}, shardings, "data")["w"]
+
+        return jax.shard_map(local, mesh=mesh, in_specs=P("data"), out_specs=P("data"))(w)
+
+    # Each device's gradient is its row; the mean of all, of which each device gets one column.
+    rows = np.arange(64, dtype=np.float32).reshape(8, 8)
+    columns = given | {"w": NamedSharding(mesh, P(None, "data"))}
+    np.testing.assert_array_equal(scattered(rows, columns)[:, 0], rows.mean(axis=0))
+    with pytest.raises(TypeError, match=r"shardings: w: expected a NamedSharding.*found P"):
+        scattered(w, given | {"w": P("data")})
+    with pytest.raises(ValueError, match=r"shardings: expected the structure .*'v'.*'w'"):
+        scattered(w, {"w": given["w"]})
 
 
 @pytest.mark.parametrize("over", [("replica", "data"), "data", "replica"])
@@ -452,9 +498,17 @@ a     float32[4,2]  -, model                  16
 b     float32[3]    one device                12
 c     float64[2]    replicated                16
 d     float32[]     replicated                 4
-each device holds 48 bytes of 64; replicated are 16 of them (33.3%)
+each device holds 48 bytes of 64; replicated are 20 of them (41.7%)
 """
     )
+
+
+def test_description_of_copies_of_parts_and_of_shapes_alone():
+    """Split over one of two axes is not replicated; without a sharding a leaf is."""
+    shapes = {"w": jax.ShapeDtypeStruct((8, 3), jnp.float32)}
+    split = adamx.zero_sharding(shapes, two_axes(), "data")
+    assert printed(shapes, split).endswith("24 bytes of 96; replicated are 0 of them (0.0%)\n")
+    assert printed(shapes).endswith("96 bytes of 96; replicated are 96 of them (100.0%)\n")
 
 
 def test_bad_input():
@@ -482,3 +536,5 @@ def test_bad_input():
         adamx.zero_sharding(other, turned, "data", transformation=tx)
     with pytest.raises(ValueError, match="structure"):
         adamx.describe_sharding(params, {"v": NamedSharding(mesh, P())})
+    with pytest.raises(TypeError, match=r"shardings: w: expected a Sharding.*found P"):
+        adamx.describe_sharding(params, {"w": P("data")})
