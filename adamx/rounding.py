@@ -24,7 +24,6 @@ __all__ = [
     "StochasticRoundState",
     "check_key",
     "fold_in",
-    "is_narrow",
     "key_data",
     "leaf_keys",
     "random_bits",
@@ -130,7 +129,7 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
         keys = leaf_keys(state.key, state.count, len(leaves))
         rows = zip(leaves, treedef.flatten_up_to(params), range(len(leaves)), strict=True)
         rounded = [
-            u if u is None or not is_narrow(jnp.result_type(p)) else _update_leaf(u, p, keys[i])
+            u if u is None or not _is_narrow(jnp.result_type(p)) else _update_leaf(u, p, keys[i])
             for u, p, i in rows
         ]
         count = jnp.asarray(optax.safe_increment(state.count))
@@ -153,7 +152,7 @@ def _update_leaf(u: chex.Array, p: chex.Array, key: chex.ArrayDevice) -> chex.Ar
     return round_at_random(s, key, p.dtype).astype(jnp.float32) - wide
 
 
-def is_narrow(dtype: np.dtype) -> bool:
+def _is_narrow(dtype: np.dtype) -> bool:
     """Whether it is a real floating dtype with less precision than float32."""
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).nmant < _FLOAT32_MANTISSA
 
@@ -215,6 +214,11 @@ def check_key(name: str, key: Any) -> None:
             )
         one = ()
     elif dtype == np.uint32:
+        if shape[-1:] != (2,):
+            raise ValueError(
+                f"{name}: expected the data of a key of Threefry, uint32[2], found {shape}, as of "
+                'another generator; make one with jax.random.key(seed, impl="threefry2x32")'
+            )
         one = (2,)
     else:
         found = type(key).__name__ if dtype is None else f"an array of {dtype}"

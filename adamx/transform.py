@@ -33,7 +33,7 @@ from adamx.numerics import (
     first_moment_dtype,
     second_moment_dtype,
 )
-from adamx.rounding import check_key, fold_in, is_narrow, key_data, leaf_keys, round_at_random
+from adamx.rounding import check_key, fold_in, key_data, leaf_keys, round_at_random
 
 __all__ = ["AdamState", "AmsgradState", "adam", "adamw", "scale_by_adam"]
 
@@ -92,10 +92,11 @@ def scale_by_adam(
       mu_dtype: dtype of the first moment; None for the parameter's. The precision counts: complex
         parameters get the complex dtype of that precision.
       nu_dtype: real floating dtype of the second moment; None for that of the parameter's real
-        part, but at least float32: in bfloat16 the increments of v round away, and in float16 the
-        squares of small gradients do.
-      nu_key: rounds a second moment narrower than float32 at random, so that its mean is right and
-        it does not stall: a seed, or a key as for `stochastic_round`, which may have the same one.
+        part, but at least float32. In bfloat16 the increments of v round away. In float16, with b2
+        = 0.999, those of gradients below 5e-3 are 0, whereupon the direction is huge; a v above
+        65,504 is infinite.
+      nu_key: rounds a second moment in bfloat16 at random, so that its mean is right and it does
+        not stall: a seed, or a key as for `stochastic_round`, which may have the same one.
         Each part of an `optax.partition` needs its own.
         None to round it to nearest. AMSGrad's maximum is always rounded to nearest. `fused_adam`
         does not have this.
@@ -114,7 +115,7 @@ def scale_by_adam(
 
     Raises:
       ValueError: a number out of range (when it is one of Python or NumPy), an array that is not a
-        scalar, an unknown convention, a `nu_key` without a `nu_dtype` narrower than float32; in
+        scalar, an unknown convention, a `nu_key` without `nu_dtype="bfloat16"`; in
         `update`, gradients whose shapes or structure are not those of the state.
       TypeError: an argument of the wrong type or name; b1, b2, eps or eps_root as an array of less
         precision than float32; in `init`, a parameter that is neither floating-point nor complex;
@@ -140,10 +141,11 @@ def scale_by_adam(
     check_choice("convention", convention, CONVENTIONS)
     if nu_key is not None:
         check_key("nu_key", nu_key)
-        if nu_dtype is None or not is_narrow(jnp.dtype(nu_dtype)):
+        if nu_dtype is None or jnp.dtype(nu_dtype) != jnp.bfloat16:
             raise ValueError(
-                "nu_key: expected a nu_dtype narrower than float32 beside it, found nu_dtype="
-                f'{nu_dtype!r}; give nu_dtype="bfloat16", or leave nu_key out'
+                f'nu_key: expected nu_dtype="bfloat16" beside it, found {nu_dtype!r}; give that or '
+                "leave nu_key out: float32 needs none, and float16 has no room for the squares of "
+                "small gradients, however they are rounded"
             )
     if nesterov and convention != "optax":
         raise ValueError(
@@ -224,7 +226,7 @@ def _step_leaf(
     direction, results = numerics.step(g.astype(wide), operands, c, convention, nesterov)
     direction = direction.astype(g.dtype)
     new = [x.astype(before.dtype) for x, before in zip(results, (m, *v), strict=True)]
-    if nu_key is not None and is_narrow(v[0].dtype):
+    if nu_key is not None and v[0].dtype == jnp.bfloat16:
         new[1] = round_at_random(results[1].astype(jnp.float32), nu_key, v[0].dtype)
     return direction, *new
 
