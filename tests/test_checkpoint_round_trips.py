@@ -128,6 +128,61 @@ def test_jax_half_way(file, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, weights, uninterrupted)
 
 
+def low_precision():
+    return optax.chain(
+        adamx.adam(1e-3, nu_dtype="bfloat16", nu_key=0),
+        optax.masked(adamx.stochastic_round(1), {"b": False, "w": True}),
+    )
+
+
+def test_a_chain_of_ones_own(tmp_path):
+    """Rounding at random is in no configuration: told, and the same bits with the same chain."""
+    params = {"b": jnp.linspace(0, 1, 9), "w": jnp.linspace(0.5, 1, 99, dtype=jnp.bfloat16)}
+    tx = low_precision()
+
+    @jax.jit
+    def run(params, state):
+        def step(carry, t):
+            params, state = carry
+            grads = jax.tree.map(lambda p: jnp.sin(t + jnp.arange(p.size, dtype="float32")), params)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, state), jnp.arange(7.0))[0]
+
+    with jax.numpy_dtype_promotion("standard"):  # Optax adds float32 to bfloat16
+        half, state = run(params, tx.init(params))
+        with pytest.warns(UserWarning, match=r"stochastic_round.*restore\(params, transformation="):
+            checkpoint = Checkpoint.from_state(half, state, AdamConfig(learning_rate=1e-3))
+        save(tmp_path / "half.safetensors", checkpoint)
+        again = load(tmp_path / "half.safetensors")
+        transformation, restored = again.restore(half, transformation=low_precision())
+        jax.tree.map(np.testing.assert_array_equal, restored, state)
+        expected = run(half, state)
+        found = run(again.params_like(half), restored)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert np.any(expected[0]["w"] != half["w"])
+    assert callable(transformation.update)
+
+
+def test_a_transformation_that_trains_a_part():
+    params = {"b": jnp.ones(3), "w": jnp.ones(2)}
+    trains_w = optax.masked(adamx.adam(1e-3), {"b": False, "w": True})
+    state = trains_w.init(params)
+    state = trains_w.update(params, state, params)[1]
+    checkpoint = Checkpoint.from_state(params, state, AdamConfig(learning_rate=1e-3))
+    _, restored = checkpoint.restore(params, transformation=trains_w)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    with pytest.raises(CheckpointError, match="b: has no moments in the file"):
+        checkpoint.restore(params)
+    all_of_it = adamx.adam(1e-3)
+    whole = Checkpoint.from_state(params, all_of_it.init(params), AdamConfig(learning_rate=1e-3))
+    with pytest.raises(CheckpointError, match="b: in the file, but not in the tree"):
+        whole.restore(params, transformation=trains_w)
+    with pytest.raises(CheckpointError, match="transformation: expected one of amsgrad=False"):
+        whole.restore(params, transformation=adamx.adam(1e-3, amsgrad=True))
+
+
 @pytest.mark.parametrize(
     "file",
     ["keras3_model.keras", "tfkeras_model.h5", "tfkeras_model.keras", "tf11_model.h5"],

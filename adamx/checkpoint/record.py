@@ -1,6 +1,7 @@
 """The optimizer state of any framework, in one form, and its way into and out of a JAX tree."""
 
 import dataclasses
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -27,6 +28,7 @@ from adamx.checkpoint.trees import (
 )
 from adamx.checks import listed, path_name
 from adamx.config import AdamConfig
+from adamx.rounding import StochasticRoundState
 from adamx.states import named_arrays
 from adamx.weights import from_numpy, to_numpy
 
@@ -146,6 +148,10 @@ class Checkpoint:
         Raises:
           ValueError: as `adamx.to_numpy`; the state and the configuration disagree about AMSGrad;
             moments of no parameter; an order that does not name every path once.
+
+        Warns:
+          UserWarning: parameters were rounded by `adamx.stochastic_round`, which no configuration
+            can say: `restore` needs its `transformation`.
         """
         arrays = to_numpy(state)
         leaves = leaves_of(params)
@@ -168,6 +174,13 @@ class Checkpoint:
                     f"{listed(leaves, most=1000)}"
                 )
         weights = on_host(leaves)
+        if _rounds_at_random(state):
+            warnings.warn(
+                "state: parameters are rounded by stochastic_round, which is not in a checkpoint: "
+                "go on with restore(params, transformation=...), given the same chain; without it "
+                "they would be rounded to nearest",
+                stacklevel=2,
+            )
 
         def put(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             known = [path for path in paths if path in values]
@@ -191,6 +204,7 @@ class Checkpoint:
         *,
         order: Order | None = None,
         transform: Transform | None = None,
+        transformation: optax.GradientTransformation | None = None,
     ) -> tuple[optax.GradientTransformationExtraArgs, optax.OptState]:
         """The optimizer, to go on with in JAX.
 
@@ -201,21 +215,31 @@ class Checkpoint:
             some without moments, they may be left out, or not.
           transform: called with a path of the tree and each array that goes there, to change its
             layout; `torch_linear` is one.
+          transformation: a transformation to go on with that holds an Adam and perhaps more than
+            `config` can say, such as `adamx.stochastic_round`; what else it keeps begins anew. None
+            for `config.transformation()`. Hyperparameters, and with AMSGrad the convention, are not
+            compared with those of `config`.
 
         Returns:
-          `config.transformation()`, and its state: the moments, and every count, those of
-          schedules too.
+          The transformation, and its state: the moments, and every count, those of schedules too.
 
         Raises:
           CheckpointError: names do not settle where an array goes, and more than one assignment
             has the right shapes; entries are missing, extra or misshapen: all are named; an array
-            would lose precision in the dtype of its parameter.
+            would lose precision in the dtype of its parameter; `transformation` and the checkpoint
+            disagree about AMSGrad.
         """
-        leaves = leaves_of(params)
-        sources = self._assigned(leaves, self.mu, self.names, order, transform, ())
-        transformation = self.config.transformation()
+        transformation = self.config.transformation() if transformation is None else transformation
         state = transformation.init(params)
         like = named_arrays(state)
+        leaves = {path: leaf for path, leaf in leaves_of(params).items() if f"mu/{path}" in like}
+        amsgrad = self.config.amsgrad
+        if any((f"nu_max/{path}" in like) != amsgrad for path in leaves):
+            raise CheckpointError(
+                f"transformation: expected one of amsgrad={amsgrad}, as in the checkpoint; found "
+                f"one of amsgrad={not amsgrad}"
+            )
+        sources = self._assigned(leaves, self.mu, self.names, order, transform, ())
         arrays: dict[str, np.ndarray] = {"count": np.asarray(self.count)}
         problems: list[str] = []
         for path, name in sources.items():
@@ -227,7 +251,7 @@ class Checkpoint:
                     problems += precision_problems(key, array, like[key].dtype)
         if problems:
             raise CheckpointError("\n  ".join(["values would lose precision:", *problems]))
-        return transformation, from_numpy(state, arrays)
+        return optax.with_extra_args_support(transformation), from_numpy(state, arrays)
 
     def params_like(
         self,
@@ -331,6 +355,13 @@ class Checkpoint:
             if self.framework != "torch" or transform is not None:
                 raise
             raise CheckpointError(f"{error}\n{_TRANSPOSED}") from error.__cause__
+
+
+def _rounds_at_random(state: optax.OptState) -> bool:
+    def is_it(node: object) -> bool:
+        return isinstance(node, StochasticRoundState)
+
+    return any(map(is_it, jax.tree.leaves(state, is_leaf=is_it)))
 
 
 _FROZEN = (
