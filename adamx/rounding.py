@@ -69,6 +69,10 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
     about 1/500 of the direction is lost, which is nearly all of a decay of 1e-4. Optax's gates
     (`apply_if_finite` and the like) need it too, since the updates that come back are in float32.
 
+    Of wrappers that compute parameters themselves it goes around `optax.lookahead`, not inside,
+    where what it does would be rounded to nearest again. `optax.contrib.schedule_free` is not for
+    narrow parameters: it adds up its weights in their dtype.
+
     Add the updates with `optax.apply_updates`, which keeps the parameters' dtype;
     `equinox.apply_updates` would make them float32. An infinite parameter becomes NaN.
 

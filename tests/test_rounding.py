@@ -243,6 +243,30 @@ def test_a_stalled_parameter_moves_by_the_right_mean():
     assert abs(moved.mean() - steps * u) < 3 * deviation
 
 
+def test_around_a_wrapper_that_computes_the_parameters():
+    """The mean of 4,000 parameters is that of the run in float32; inside a third would be lost."""
+    size, steps, grads = 4000, 60, jnp.full(4000, 0.1)
+    lookahead = optax.lookahead(adamx.adam(1e-3), 3, 0.5)
+
+    def trained(dtype, tx):
+        params = optax.LookaheadParams.init_synced(jnp.ones(size, dtype))
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(grads, state, params)
+            return (apply_updates(params, updates), state), None
+
+        with jax.numpy_dtype_promotion("standard"):
+            (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), None, steps)
+        return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(params)]
+
+    expected = trained("float32", lookahead)
+    found = trained("bfloat16", optax.chain(lookahead, adamx.stochastic_round(0)))
+    for mine, wide in zip(found, expected, strict=True):
+        assert abs(mine.mean() - wide.mean()) < 3 * mine.std() / np.sqrt(size)
+        assert 3 * mine.std() / np.sqrt(size) < 0.02 * (1 - wide.mean())
+
+
 def test_a_small_weight_decay_needs_gradients_in_float32():
     """The same run with and without decay; the difference is what the decay did."""
     size, steps, rate, decay, start = 20_000, 100, 1e-3, 0.01, 0.05
