@@ -88,10 +88,16 @@ def train(options: argparse.Namespace) -> None:
         adamx.describe_sharding(state)
 
     begin, checkpointer = 0, ocp.StandardCheckpointer()
+    settings = {"seed": options.seed, "steps": options.steps}
     if options.checkpoint is not None and options.checkpoint.exists():
         # What was saved comes back as parts of the size that this run's devices hold.
-        wanted = {"params": params, "state": state, "step": 0}
+        wanted = {"params": params, "state": state, "step": 0, "settings": settings}
         restored = checkpointer.restore(options.checkpoint, wanted)
+        if restored["settings"] != settings:  # another schedule, or tested on what was trained on
+            raise SystemExit(
+                f"{options.checkpoint}: expected the settings of this run, {settings}; found "
+                f"{restored['settings']}. Give those, or another folder (--checkpoint)."
+            )
         params, state, begin = restored["params"], restored["state"], restored["step"]
     losses = []
     start = time.perf_counter()
@@ -103,7 +109,7 @@ def train(options: argparse.Namespace) -> None:
             print(f"step {t + 1}: loss {losses[-1]:.4f}", flush=True)
     seconds = time.perf_counter() - start
     if options.checkpoint is not None:
-        tree = {"params": params, "state": state, "step": end}
+        tree = {"params": params, "state": state, "step": end, "settings": settings}
         checkpointer.save(options.checkpoint, tree, force=True)
         checkpointer.wait_until_finished()
     local = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), params)

@@ -47,10 +47,9 @@ def test_the_same_run_in_any_number_of_processes(tmp_path):
     held, whole = (int(x.replace(",", "")) for x in HELD.search(printed).groups())
     assert held <= whole / 7.5
 
-    losses, final = [], {}
+    losses, final, folder = [], {}, ("--checkpoint", str(tmp_path / "saved"))
     for processes, stop_at in ((2, STEPS // 3), (4, 2 * STEPS // 3), (1, STEPS)):
-        folder = ("--checkpoint", str(tmp_path / "saved"), "--stop-at", str(stop_at))
-        printed, final = run(tmp_path, processes, *folder)
+        printed, final = run(tmp_path, processes, *folder, "--stop-at", str(stop_at))
         assert f"8 devices of {processes} processes" in printed
         assert HELD.search(printed).group(1) == f"{held:,}"
         losses += list(final["losses"])
@@ -58,6 +57,12 @@ def test_the_same_run_in_any_number_of_processes(tmp_path):
     # The sums are in the order of gloo; measured: 2e-7 and 7e-7.
     np.testing.assert_allclose(losses, expected["losses"], rtol=0, atol=5e-7)
     assert farthest(final, expected) <= 2e-6
+
+    # Another seed would be tested on images of the first one's training set.
+    command = [sys.executable, str(EXAMPLE), "--steps", str(STEPS), "--seed", "1", *folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "expected the settings of this run" in done.stderr
 
 
 @pytest.mark.parametrize("signalled", ["a process", "the starter"])
