@@ -378,7 +378,7 @@ def test_gradients_that_were_summed_already():
     )
     [batch] = batches(1)
     with pytest.raises(ValueError, match=r'bias: .*jax.lax.pcast\(params, .data., to="varying"\)'):
-        of_loss()(params, batch)
+        jax.eval_shape(of_loss(), params, batch)
     # Where JAX does not track that, it does not sum either.
     grads = jax.jit(of_loss(check_vma=False))(params, batch)
     expected = jax.grad(loss)(values(), batch)
@@ -401,7 +401,7 @@ def test_gradients_that_were_summed_over_one_of_two_axes(over, varying):
     grads_of = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(both)), out_specs=specs)
     [other] = {"data", "replica"} - {varying}
     with pytest.raises(ValueError, match=rf"bias: .*one that was summed over {other} already"):
-        grads_of(params, batches(1)[0])
+        jax.eval_shape(grads_of, params, batches(1)[0])
 
 
 def test_shardings_of_gradients():
