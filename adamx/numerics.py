@@ -210,9 +210,10 @@ def safe_sqrt(x: chex.ArrayDevice) -> chex.ArrayDevice:
 def _safe_sqrt_jvp(
     primals: tuple[chex.ArrayDevice], tangents: tuple[chex.ArrayDevice]
 ) -> tuple[chex.ArrayDevice, chex.ArrayDevice]:
-    root = safe_sqrt(*primals)
-    zero = root == 0
-    return root, jnp.where(zero, 0, tangents[0] / (2 * jnp.where(zero, 1, root)))
+    # The root of a number that is not 0, so that derivatives of this rule are finite, too.
+    zero = primals[0] == 0
+    root = jnp.sqrt(jnp.where(zero, 1, primals[0]))
+    return jnp.where(zero, 0, root), jnp.where(zero, 0, tangents[0] / (2 * root))
 
 
 def step(

@@ -103,6 +103,38 @@ def test_by_hyperparameters(mode):
     np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-8)  # 4e-5 measured
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_second_derivative_through_scan(options):
+    """By the learning rate and b2, in a loop of steps that one parameter has no gradient in."""
+
+    def final(hyper):
+        tx = adamx.adam(hyper[0], b2=hyper[1], eps=EPS, **options)
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = tx.update(params * jnp.array([1.0, 0.0], hyper.dtype), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        params = jnp.array([1.0, 0.5], hyper.dtype)
+        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), None, 3)
+        return jnp.sum(params**2)
+
+    hyper = np.array([0.1, 0.95])
+    found = [
+        mode(jnp.asarray(hyper, "float32"))
+        for mode in (
+            jax.hessian(final),
+            jax.jacrev(jax.jacrev(final)),
+            jax.jacfwd(jax.jacfwd(final)),
+        )
+    ]
+    with jax.enable_x64(True):
+        gradient = jax.jit(jax.grad(final))
+        exact = [(gradient(hyper + h) - gradient(hyper - h)) / 2e-5 for h in np.eye(2) * 1e-5]
+    for hessian in found:
+        np.testing.assert_allclose(hessian, exact, rtol=2e-6, atol=6e-5)  # 4.4e-5 measured
+
+
 def test_second_derivative_is_finite():
     tx = adamx.adam(0.1, eps=EPS)
     hessian = jax.hessian(lambda x: loss_after_two_steps(tx, x, jnp.asarray(DATA, "float32")))
