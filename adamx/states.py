@@ -22,6 +22,7 @@ _COUNTERS = {
     "MultiStepsState": "gradient_step",
     "ConditionallyTransformState": "step",
     "ConditionallyMaskState": "step",
+    "AddNoiseState": "count",
     "StochasticRoundState": "count",
 }
 

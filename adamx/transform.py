@@ -103,7 +103,9 @@ def scale_by_adam(
       nesterov: Nesterov's look ahead in place of the first moment (Dozat 2016, algorithm 2 in
         Optax's form). Only with convention "optax": NAdam in Keras and torch differs from it.
       amsgrad: divide by the largest second moment so far (Reddi et al. 2018).
-      convention: whose Adam, see the table.
+      convention: whose Adam, see the table. Not so for complex parameters: torch steps their real
+        and imaginary parts apart, each with a second moment of its own, as the transformation does
+        within `optax.contrib.split_real_and_imaginary`.
 
     Returns:
       A transformation. `init(params)` takes a tree of floating-point or complex arrays and Python

@@ -45,6 +45,14 @@ def test_a_fresh_state_goes_on_where_the_old_one_was(holder):
         chex.assert_trees_all_equal(found, expected)
 
 
+def test_annealed_noise_goes_on():
+    """Its strength is that of the step; its key is not in the arrays."""
+    tx = optax.chain(optax.add_noise(0.1, 0.55, jax.random.key(0)), adamx.adam(1e-3))
+    state = trained(tx)
+    restored = adamx.from_numpy(tx.init(PARAMS), adamx.to_numpy(state))
+    assert restored[0].count == state[0].count == 4
+
+
 def test_order():
     """Keras's: count, every mu, every nu, every maximum; leaves in tree order."""
     state = trained(HOLDERS["amsgrad"])

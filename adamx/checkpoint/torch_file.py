@@ -43,6 +43,8 @@ def write_torch(
     With `drain`, `checkpoint` loses its arrays, so that transposing takes no more memory.
     """
     torch = require("torch", "a .pt file")
+    for name, array in checkpoint.mu.items():
+        _check_real(f"mu/{name}", array)
     if template is None:
         left = [f"params/{name}" for name in checkpoint.params] + list(checkpoint.extra)
         torch.save(_state_dict_alone(checkpoint, order, drain), path)
@@ -165,6 +167,10 @@ def _read(
     state_dict = next(iter(found.values()))
     size = path.stat().st_size
     groups, positions = _groups(state_dict)
+    if "amsgrad" not in groups[0]:  # RAdam's state looks like Adam's
+        raise CheckpointError(
+            f"param_groups: expected those of Adam or AdamW, found {listed(map(str, groups[0]))}"
+        )
     config = config or _config(groups)
     state = state_dict["state"]
     moments: dict[int, dict[str, np.ndarray]] = {}
@@ -247,10 +253,6 @@ def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _config(groups: Sequence[Mapping[str, Any]]) -> AdamConfig:
     otherwise = "To go on with other hyperparameters, give config="
-    if "amsgrad" not in groups[0]:
-        raise CheckpointError(
-            f"param_groups: expected those of Adam or AdamW, found {listed(map(str, groups[0]))}"
-        )
     try:
         plain = [{k: _plain(v) for k, v in _hyperparameters(group).items()} for group in groups]
         configs = [AdamConfig.from_torch(group) for group in plain]
@@ -281,11 +283,22 @@ def _entry(position: int, entry: Any, size: int) -> tuple[int, dict[str, np.ndar
     if not isinstance(step, int | float):
         step = _array(f"{where}/step", step, size)
     count = whole_number(f"{where}/step", np.asarray(step))
-    return count, {
+    moments = {
         field: _array(f"{where}/{key}", entry[key], size)
         for key, field in _KEYS.items()
         if key in entry
     }
+    for field, array in moments.items():
+        _check_real(f"{where}/{field}", array)
+    return count, moments
+
+
+def _check_real(where: str, array: np.ndarray) -> None:
+    if np.iscomplexobj(array):
+        raise CheckpointError(
+            f"{where}: expected real numbers, found {array.dtype}: torch has a second moment for "
+            "the real and the imaginary part of each, adamx one for both"
+        )
 
 
 def _array(where: str, tensor: Any, size: int) -> np.ndarray:

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 
+import jax.numpy as jnp
 import pytest
 
-from adamx.checkpoint import CheckpointError, load, save, torch_linear
+import adamx
+from adamx.checkpoint import Checkpoint, CheckpointError, load, save, torch_linear
 from adamx.config import AdamConfig
 from tests.golden.make_checkpoints import Torch
 from tests.live.resuming import (
@@ -229,6 +231,35 @@ def test_from_keras_refuses_what_torch_cannot_express(tmp_path):
     with pytest.raises(CheckpointError, match=r"^decay: "):
         save(tmp_path / "a.pt", dataclasses.replace(checkpoint, config=config))
     assert not list(tmp_path.iterdir())
+
+
+def test_complex_moments(tmp_path):
+    """Torch has two second moments for each, adamx one: neither is taken for the other."""
+    parameter = torch.nn.Parameter(torch.tensor([1 + 2j, 3 - 1j]))
+    optimizer = torch.optim.Adam([parameter])
+    parameter.grad = torch.tensor([1 + 0j, 2 + 0j])  # so that all imaginary parts are zero
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "theirs.pt")
+    with pytest.raises(CheckpointError, match=r"state/0/mu: expected real numbers"):
+        load(tmp_path / "theirs.pt")
+    params = {"w": jnp.ones(2, jnp.complex64)}
+    state, config = adamx.adam(1e-3).init(params), AdamConfig(convention="torch")
+    checkpoint = Checkpoint.from_state(params, state, config)
+    with pytest.raises(CheckpointError, match=r"mu/w: expected real numbers"):
+        save(tmp_path / "ours.pt", checkpoint)
+    assert not (tmp_path / "ours.pt").exists()
+
+
+def test_the_state_of_radam(tmp_path):
+    """It has the names of Adam's, and is that of another algorithm whatever `config` says."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.RAdam([parameter])
+    parameter.grad = torch.ones(2)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "radam.pt")
+    for config in (None, AdamConfig(convention="torch")):
+        with pytest.raises(CheckpointError, match="expected those of Adam or AdamW, found lr"):
+            load(tmp_path / "radam.pt", config=config)
 
 
 def test_amsgrad_for_keras():
