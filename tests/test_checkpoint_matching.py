@@ -1,16 +1,19 @@
 """What goes where: by names, by an order, by shapes that leave no doubt; and never by a guess."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import adamx
 from adamx import AdamConfig
 from adamx.checkpoint import Checkpoint, CheckpointError, torch_linear
+from adamx.checkpoint.fitting import fitted
 
 SHAPES = {"in.weight": (4, 3), "in.bias": (4,), "out.weight": (4, 4), "out.bias": (4,)}
 
@@ -184,6 +187,66 @@ def test_torch_linear_leaves_the_rest_alone():
 def test_wrong_orders(order, error, message):
     with pytest.raises(error, match=message):
         restored(checkpoint_of(SHAPES), KERNELS, order=order, transform=torch_linear)
+
+
+def test_weights_of_a_file_that_does_not_link_them():
+    """The optimizer's variables are numbered in an order of its own, the weights have names."""
+    square = {"0": (4, 4), "1": (4, 4)}
+    weights = {"body": np.full((4, 4), 7.0), "head": np.full((4, 4), 8.0)}
+    checkpoint = checkpoint_of(square, framework="tf_keras", params=weights)
+    tree = tree_of({"b/w": (4, 4), "h/w": (4, 4)})
+    head_first = ["h/w", "b/w"]
+    assert restored(checkpoint, {"b/w": (4, 4), "h/w": (4, 4)}, order=head_first) == {
+        "b/w": 2,
+        "h/w": 1,
+    }
+    with pytest.raises(CheckpointError, match=r"order: expected a mapping such as {'body': path"):
+        checkpoint.params_like(tree, order=head_first)
+    # One mapping may speak of both.
+    pairs = {"0": "h/w", "1": "b/w", "body": "b/w", "head": "h/w"}
+    found = checkpoint.params_like(tree, order=pairs)
+    assert (float(found["b"]["w"][0, 0]), float(found["h"]["w"][0, 0])) == (7, 8)
+    assert restored(checkpoint, {"b/w": (4, 4), "h/w": (4, 4)}, order=pairs) == {
+        "b/w": 2,
+        "h/w": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("order", "error", "message"),
+    [
+        ({"0": "a"}, CheckpointError, "order: 0: not in the file, which has in.weight"),
+        ({"in.bias": 0}, TypeError, "order: expected names and paths, found 'in.bias': 0"),
+        ({"in.bias": "in/bias"}, CheckpointError, "in.weight: in the file, but not in the tree"),
+        (
+            dict.fromkeys(SHAPES, "in/bias"),
+            CheckpointError,
+            "in/bias: expected one variable, found both in.weight and out.bias",
+        ),
+    ],
+)
+def test_wrong_mappings(order, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        checkpoint_of(SHAPES).restore(tree_of(NAMED), order=order)
+
+
+def test_flax_nnx():
+    """Its states have each array under `value`; that is no name, nor a role of its own."""
+    model = nnx.state(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.Param)
+    from_keras = checkpoint_of({"kernel": (4, 4), "bias": (4,)}, framework="keras3")
+    _, state = from_keras.restore(model)
+    assert float(state[0].mu["kernel"].get_value()[0, 0]) == 1
+    square = {"weight": (4, 4), "bias": (4,)}
+    from_torch, order = checkpoint_of(square), ["kernel/value", "bias/value"]
+    with pytest.raises(CheckpointError, match=r"kernel/value: weight .*: give a transform"):
+        from_torch.restore(model, order=order)
+    stairs = np.arange(16, dtype=np.float32).reshape(4, 4)
+    from_torch = checkpoint_of(square, mu={"weight": stairs, "bias": stairs[0]})
+    _, state = from_torch.restore(model, order=order, transform=torch_linear)
+    np.testing.assert_array_equal(state[0].mu["kernel"].get_value(), stairs.T)
+    back = Checkpoint.from_state(model, state, from_torch.config)
+    with pytest.raises(CheckpointError, match="kernel/value: expected a transform"):
+        fitted(back, from_torch, ["bias", "weight"])
 
 
 def with_hole():

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from adamx.checkpoint.files import CheckpointError
-from adamx.checkpoint.matching import assign, by_name, precision_problems
-from adamx.checkpoint.record import Checkpoint, Framework
+from adamx.checkpoint.matching import assign, by_name, check_pairs, precision_problems, role
+from adamx.checkpoint.record import Checkpoint, Framework, Order
 
 __all__ = ["fitted", "in_layout"]
 
@@ -23,8 +23,8 @@ def in_layout(
     same; anything else of two dimensions or more is an error. `name` is Keras's name of the
     variable. How arrays of a JAX program are laid out is for its author to say, by a transform.
     """
-    source, role = checkpoint.framework, name.rpartition("/")[2]
-    is_kernel = role == "kernel" and array.ndim >= 2
+    source = checkpoint.framework
+    is_kernel = role(name) == "kernel" and array.ndim >= 2
     if is_kernel and source == "jax" and target == "torch" and not checkpoint.transformed:
         raise CheckpointError(
             f"{name}: expected a transform, since torch's weights are transposed against the "
@@ -32,7 +32,7 @@ def in_layout(
             "lambda path, array: array if yours are not"
         )
     crosses = "jax" not in (source, target) and (source == "torch") != (target == "torch")
-    if not crosses or array.ndim < 2 or role == "embeddings":
+    if not crosses or array.ndim < 2 or role(name) == "embeddings":
         return array
     if array.ndim > 2 or not is_kernel:
         raise CheckpointError(
@@ -44,14 +44,15 @@ def in_layout(
 
 
 def fitted(
-    checkpoint: Checkpoint, target: Checkpoint, order: Sequence[str] | None = None
+    checkpoint: Checkpoint, target: Checkpoint, order: Order | None = None
 ) -> tuple[Checkpoint, list[str]]:
     """`checkpoint` with the names, layouts and dtypes of `target`'s variables.
 
     Args:
       checkpoint: gives the values.
       target: of the file that is to hold them.
-      order: the names in `target` of the checkpoint's weights or variables, in their order; None
+      order: the names in `target` of the checkpoint's weights or variables, in their order; or a
+        mapping from names in `target`, of weights and variables, to those in the checkpoint; None
         where they are called the same.
 
     Returns:
@@ -69,17 +70,24 @@ def fitted(
         return in_layout(array, keras_name, checkpoint, target.framework)
 
     given: dict[str, str] = {}
-    if order is not None:
-        given = checkpoint.ordered(order, checkpoint.params or checkpoint.mu)
+    given_weights: dict[str, str] = {}
+    if isinstance(order, Mapping):
+        check_pairs(order, [*target.names, *target.params])
+        given = {name: path for path, name in order.items() if path in target.mu}
+        given_weights = {name: path for path, name in order.items() if path in target.params}
+    elif order is not None:
+        given = given_weights = checkpoint.ordered(order, checkpoint.params or checkpoint.mu)
     moments = _assigned(checkpoint.mu, target.mu, given, carried, ())
     weights: dict[str, str] = {}
     left = [f"params/{name}" for name in checkpoint.params]
     if target.params:
         if not checkpoint.params:
             raise CheckpointError("params: the checkpoint holds no weights, the file has some")
-        order_of_weights = {name: path for path, name in moments.items()} | given
+        order_of_weights = {name: path for path, name in moments.items()} | given_weights
         untrained = [name for name in checkpoint.params if name not in checkpoint.mu]
-        has_own = any(name.endswith(_TORCHS_OWN) for name in [*checkpoint.params, *given.values()])
+        has_own = any(
+            name.endswith(_TORCHS_OWN) for name in [*checkpoint.params, *given_weights.values()]
+        )
         keeps = () if has_own else (_TORCHS_OWN,)
         wanted = {p: a for p, a in target.params.items() if not p.endswith(keeps)}
         weights = _assigned(checkpoint.params, wanted, order_of_weights, carried, untrained)

@@ -1,7 +1,7 @@
 """Which format a file is in, and reading and writing it."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,7 +15,7 @@ from adamx.checkpoint.keras_archive import (
     write_weights,
 )
 from adamx.checkpoint.keras_h5 import is_whole_model, read_h5, write_h5
-from adamx.checkpoint.record import Checkpoint
+from adamx.checkpoint.record import Checkpoint, Order
 from adamx.checkpoint.torch_file import LEGACY_SIGNATURE, read_torch, write_torch
 from adamx.checks import check_choice
 from adamx.config import AdamConfig
@@ -33,7 +33,7 @@ _READERS: dict[str, Callable[[Path, AdamConfig | None, Progress | None], Checkpo
     "weights.h5": read_weights,
 }
 _Writer = Callable[
-    [Path, Checkpoint, Path, Sequence[str] | None, Progress | None],
+    [Path, Checkpoint, Path, Order | None, Progress | None],
     list[str],
 ]
 _KERAS_WRITERS: dict[str, _Writer] = {
@@ -96,7 +96,7 @@ def save(
     *,
     format: Format | None = None,
     template: str | os.PathLike[str] | None = None,
-    order: Sequence[str] | None = None,
+    order: Order | None = None,
     progress: Progress | None = None,
 ) -> tuple[str, ...]:
     """Write an optimizer state to a file. A crash leaves the file as it was.
@@ -110,7 +110,8 @@ def save(
         own order and names. Needed for Keras. For torch, None writes an optimizer's state dict,
         with the variables in the order of the model's weights; adamx's own format takes none.
       order: the file's names of the checkpoint's `params`, in their order, where they differ; or of
-        those of `names`.
+        those of `names`. Or, with a template, a mapping from its names, of weights and of the
+        optimizer's variables, to those of the checkpoint.
       progress: called with the number of bytes just written.
 
     Between Keras and torch, the kernels of dense layers are transposed.
@@ -131,7 +132,7 @@ def write(
     checkpoint: Checkpoint,
     format: Format | None,
     template: str | os.PathLike[str] | None,
-    order: Sequence[str] | None,
+    order: Order | None,
     progress: Progress | None,
     *,
     drain: bool = False,

@@ -6,7 +6,7 @@ import json
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +28,7 @@ from adamx.checkpoint.keras_state import (
     unpack,
 )
 from adamx.checkpoint.large_member import large_member
-from adamx.checkpoint.record import Checkpoint
+from adamx.checkpoint.record import Checkpoint, Order
 from adamx.config import AdamConfig
 from adamx.keras_config import Generation
 
@@ -121,7 +121,7 @@ def write_archive(
     path: Path,
     checkpoint: Checkpoint,
     template: Path,
-    order: Sequence[str] | None,
+    order: Order | None,
     progress: Progress | None,
 ) -> list[str]:
     """Write a copy of a `.keras` file with the values of `checkpoint`; return what was left out."""
@@ -152,7 +152,7 @@ def write_weights(
     path: Path,
     checkpoint: Checkpoint,
     template: Path,
-    order: Sequence[str] | None,
+    order: Order | None,
     progress: Progress | None,
 ) -> list[str]:
     """Write a copy of a `.weights.h5` file with the values of `checkpoint`."""

@@ -21,7 +21,7 @@ from adamx.checkpoint.keras_state import (
     pack,
     unpack,
 )
-from adamx.checkpoint.record import Checkpoint
+from adamx.checkpoint.record import Checkpoint, Order
 from adamx.config import AdamConfig
 from adamx.keras_config import Generation, told_generation
 
@@ -88,7 +88,7 @@ def write_h5(
     path: Path,
     checkpoint: Checkpoint,
     template: Path,
-    order: Sequence[str] | None,
+    order: Order | None,
     progress: Progress | None,
 ) -> list[str]:
     """Write a copy of a whole model's file with the values of `checkpoint`."""

@@ -8,7 +8,16 @@ import numpy as np
 from adamx.checkpoint.files import CheckpointError
 from adamx.checks import listed
 
-__all__ = ["Shape", "assign", "by_name", "check_order", "precision_problems", "transposes"]
+__all__ = [
+    "Shape",
+    "assign",
+    "by_name",
+    "check_order",
+    "check_pairs",
+    "precision_problems",
+    "role",
+    "transposes",
+]
 
 Shape = tuple[int, ...]
 
@@ -17,7 +26,7 @@ _TRANSPOSED = {"kernel", "weight"}
 
 def transposes(name: str, other: str, shape: Shape) -> bool:
     """Whether one is called `kernel` (Keras, Flax) and the other `weight` (torch): a transpose."""
-    ends = {_parts(name)[-1], _parts(other)[-1]}
+    ends = {role(name), role(other)}
     return ends == _TRANSPOSED and len(shape) >= 2
 
 
@@ -35,6 +44,17 @@ def check_order(order: object, lengths: Collection[int], of: str) -> list[str]:
         counts = " or ".join(map(str, sorted(set(lengths))))
         raise CheckpointError(f"order: expected {counts} paths, one for {of}; found {len(paths)}")
     return paths
+
+
+def check_pairs(order: Mapping[str, str], known: Collection[str]) -> None:
+    """Raise unless `order` is of names in a file, which are `known`, to paths."""
+    for name, path in order.items():
+        if not isinstance(name, str) or not isinstance(path, str):
+            raise TypeError(f"order: expected names and paths, found {name!r}: {path!r}")
+    if unknown := [name for name in order if name not in known]:
+        raise CheckpointError(
+            f"order: {listed(unknown)}: not in the file, which has {listed(known, most=1000)}"
+        )
 
 
 def assign(
@@ -76,13 +96,17 @@ def assign(
     if not order and found and wanted and silent:
         fitting = required if len(required) == len(wanted) else found
         order = _by_shape(fitting, wanted, shape_at, sides)
-    names = {path: name for name, path in order.items() if name in found and path in wanted}
+    pairs = [(name, path) for name, path in order.items() if name in found and path in wanted]
+    names = {path: name for name, path in pairs}
     absent = {tuple(_parts(name)): what for name, what in (known or {}).items()}
     problems = [
         f"{path}: {absent.get(tuple(_parts(path))) or f'not in the {source}'}"
         for path in wanted
         if path not in names
     ]
+    for name, path in pairs:
+        if names[path] != name:
+            problems.append(f"{path}: expected one variable, found both {name} and {names[path]}")
     for name in found:
         if order.get(name) not in wanted and name not in optional:
             called = f" (as {order[name]})" if order.get(name, name) != name else ""
@@ -146,7 +170,14 @@ def _split(names: Collection[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _parts(name: str) -> list[str]:
-    return name.replace(".", "/").split("/")
+    """The parts of a name, without the `value` under which Flax NNX has an array of its states."""
+    parts = name.replace(".", "/").split("/")
+    return parts[:-1] if len(parts) > 1 and parts[-1] == "value" else parts
+
+
+def role(name: str) -> str:
+    """What a layer calls the array: `kernel`, `bias`, `weight`, ..."""
+    return _parts(name)[-1]
 
 
 def _common(names: Sequence[tuple[str, ...]]) -> int:
@@ -195,7 +226,11 @@ def _by_shape(
 def _advice(sides: tuple[str, str]) -> str:
     source, target = sides
     names = "paths" if target == "tree" else "names"
-    return f"give order=[the {target}'s {names} in the {source}'s order]"
+    keys, values = (target, source) if target == "other file" else (source, target)
+    return (
+        f"give order=[the {target}'s {names} in the {source}'s order], or a mapping from the names "
+        f"in the {keys} to those in the {values}"
+    )
 
 
 def _ambiguous(

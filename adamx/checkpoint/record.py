@@ -16,7 +16,9 @@ from adamx.checkpoint.files import CheckpointError
 from adamx.checkpoint.matching import (
     assign,
     check_order,
+    check_pairs,
     precision_problems,
+    role,
     transposes,
 )
 from adamx.checkpoint.trees import (
@@ -32,10 +34,10 @@ from adamx.rounding import StochasticRoundState
 from adamx.states import named_arrays
 from adamx.weights import from_numpy, to_numpy
 
-__all__ = ["Checkpoint", "Framework"]
+__all__ = ["Checkpoint", "Framework", "Order"]
 
 Framework = Literal["tf1", "tf_keras_legacy", "tf_keras", "keras3", "torch", "jax"]
-Order = Sequence[str]
+Order = Sequence[str] | Mapping[str, str]
 
 _MOMENTS = ("mu", "nu", "nu_max")
 
@@ -212,7 +214,8 @@ class Checkpoint:
           params: the tree of parameters to train; its shapes and dtypes count, not its values. A
             leaf that is None is not trained.
           order: the tree's paths in the order of `names`, where names differ. Where `names` has
-            some without moments, they may be left out, or not.
+            some without moments, they may be left out, or not. Or a mapping from the file's names
+            to paths, in which those of other weights may stand, too.
           transform: called with a path of the tree and each array that goes there, to change its
             layout; `torch_linear` is one.
           transformation: a transformation to go on with that holds an Adam and perhaps more than
@@ -266,7 +269,8 @@ class Checkpoint:
           params: the tree, of arrays or `jax.ShapeDtypeStruct`. Variables that have no moments
             (frozen layers, statistics of batch normalisation) may be left out of it.
           order: the tree's paths in the order of `names`, as in `restore`; or for all of the file's
-            weights, if there are more, in that of `self.params`.
+            weights, if there are more, in that of `self.params`. Or a mapping from the file's names
+            to paths: needed if `names` are only numbers, which do not tell the weights' order.
           transform: as in `restore`.
 
         Returns:
@@ -320,6 +324,11 @@ class Checkpoint:
         chosen = next(choice for choice in choices if len(choice) == len(paths))
         return dict(zip(chosen, paths, strict=True))
 
+    def _is_unlinked(self, order: Order) -> bool:
+        """Whether as many paths could be of the variables or of the weights, in other orders."""
+        anonymous = not self.is_named and not all(name in self.params for name in self.names)
+        return anonymous and len(order) in (len(self.names), len(self.mu))
+
     def _assigned(
         self,
         leaves: Mapping[str, Any],
@@ -330,11 +339,22 @@ class Checkpoint:
         optional: Collection[str],
     ) -> dict[str, str]:
         """By path of the tree, the name of the one of `arrays` that goes there."""
-        given = None if order is None else self.ordered(order, arrays)
+        given: Mapping[str, str] | None = None
+        if isinstance(order, Mapping):
+            check_pairs(order, [*self.names, *self.params])
+            given = order
+        elif order is not None and arrays is self.params and self._is_unlinked(order):
+            raise CheckpointError(
+                f"order: expected a mapping such as {{{next(iter(arrays))!r}: path, ...}}, since "
+                "the file does not tell in which order its optimizer has the weights "
+                f"{listed(arrays, most=1000)}"
+            )
+        elif order is not None:
+            given = self.ordered(order, arrays)
 
         def fault(name: str, path: str) -> str | None:
-            shape, role = arrays[name].shape, path.rpartition("/")[2]
-            from_torch = self.framework == "torch" and role not in AS_IN_TORCH
+            shape = arrays[name].shape
+            from_torch = self.framework == "torch" and role(path) not in AS_IN_TORCH
             from_keras = self.framework != "torch" and transposes(name, path, shape)
             if transform is not None or len(shape) < 2 or not (from_torch or from_keras):
                 return None

@@ -12,7 +12,7 @@ import numpy as np
 from adamx.checkpoint.files import CheckpointError, Progress, naming_file, require
 from adamx.checkpoint.fitting import fitted, in_layout
 from adamx.checkpoint.keras_state import convention_hint, whole_number
-from adamx.checkpoint.record import Checkpoint
+from adamx.checkpoint.record import Checkpoint, Order
 from adamx.checkpoint.torch_checks import LEGACY_SIGNATURE, check_file, verify_members
 from adamx.checkpoint.torch_saved import model_and_names, optimizers, tensors
 from adamx.checks import listed
@@ -35,7 +35,7 @@ def write_torch(
     path: Path,
     checkpoint: Checkpoint,
     template: Path | None,
-    order: Sequence[str] | None,
+    order: Order | None,
     drain: bool = False,
 ) -> list[str]:
     """Write an optimizer's state dict, or a copy of a template with the values of `checkpoint`.
@@ -84,9 +84,7 @@ _HINTS = {
 }
 
 
-def _state_dict_alone(
-    checkpoint: Checkpoint, order: Sequence[str] | None, drain: bool
-) -> dict[str, Any]:
+def _state_dict_alone(checkpoint: Checkpoint, order: Order | None, drain: bool) -> dict[str, Any]:
     """What `torch.optim.Adam.load_state_dict` takes, in the order of the model's weights."""
     names = checkpoint.names
     if checkpoint.framework not in ("torch", "jax"):  # tf1's variables are sorted by name

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from adamx.checkpoint.files import CheckpointError
+from adamx.checkpoint.matching import role
 from adamx.checks import path_name
 
 __all__ = ["AS_IN_TORCH", "Transform", "leaves_of", "on_host", "torch_linear", "transformed"]
@@ -23,7 +24,7 @@ def torch_linear(path: str, array: np.ndarray) -> np.ndarray:
     """The transform between `torch.nn.Linear.weight` (out, in) and a kernel (in, out); either way.
 
     Args:
-      path: of the parameter in the tree, such as `hidden/kernel`.
+      path: of the parameter in the tree, such as `hidden/kernel`, or of NNX `hidden/kernel/value`.
       array: a weight or a moment.
 
     Returns:
@@ -34,10 +35,9 @@ def torch_linear(path: str, array: np.ndarray) -> np.ndarray:
       CheckpointError: anything else, such as the kernel of a convolution. How its axes stand
         depends on the layer; give a transform of your own.
     """
-    role = path.rpartition("/")[2]
-    if array.ndim < 2 or role in AS_IN_TORCH:
+    if array.ndim < 2 or role(path) in AS_IN_TORCH:
         return array
-    if array.ndim > 2 or role != "kernel":
+    if array.ndim > 2 or role(path) != "kernel":
         raise CheckpointError(
             f"{path}: expected a kernel of 2 dimensions, found shape {array.shape}; give a "
             "transform of your own, such as numpy.transpose by path"

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import adamx
@@ -231,6 +232,40 @@ def test_from_keras_refuses_what_torch_cannot_express(tmp_path):
     with pytest.raises(CheckpointError, match=r"^decay: "):
         save(tmp_path / "a.pt", dataclasses.replace(checkpoint, config=config))
     assert not list(tmp_path.iterdir())
+
+
+def test_groups_in_an_order_of_their_own(tmp_path):
+    """The head's group first, and one shape: a mapping says what is what, there and back."""
+    body, head = (torch.nn.Linear(3, 3, bias=False) for _ in range(2))
+    model = torch.nn.Sequential(body, torch.nn.Tanh(), head)
+    optimizer = torch.optim.Adam([{"params": [head.weight]}, {"params": [body.weight]}])
+    model(torch.ones(5, 3)).square().sum().backward()
+    optimizer.step()
+    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(saved, tmp_path / "theirs.pt")
+    theirs = load(tmp_path / "theirs.pt")
+    like = {name: {"kernel": jnp.zeros((3, 3))} for name in ("body", "head")}
+    order = {"0": "head/kernel", "1": "body/kernel"}
+    order |= {"0.weight": "body/kernel", "2.weight": "head/kernel"}
+    params = theirs.params_like(like, order=order, transform=torch_linear)
+    _, state = theirs.restore(params, order=order, transform=torch_linear)
+    moments = adamx.to_numpy(state)
+    for name, layer in {"body": body, "head": head}.items():
+        weight, moment = layer.weight, optimizer.state[layer.weight]["exp_avg"]
+        np.testing.assert_array_equal(params[name]["kernel"].T, weight.detach().numpy())
+        np.testing.assert_array_equal(moments[f"mu/{name}/kernel"].T, moment.numpy())
+
+    ours = Checkpoint.from_state(params, state, theirs.config, transform=torch_linear)
+    for unclear in (None, ["0.weight", "2.weight"], ["1", "0"]):
+        with pytest.raises(CheckpointError, match="or a mapping from the names in the other file"):
+            save(tmp_path / "ours.pt", ours, template=tmp_path / "theirs.pt", order=unclear)
+    save(tmp_path / "ours.pt", ours, template=tmp_path / "theirs.pt", order=order)
+    again = torch.load(tmp_path / "ours.pt", weights_only=True)
+    for name, tensor in saved["model"].items():
+        assert torch.equal(again["model"][name], tensor)
+    for position, entry in saved["optimizer"]["state"].items():
+        for key, tensor in entry.items():
+            assert torch.equal(again["optimizer"]["state"][position][key], tensor)
 
 
 def test_complex_moments(tmp_path):
