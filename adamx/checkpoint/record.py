@@ -132,7 +132,7 @@ class Checkpoint:
         state: optax.OptState,
         config: AdamConfig,
         *,
-        order: Order | None = None,
+        order: Sequence[str] | None = None,
         transform: Transform | None = None,
     ) -> Self:
         """The checkpoint of a run in JAX.

@@ -1,13 +1,15 @@
-"""What is looked at in a file of `torch.save` before torch opens it."""
+"""What is looked at in a file of `torch.save`, most of it before torch opens it."""
 
 import io
 from pathlib import Path
+
+import numpy as np
 
 from adamx.checkpoint.archive import SIGNATURE, Member, content, members, verify
 from adamx.checkpoint.files import Account, CheckpointError
 from adamx.checkpoint.torch_pickle import check_pickle
 
-__all__ = ["LEGACY_SIGNATURE", "check_file", "verify_members"]
+__all__ = ["LEGACY_SIGNATURE", "check_file", "check_real", "verify_members"]
 
 # The magic number with which torch.save began before it wrote archives, pickled.
 LEGACY_SIGNATURE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -66,3 +68,12 @@ def verify_members(path: Path) -> None:
 def _last(member: Member) -> str:
     """The last part of the name; torch's loader does not tell cases apart."""
     return member.name.lower().rpartition("/")[2]
+
+
+def check_real(where: str, array: np.ndarray) -> None:
+    """Refuse complex moments, which torch and adamx keep in different ways."""
+    if np.iscomplexobj(array):
+        raise CheckpointError(
+            f"{where}: expected real numbers, found {array.dtype}: torch has a second moment for "
+            "the real and the imaginary part of each, adamx one for both"
+        )

@@ -13,7 +13,7 @@ from adamx.checkpoint.files import CheckpointError, Progress, naming_file, requi
 from adamx.checkpoint.fitting import fitted, in_layout
 from adamx.checkpoint.keras_state import convention_hint, whole_number
 from adamx.checkpoint.record import Checkpoint, Order
-from adamx.checkpoint.torch_checks import LEGACY_SIGNATURE, check_file, verify_members
+from adamx.checkpoint.torch_checks import LEGACY_SIGNATURE, check_file, check_real, verify_members
 from adamx.checkpoint.torch_saved import model_and_names, optimizers, tensors
 from adamx.checks import listed
 from adamx.config import AdamConfig
@@ -44,7 +44,7 @@ def write_torch(
     """
     torch = require("torch", "a .pt file")
     for name, array in checkpoint.mu.items():
-        _check_real(f"mu/{name}", array)
+        check_real(f"mu/{name}", array)
     if template is None:
         left = [f"params/{name}" for name in checkpoint.params] + list(checkpoint.extra)
         torch.save(_state_dict_alone(checkpoint, order, drain), path)
@@ -287,16 +287,8 @@ def _entry(position: int, entry: Any, size: int) -> tuple[int, dict[str, np.ndar
         if key in entry
     }
     for field, array in moments.items():
-        _check_real(f"{where}/{field}", array)
+        check_real(f"{where}/{field}", array)
     return count, moments
-
-
-def _check_real(where: str, array: np.ndarray) -> None:
-    if np.iscomplexobj(array):
-        raise CheckpointError(
-            f"{where}: expected real numbers, found {array.dtype}: torch has a second moment for "
-            "the real and the imaginary part of each, adamx one for both"
-        )
 
 
 def _array(where: str, tensor: Any, size: int) -> np.ndarray:
