@@ -1,160 +1,37 @@
 """The optimizer's state split over eight devices (ZeRO, stage 1), and what a step then costs."""
 
-import functools
-import io
 import re
 from collections import Counter
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding
 
 import adamx
+from tests.sharded_runs import (
+    DIVIDED,
+    SHAPES,
+    TRANSFORMATIONS,
+    P,
+    alone,
+    batches,
+    bytes_per_device,
+    data_mesh,
+    farthest,
+    on_mesh,
+    split_run,
+    two_axes,
+    values,
+)
 
 PROMOTES = True  # schedules of Optax do
 
-P = PartitionSpec
 COLLECTIVE = re.compile(
     r"= (.+?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
 )
-WIDTH, BATCH = 64, 128
-
-# No dimension of "odd" is divided by 8, 4 or 2; a scalar has none.
-SHAPES = {"first": (WIDTH, 96), "bias": (96,), "last": (96, 24), "odd": (5, 3), "scale": ()}
-DIVIDED = {"first", "bias", "last"}
-
-
-def labels(params):
-    return {name: "adam" if name in DIVIDED else "frozen" for name in params}
-
-
-def masked(params):
-    return {name: name != "bias" for name in params}
-
-
-TRANSFORMATIONS: dict[str, Any] = {
-    "adam": adamx.adam(1e-2),
-    "adamw": adamx.adamw(1e-2, mask=masked),
-    "amsgrad": adamx.adam(1e-2, amsgrad=True),
-    "keras": adamx.AdamConfig(learning_rate=1e-2, convention="keras").transformation(),
-    "chain": optax.chain(
-        optax.clip_by_global_norm(1.0), adamx.adam(optax.cosine_decay_schedule(1e-2, 10))
-    ),
-    "partition": optax.partition({"adam": adamx.adam(1e-2), "frozen": optax.set_to_zero()}, labels),
-    "masked": optax.masked(adamx.adam(1e-2), masked),
-    "inject": optax.inject_hyperparams(adamx.adam)(learning_rate=1e-2),
-    "multi_steps": optax.MultiSteps(adamx.adam(1e-2), 1).gradient_transformation(),
-    "if_finite": optax.apply_if_finite(adamx.adam(1e-2), 3),
-    "nonnegative": optax.chain(adamx.adam(1e-2), optax.keep_params_nonnegative()),
-    "optax": optax.adam(1e-2),
-    "fused": adamx.fused_adam(1e-2),
-    "fused_amsgrad": adamx.fused_adamw(1e-2, amsgrad=True, clip_global_norm=1.0),
-}
-
-
-def loss(params, batch):
-    """A network in which every parameter has a gradient."""
-    x = jnp.tanh(batch @ params["first"] + params["bias"][None])
-    return jnp.mean((x @ params["last"]) ** 2 * params["scale"]) + jnp.sum(params["odd"] ** 2)
-
-
-def values(seed=0):
-    rng = np.random.default_rng(seed)
-    return {k: np.asarray(rng.standard_normal(s) / 3, np.float32) for k, s in SHAPES.items()}
-
-
-def batches(count):
-    rng = np.random.default_rng(1)
-    return [np.asarray(rng.standard_normal((BATCH, WIDTH)), np.float32) for _ in range(count)]
-
-
-def data_mesh(kind=AxisType.Auto):
-    return jax.make_mesh((8,), ("data",), axis_types=(kind,))
-
-
-def two_axes(kind=AxisType.Auto):
-    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
-
-
-def on_mesh(mesh: Mesh, params):
-    """The parameters, replicated over "data" and, where there is one, split over "model"."""
-    specs = dict.fromkeys(params, P())
-    if mesh.axis_types[-1] == AxisType.Explicit and "model" in mesh.axis_names:
-        specs["last"] = P(None, "model")
-    elif "model" in mesh.axis_names:
-        specs |= {"first": P(None, "model"), "bias": P("model"), "last": P("model")}
-    shardings = {k: NamedSharding(mesh, spec) for k, spec in specs.items()}
-    return jax.tree.map(jax.device_put, params, shardings), shardings
-
-
-def apply(tx, grads, state, params):
-    """One step of a transformation or of a fused optimizer."""
-    if isinstance(tx, adamx.FusedOptimizer):
-        return tx.step(grads, state, params)
-    updates, state = tx.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
-
-
-def value_and_scattered_grads(mesh: Mesh, shardings):
-    """The gradients by `jax.shard_map` and `adamx.reduce_scatter`."""
-
-    def local(params, batch):
-        params = jax.lax.pcast(params, "data", to="varying")
-        value, grads = jax.value_and_grad(loss)(params, batch)
-        return jax.lax.pmean(value, "data"), adamx.reduce_scatter(grads, shardings, "data")
-
-    specs = jax.tree.map(lambda s: s.spec, shardings)
-    return jax.shard_map(local, mesh=mesh, in_specs=(P(), P("data")), out_specs=(P(), specs))
-
-
-def split_run(tx, mesh: Mesh, *, scattered=False):
-    """The compiled step on `mesh`, and the parameters and the state that it begins with."""
-    params, param_shardings = on_mesh(mesh, values())
-    shardings = adamx.zero_sharding(params, mesh, "data", transformation=tx)
-    state = jax.jit(tx.init, out_shardings=shardings)(params)
-    of_loss = jax.value_and_grad(loss)
-    if scattered:
-        of_loss = value_and_scattered_grads(mesh, adamx.zero_sharding(params, mesh, "data"))
-
-    def step(params, state, batch):
-        value, grads = of_loss(params, batch)
-        return *apply(tx, grads, state, params), value
-
-    replicated = NamedSharding(mesh, P())
-    jitted = jax.jit(
-        step, out_shardings=(param_shardings, shardings, replicated), donate_argnums=(0, 1)
-    )
-    batch = jax.ShapeDtypeStruct(
-        (BATCH, WIDTH), jnp.float32, sharding=NamedSharding(mesh, P("data"))
-    )
-    return jitted.lower(params, state, batch).compile(), params, state
-
-
-def bytes_per_device(state):
-    held = Counter()
-    for leaf in jax.tree.leaves(state):
-        for shard in leaf.addressable_shards:
-            held[shard.device.id] += shard.data.nbytes
-    return held
-
-
-def alone(tx, count):
-    """The parameters after `count` steps on one device."""
-    params = jax.tree.map(jnp.asarray, values())
-    state = tx.init(params)
-
-    @jax.jit
-    def step(params, state, batch):
-        return apply(tx, jax.grad(loss)(params, batch), state, params)
-
-    for batch in batches(count):
-        params, state = step(params, state, batch)
-    return params, state
-
 
 RUNS = [
     *((name, data_mesh, AxisType.Auto) for name in TRANSFORMATIONS),
@@ -184,16 +61,6 @@ def test_moments_are_split_and_the_run_is_the_same(name, make_mesh, kind):
     assert farthest(state, state_alone) <= 3e-6
     moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), params, values())
     assert max(moved.values()) > 0.04
-
-
-def farthest(tree, other):
-    """The largest difference in any leaf, in parts of the leaf's largest entry."""
-
-    def of(x, y):
-        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        return np.max(np.abs(x - y)) / max(np.max(np.abs(y)), 1e-300)
-
-    return max(jax.tree.leaves(jax.tree.map(of, tree, other)))
 
 
 def collectives(text):
@@ -361,154 +228,6 @@ def test_arrays_go_out_and_come_back_split():
     for mine, other, sharding in rows:
         np.testing.assert_array_equal(mine, other)
         assert mine.sharding.is_equivalent_to(sharding, mine.ndim)
-
-
-def test_gradients_that_were_summed_already():
-    """By JAX, for parameters that do not vary: the sum of sums would be eight times the mean."""
-    mesh = data_mesh()
-    params, _ = on_mesh(mesh, values())
-    shardings = adamx.zero_sharding(params, mesh, "data")
-
-    def local(params, batch):
-        return adamx.reduce_scatter(jax.grad(loss)(params, batch), shardings, "data")
-
-    specs = jax.tree.map(lambda s: s.spec, shardings)
-    of_loss = functools.partial(
-        jax.shard_map, local, mesh=mesh, in_specs=(P(), P("data")), out_specs=specs
-    )
-    [batch] = batches(1)
-    with pytest.raises(ValueError, match=r'bias: .*jax.lax.pcast\(params, .data., to="varying"\)'):
-        jax.eval_shape(of_loss(), params, batch)
-    # Where JAX does not track that, it does not sum either.
-    grads = jax.jit(of_loss(check_vma=False))(params, batch)
-    expected = jax.grad(loss)(values(), batch)
-    assert farthest(grads, expected) <= 1e-6
-
-
-@pytest.mark.parametrize("varying", ["data", "replica"])
-@pytest.mark.parametrize("over", [("replica", "data"), "data", "replica"])
-def test_gradients_that_were_summed_over_one_of_two_axes(over, varying):
-    mesh = jax.make_mesh((2, 4), ("replica", "data"), axis_types=(AxisType.Auto,) * 2)
-    params, _ = on_mesh(mesh, values())
-    shardings = adamx.zero_sharding(params, mesh, over)
-    both = ("replica", "data")
-
-    def local(params, batch):
-        params = jax.lax.pcast(params, varying, to="varying")
-        return adamx.reduce_scatter(jax.grad(loss)(params, batch), shardings, both)
-
-    specs = jax.tree.map(lambda s: s.spec, shardings)
-    grads_of = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(both)), out_specs=specs)
-    [other] = {"data", "replica"} - {varying}
-    with pytest.raises(ValueError, match=rf"bias: .*one that was summed over {other} already"):
-        jax.eval_shape(grads_of, params, batches(1)[0])
-
-
-def test_shardings_of_gradients():
-    """None where there is no gradient; a clear error for what is no sharding of a gradient."""
-    mesh, w = data_mesh(), np.ones((8, 8), np.float32)
-    given = {"v": NamedSharding(mesh, P()), "w": NamedSharding(mesh, P("data"))}
-
-    def scattered(w, shardings):
-        def local(w):
-            return adamx.reduce_scatter({"v": None, "w": w}, shardings, "data")["w"]
-
-        return jax.shard_map(local, mesh=mesh, in_specs=P("data"), out_specs=P("data"))(w)
-
-    # Each device's gradient is its row; the mean of all, of which each device gets one column.
-    rows = np.arange(64, dtype=np.float32).reshape(8, 8)
-    columns = given | {"w": NamedSharding(mesh, P(None, "data"))}
-    np.testing.assert_array_equal(scattered(rows, columns)[:, 0], rows.mean(axis=0))
-    with pytest.raises(TypeError, match=r"shardings: w: expected a NamedSharding.*found P"):
-        scattered(w, given | {"w": P("data")})
-    with pytest.raises(ValueError, match=r"shardings: expected the structure .*'v'.*'w'"):
-        scattered(w, {"w": given["w"]})
-
-
-@pytest.mark.parametrize("over", [("replica", "data"), "data", "replica"])
-@pytest.mark.parametrize("split", [None, "data", ("data", "replica")])
-def test_a_batch_over_two_axes(over, split):
-    """Moments split over both, over one, or as the parameter is: the mean is over the batch."""
-    mesh = jax.make_mesh((2, 4), ("replica", "data"), axis_types=(AxisType.Auto,) * 2)
-    both = ("replica", "data")
-    params, _ = on_mesh(mesh, values())
-    like = dict(params)
-    if split is not None:  # moments that lie so, of a parameter that each device has whole
-        sharding = NamedSharding(mesh, P(None, split))
-        like["last"] = jax.ShapeDtypeStruct(SHAPES["last"], jnp.float32, sharding=sharding)
-    shardings = adamx.zero_sharding(like, mesh, over)
-
-    def local(params, batch):
-        params = jax.lax.pcast(params, both, to="varying")
-        return adamx.reduce_scatter(jax.grad(loss)(params, batch), shardings, both)
-
-    specs = jax.tree.map(lambda s: s.spec, shardings)
-    grads_of = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(both)), out_specs=specs)
-    [batch] = batches(1)
-    grads = jax.jit(grads_of)(params, batch)
-    for name, g in grads.items():
-        assert g.shape == SHAPES[name]
-        assert g.sharding.is_equivalent_to(shardings[name], g.ndim)
-    assert farthest(grads, jax.grad(loss)(values(), batch)) <= 1e-6
-
-
-def printed(*args):
-    out = io.StringIO()
-    adamx.describe_sharding(*args, file=out)
-    return out.getvalue()
-
-
-def test_description_of_a_state():
-    tx = adamx.scale_by_adam(mu_dtype=jnp.bfloat16)
-    _, _, state = split_run(optax.chain(tx), data_mesh())
-    assert (
-        printed(state)
-        == """\
-leaf        array            split over  bytes per device
-0/count     int32[]          replicated                 4
-0/mu/bias   bfloat16[96]     data                      24
-0/mu/first  bfloat16[64,96]  -, data                1,536
-0/mu/last   bfloat16[96,24]  data                     576
-0/mu/odd    bfloat16[5,3]    replicated                30
-0/mu/scale  bfloat16[]       replicated                 2
-0/nu/bias   float32[96]      data                      48
-0/nu/first  float32[64,96]   -, data                3,072
-0/nu/last   float32[96,24]   data                   1,152
-0/nu/odd    float32[5,3]     replicated                60
-0/nu/scale  float32[]        replicated                 4
-each device holds 6,508 bytes of 51,364; replicated are 100 of them (1.5%)
-"""
-    )
-    assert set(bytes_per_device(state).values()) == {6508}
-    assert sum(leaf.nbytes for leaf in jax.tree.leaves(state)) == 51364
-
-
-def test_description_of_arrays_elsewhere(capsys):
-    """Split in part, on one device, without a device; to standard output."""
-    mesh = two_axes()
-    place = NamedSharding(mesh, P(None, "model"))
-    adamx.describe_sharding(
-        {"a": jax.device_put(jnp.ones((4, 2)), place), "b": jnp.ones(3), "c": np.ones(2), "d": 1.0}
-    )
-    assert (
-        capsys.readouterr().out
-        == """\
-leaf  array         split over  bytes per device
-a     float32[4,2]  -, model                  16
-b     float32[3]    one device                12
-c     float64[2]    replicated                16
-d     float32[]     replicated                 4
-each device holds 48 bytes of 64; replicated are 20 of them (41.7%)
-"""
-    )
-
-
-def test_description_of_copies_of_parts_and_of_shapes_alone():
-    """Split over one of two axes is not replicated; without a sharding a leaf is."""
-    shapes = {"w": jax.ShapeDtypeStruct((8, 3), jnp.float32)}
-    split = adamx.zero_sharding(shapes, two_axes(), "data")
-    assert printed(shapes, split).endswith("24 bytes of 96; replicated are 0 of them (0.0%)\n")
-    assert printed(shapes).endswith("96 bytes of 96; replicated are 96 of them (100.0%)\n")
 
 
 def test_bad_input():

@@ -1,0 +1,110 @@
+"""Gradients that are averaged over the devices, each of which gets the part that it updates."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+
+import adamx
+from tests.sharded_runs import (
+    SHAPES,
+    P,
+    batches,
+    data_mesh,
+    farthest,
+    loss,
+    on_mesh,
+    values,
+)
+
+
+def test_gradients_that_were_summed_already():
+    """By JAX, for parameters that do not vary: the sum of sums would be eight times the mean."""
+    mesh = data_mesh()
+    params, _ = on_mesh(mesh, values())
+    shardings = adamx.zero_sharding(params, mesh, "data")
+
+    def local(params, batch):
+        return adamx.reduce_scatter(jax.grad(loss)(params, batch), shardings, "data")
+
+    specs = jax.tree.map(lambda s: s.spec, shardings)
+    of_loss = functools.partial(
+        jax.shard_map, local, mesh=mesh, in_specs=(P(), P("data")), out_specs=specs
+    )
+    [batch] = batches(1)
+    with pytest.raises(ValueError, match=r'bias: .*jax.lax.pcast\(params, .data., to="varying"\)'):
+        jax.eval_shape(of_loss(), params, batch)
+    # Where JAX does not track that, it does not sum either.
+    grads = jax.jit(of_loss(check_vma=False))(params, batch)
+    expected = jax.grad(loss)(values(), batch)
+    assert farthest(grads, expected) <= 1e-6
+
+
+@pytest.mark.parametrize("varying", ["data", "replica"])
+@pytest.mark.parametrize("over", [("replica", "data"), "data", "replica"])
+def test_gradients_that_were_summed_over_one_of_two_axes(over, varying):
+    mesh = jax.make_mesh((2, 4), ("replica", "data"), axis_types=(AxisType.Auto,) * 2)
+    params, _ = on_mesh(mesh, values())
+    shardings = adamx.zero_sharding(params, mesh, over)
+    both = ("replica", "data")
+
+    def local(params, batch):
+        params = jax.lax.pcast(params, varying, to="varying")
+        return adamx.reduce_scatter(jax.grad(loss)(params, batch), shardings, both)
+
+    specs = jax.tree.map(lambda s: s.spec, shardings)
+    grads_of = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(both)), out_specs=specs)
+    [other] = {"data", "replica"} - {varying}
+    with pytest.raises(ValueError, match=rf"bias: .*one that was summed over {other} already"):
+        jax.eval_shape(grads_of, params, batches(1)[0])
+
+
+def test_shardings_of_gradients():
+    """None where there is no gradient; a clear error for what is no sharding of a gradient."""
+    mesh, w = data_mesh(), np.ones((8, 8), np.float32)
+    given = {"v": NamedSharding(mesh, P()), "w": NamedSharding(mesh, P("data"))}
+
+    def scattered(w, shardings):
+        def local(w):
+            return adamx.reduce_scatter({"v": None, "w": w}, shardings, "data")["w"]
+
+        return jax.shard_map(local, mesh=mesh, in_specs=P("data"), out_specs=P("data"))(w)
+
+    # Each device's gradient is its row; the mean of all, of which each device gets one column.
+    rows = np.arange(64, dtype=np.float32).reshape(8, 8)
+    columns = given | {"w": NamedSharding(mesh, P(None, "data"))}
+    np.testing.assert_array_equal(scattered(rows, columns)[:, 0], rows.mean(axis=0))
+    with pytest.raises(TypeError, match=r"shardings: w: expected a NamedSharding.*found P"):
+        scattered(w, given | {"w": P("data")})
+    with pytest.raises(ValueError, match=r"shardings: expected the structure .*'v'.*'w'"):
+        scattered(w, {"w": given["w"]})
+
+
+@pytest.mark.parametrize("over", [("replica", "data"), "data", "replica"])
+@pytest.mark.parametrize("split", [None, "data", ("data", "replica")])
+def test_a_batch_over_two_axes(over, split):
+    """Moments split over both, over one, or as the parameter is: the mean is over the batch."""
+    mesh = jax.make_mesh((2, 4), ("replica", "data"), axis_types=(AxisType.Auto,) * 2)
+    both = ("replica", "data")
+    params, _ = on_mesh(mesh, values())
+    like = dict(params)
+    if split is not None:  # moments that lie so, of a parameter that each device has whole
+        sharding = NamedSharding(mesh, P(None, split))
+        like["last"] = jax.ShapeDtypeStruct(SHAPES["last"], jnp.float32, sharding=sharding)
+    shardings = adamx.zero_sharding(like, mesh, over)
+
+    def local(params, batch):
+        params = jax.lax.pcast(params, both, to="varying")
+        return adamx.reduce_scatter(jax.grad(loss)(params, batch), shardings, both)
+
+    specs = jax.tree.map(lambda s: s.spec, shardings)
+    grads_of = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(both)), out_specs=specs)
+    [batch] = batches(1)
+    grads = jax.jit(grads_of)(params, batch)
+    for name, g in grads.items():
+        assert g.shape == SHAPES[name]
+        assert g.sharding.is_equivalent_to(shardings[name], g.ndim)
+    assert farthest(grads, jax.grad(loss)(values(), batch)) <= 1e-6
