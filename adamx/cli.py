@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adamx.base.checks import listed
 from adamx.checkpoint import FORMATS, Checkpoint, CheckpointError, load
 from adamx.checkpoint.comparing import brought, differences, measured
 from adamx.checkpoint.formats import write
-from adamx.checks import listed
 from adamx.cli_output import (
     counted,
     effective,

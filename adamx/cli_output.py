@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from adamx.base.checks import listed
 from adamx.checkpoint.files import Progress
-from adamx.checks import listed
 from adamx.config import AdamConfig
 from adamx.keras_schedules import KerasSchedule
 

@@ -11,9 +11,9 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adamx.checks import check_choice, check_number, check_positive, listed
+from adamx.base.checks import check_choice, check_number, check_positive, listed
+from adamx.base.numerics import CONVENTIONS, Convention, is_number
 from adamx.keras_config import Generation, fields_from_keras, keras_from_fields
-from adamx.numerics import CONVENTIONS, Convention, is_number
 from adamx.parts import clip_each_norm, clip_values, torch_weight_decay
 from adamx.schedules import inverse_time_decay
 from adamx.transform import scale_by_adam

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.checks import (
+from adamx.base.checks import (
     check_gradients,
     check_learning_rate,
     check_number,
@@ -19,8 +19,8 @@ from adamx.checks import (
     explain_renamed_arguments,
     is_none,
 )
+from adamx.base.numerics import Convention, Hyperparameters, coefficients, is_number, real_scalar
 from adamx.moments import open_packed, open_separate
-from adamx.numerics import Convention, Hyperparameters, coefficients, is_number, real_scalar
 from adamx.packed import PackedAdamState, PackedAmsgradState, packed_state
 from adamx.transform import AdamState, AmsgradState, scale_by_adam
 from adamx.whole_step import Numbers, Place, Plan, WeightDecay, whole_step

@@ -9,6 +9,7 @@ import optax
 from jax.core import Tracer
 
 from adamx import weights as adam_weights
+from adamx.base.numerics import is_number
 from adamx.config import AdamConfig
 from adamx.keras_arguments import checked, unknown_argument
 from adamx.keras_step import (
@@ -25,7 +26,6 @@ from adamx.keras_step import (
     step,
     with_numbers,
 )
-from adamx.numerics import is_number
 from adamx.transform import AdamState
 
 __all__ = ["Adam"]

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from adamx.checks import check_number
-from adamx.numerics import is_number
+from adamx.base.checks import check_number
+from adamx.base.numerics import is_number
 
 __all__ = ["checked", "unknown_argument"]
 

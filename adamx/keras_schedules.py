@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.numerics import is_number
+from adamx.base.numerics import is_number
 
 __all__ = ["KerasSchedule"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adamx.checks import check_params, listed, path_name
+from adamx.base.checks import check_params, listed, path_name
 from adamx.config import AdamConfig
 
 __all__ = [

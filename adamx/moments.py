@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamx.checks import leaf_name
+from adamx.base.checks import leaf_name
 from adamx.packed import packed_spans
 
 __all__ = ["Moments", "open_packed", "open_separate"]

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adamx.checks import check_params, leaf_name
-from adamx.numerics import compute_dtype, first_moment_dtype, second_moment_dtype
+from adamx.base.checks import check_params, leaf_name
+from adamx.base.numerics import compute_dtype, first_moment_dtype, second_moment_dtype
 from adamx.transform import AdamState, AmsgradState
 
 __all__ = [

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.checks import is_none, path_name
-from adamx.numerics import compute_dtype
+from adamx.base.checks import is_none, path_name
+from adamx.base.numerics import compute_dtype
 
 __all__ = ["clip_each_norm", "clip_values", "torch_weight_decay"]
 

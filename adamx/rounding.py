@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.checks import check_gradients, is_none
+from adamx.base.checks import check_gradients, is_none
 
 __all__ = [
     "StochasticRoundState",

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamx.checks import check_number
+from adamx.base.checks import check_number
 
 __all__ = ["inverse_time_decay"]
 

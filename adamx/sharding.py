@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from adamx.checks import is_none, leaf_name, listed, path_name
+from adamx.base.checks import is_none, leaf_name, listed, path_name
 from adamx.packed import PackedAdamState, PackedAmsgradState
 
 __all__ = ["describe_sharding", "reduce_scatter", "zero_sharding"]

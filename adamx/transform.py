@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx import numerics
-from adamx.checks import (
+from adamx.base import numerics
+from adamx.base.checks import (
     check_choice,
     check_dtype,
     check_gradients,
@@ -22,7 +22,7 @@ from adamx.checks import (
     explain_renamed_arguments,
     is_none,
 )
-from adamx.numerics import (
+from adamx.base.numerics import (
     CONVENTIONS,
     Coefficients,
     Convention,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.checks import listed
+from adamx.base.checks import listed
 from adamx.states import named_arrays, replace_arrays
 
 __all__ = ["from_numpy", "get_weights", "set_weights", "to_numpy"]

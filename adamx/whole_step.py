@@ -18,8 +18,9 @@ import optax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from adamx import native, numerics
-from adamx.numerics import CONVENTIONS, Convention, by_parts, complex_dtype, compute_dtype
+from adamx import native
+from adamx.base import numerics
+from adamx.base.numerics import CONVENTIONS, Convention, by_parts, complex_dtype, compute_dtype
 
 __all__ = ["DECAYS", "Numbers", "Place", "Plan", "WeightDecay", "whole_step"]
 

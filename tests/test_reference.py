@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import adamx
-from adamx import numerics
+from adamx.base import numerics
 from tests import reference
 
 VARIANTS = [

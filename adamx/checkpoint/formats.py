@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
+from adamx.base.checks import check_choice
 from adamx.checkpoint.adamx_file import read_adamx, write_adamx
 from adamx.checkpoint.files import CheckpointError, Progress, naming_file, replacing
 from adamx.checkpoint.hdf5 import SIGNATURE, Reader
@@ -17,7 +18,6 @@ from adamx.checkpoint.keras_archive import (
 from adamx.checkpoint.keras_h5 import is_whole_model, read_h5, write_h5
 from adamx.checkpoint.record import Checkpoint, Order
 from adamx.checkpoint.torch_file import LEGACY_SIGNATURE, read_torch, write_torch
-from adamx.checks import check_choice
 from adamx.config import AdamConfig
 
 __all__ = ["FORMATS", "Format", "load", "save", "write"]

@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
+from adamx.base.checks import listed
 from adamx.checkpoint.files import CheckpointError
-from adamx.checks import listed
 
 __all__ = [
     "Shape",

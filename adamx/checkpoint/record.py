@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adamx.base.checks import listed, path_name
 from adamx.checkpoint.files import CheckpointError
 from adamx.checkpoint.matching import (
     assign,
@@ -28,7 +29,6 @@ from adamx.checkpoint.trees import (
     on_host,
     transformed,
 )
-from adamx.checks import listed, path_name
 from adamx.config import AdamConfig
 from adamx.rounding import StochasticRoundState
 from adamx.states import named_arrays

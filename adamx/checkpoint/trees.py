@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import optax
 
+from adamx.base.checks import path_name
 from adamx.checkpoint.files import CheckpointError
 from adamx.checkpoint.matching import role
-from adamx.checks import path_name
 
 __all__ = ["AS_IN_TORCH", "Transform", "leaves_of", "on_host", "torch_linear", "transformed"]
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.numerics import is_number
+from adamx.base.numerics import is_number
 
 __all__ = [
     "check_choice",

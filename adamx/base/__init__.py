@@ -1,0 +1,1 @@
+"""Adam on one array, and the checks and trees that every other room uses."""
