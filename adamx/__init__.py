@@ -4,10 +4,10 @@ from adamx import checkpoint, keras, native
 from adamx.config import AdamConfig
 from adamx.fused import FusedOptimizer, fused_adam, fused_adamw
 from adamx.packed import PackedAdamState, PackedAmsgradState, pack, unpack
-from adamx.rounding import StochasticRoundState, stochastic_round
-from adamx.schedules import inverse_time_decay
 from adamx.sharding import describe_sharding, reduce_scatter, zero_sharding
-from adamx.transform import AdamState, AmsgradState, adam, adamw, scale_by_adam
+from adamx.transforms.adam import AdamState, AmsgradState, adam, adamw, scale_by_adam
+from adamx.transforms.rounding import StochasticRoundState, stochastic_round
+from adamx.transforms.schedules import inverse_time_decay
 from adamx.weights import from_numpy, get_weights, set_weights, to_numpy
 
 __all__ = [

@@ -22,7 +22,7 @@ from adamx.base.checks import (
 from adamx.base.numerics import Convention, Hyperparameters, coefficients, is_number, real_scalar
 from adamx.moments import open_packed, open_separate
 from adamx.packed import PackedAdamState, PackedAmsgradState, packed_state
-from adamx.transform import AdamState, AmsgradState, scale_by_adam
+from adamx.transforms.adam import AdamState, AmsgradState, scale_by_adam
 from adamx.whole_step import Numbers, Place, Plan, WeightDecay, whole_step
 
 __all__ = ["FusedOptimizer", "fused_adam", "fused_adamw"]

@@ -26,7 +26,7 @@ from adamx.keras_step import (
     step,
     with_numbers,
 )
-from adamx.transform import AdamState
+from adamx.transforms.adam import AdamState
 
 __all__ = ["Adam"]
 

@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from adamx.base.checks import check_params, leaf_name
 from adamx.base.numerics import compute_dtype, first_moment_dtype, second_moment_dtype
-from adamx.transform import AdamState, AmsgradState
+from adamx.transforms.adam import AdamState, AmsgradState
 
 __all__ = [
     "PackedAdamState",

@@ -9,7 +9,7 @@ import optax
 from jax.core import Tracer
 
 from adamx.base.checks import path_name
-from adamx.transform import AdamState, AmsgradState
+from adamx.transforms.adam import AdamState, AmsgradState
 
 __all__ = ["named_arrays", "replace_arrays"]
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from adamx import AdamConfig
-from adamx.parts import clip_each_norm
+from adamx.transforms.foreign import clip_each_norm
 from tests.test_golden import CLOSE, OUTER, TIGHT, check, recorded
 
 PROMOTES = True  # Optax's clipping does

@@ -30,8 +30,8 @@ from adamx.checkpoint.trees import (
     transformed,
 )
 from adamx.config import AdamConfig
-from adamx.rounding import StochasticRoundState
 from adamx.states import named_arrays
+from adamx.transforms.rounding import StochasticRoundState
 from adamx.weights import from_numpy, to_numpy
 
 __all__ = ["Checkpoint", "Framework", "Order"]

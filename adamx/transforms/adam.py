@@ -33,7 +33,7 @@ from adamx.base.numerics import (
     first_moment_dtype,
     second_moment_dtype,
 )
-from adamx.rounding import check_key, fold_in, key_data, leaf_keys, round_at_random
+from adamx.transforms.rounding import check_key, fold_in, key_data, leaf_keys, round_at_random
 
 __all__ = ["AdamState", "AmsgradState", "adam", "adamw", "scale_by_adam"]
 

@@ -1,0 +1,1 @@
+"""Adam and its neighbours as Optax transformations and schedules."""
