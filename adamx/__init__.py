@@ -2,8 +2,8 @@
 
 from adamx import checkpoint, keras, native
 from adamx.config import AdamConfig
-from adamx.fused import FusedOptimizer, fused_adam, fused_adamw
-from adamx.packed import PackedAdamState, PackedAmsgradState, pack, unpack
+from adamx.fused.optimizer import FusedOptimizer, fused_adam, fused_adamw
+from adamx.fused.packed import PackedAdamState, PackedAmsgradState, pack, unpack
 from adamx.sharding import describe_sharding, reduce_scatter, zero_sharding
 from adamx.transforms.adam import AdamState, AmsgradState, adam, adamw, scale_by_adam
 from adamx.transforms.rounding import StochasticRoundState, stochastic_round

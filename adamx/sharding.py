@@ -12,7 +12,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from adamx.base.checks import is_none, leaf_name, listed, path_name
-from adamx.packed import PackedAdamState, PackedAmsgradState
+from adamx.fused.packed import PackedAdamState, PackedAmsgradState
 
 __all__ = ["describe_sharding", "reduce_scatter", "zero_sharding"]
 

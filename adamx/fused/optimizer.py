@@ -20,10 +20,10 @@ from adamx.base.checks import (
     is_none,
 )
 from adamx.base.numerics import Convention, Hyperparameters, coefficients, is_number, real_scalar
-from adamx.moments import open_packed, open_separate
-from adamx.packed import PackedAdamState, PackedAmsgradState, packed_state
+from adamx.fused.moments import open_packed, open_separate
+from adamx.fused.packed import PackedAdamState, PackedAmsgradState, packed_state
+from adamx.fused.step import Numbers, Place, Plan, WeightDecay, whole_step
 from adamx.transforms.adam import AdamState, AmsgradState, scale_by_adam
-from adamx.whole_step import Numbers, Place, Plan, WeightDecay, whole_step
 
 __all__ = ["FusedOptimizer", "fused_adam", "fused_adamw"]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from adamx.base.checks import leaf_name
-from adamx.packed import packed_spans
+from adamx.fused.packed import packed_spans
 
 __all__ = ["Moments", "open_packed", "open_separate"]
 

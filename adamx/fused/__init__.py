@@ -1,0 +1,1 @@
+"""The whole step at once: gradients in, parameters out."""
