@@ -4,11 +4,11 @@ from adamx import checkpoint, keras, native
 from adamx.config import AdamConfig
 from adamx.fused.optimizer import FusedOptimizer, fused_adam, fused_adamw
 from adamx.fused.packed import PackedAdamState, PackedAmsgradState, pack, unpack
-from adamx.sharding import describe_sharding, reduce_scatter, zero_sharding
+from adamx.state.arrays import from_numpy, get_weights, set_weights, to_numpy
+from adamx.state.sharding import describe_sharding, reduce_scatter, zero_sharding
 from adamx.transforms.adam import AdamState, AmsgradState, adam, adamw, scale_by_adam
 from adamx.transforms.rounding import StochasticRoundState, stochastic_round
 from adamx.transforms.schedules import inverse_time_decay
-from adamx.weights import from_numpy, get_weights, set_weights, to_numpy
 
 __all__ = [
     "AdamConfig",

@@ -8,7 +8,6 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adamx import weights as adam_weights
 from adamx.base.numerics import is_number
 from adamx.config import AdamConfig
 from adamx.keras_arguments import checked, unknown_argument
@@ -26,6 +25,7 @@ from adamx.keras_step import (
     step,
     with_numbers,
 )
+from adamx.state import arrays as adam_weights
 from adamx.transforms.adam import AdamState
 
 __all__ = ["Adam"]

@@ -30,9 +30,9 @@ from adamx.checkpoint.trees import (
     transformed,
 )
 from adamx.config import AdamConfig
-from adamx.states import named_arrays
+from adamx.state.arrays import from_numpy, to_numpy
+from adamx.state.find import named_arrays
 from adamx.transforms.rounding import StochasticRoundState
-from adamx.weights import from_numpy, to_numpy
 
 __all__ = ["Checkpoint", "Framework", "Order"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from adamx.base.checks import listed
-from adamx.states import named_arrays, replace_arrays
+from adamx.state.find import named_arrays, replace_arrays
 
 __all__ = ["from_numpy", "get_weights", "set_weights", "to_numpy"]
 
