@@ -1,7 +1,7 @@
 """Adam for JAX, complete."""
 
 from adamx import checkpoint, keras, native
-from adamx.config import AdamConfig
+from adamx.config.adam_config import AdamConfig
 from adamx.fused.optimizer import FusedOptimizer, fused_adam, fused_adamw
 from adamx.fused.packed import PackedAdamState, PackedAmsgradState, pack, unpack
 from adamx.state.arrays import from_numpy, get_weights, set_weights, to_numpy

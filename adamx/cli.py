@@ -29,8 +29,8 @@ from adamx.cli_output import (
     single,
     told,
 )
-from adamx.config import AdamConfig
-from adamx.keras_config import GENERATIONS
+from adamx.config.adam_config import AdamConfig
+from adamx.config.keras_config import GENERATIONS
 
 __all__ = ["main"]
 

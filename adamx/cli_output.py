@@ -10,8 +10,8 @@ import numpy as np
 
 from adamx.base.checks import listed
 from adamx.checkpoint.files import Progress
-from adamx.config import AdamConfig
-from adamx.keras_schedules import KerasSchedule
+from adamx.config.adam_config import AdamConfig
+from adamx.config.keras_schedules import KerasSchedule
 
 __all__ = [
     "counted",

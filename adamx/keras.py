@@ -9,7 +9,7 @@ import optax
 from jax.core import Tracer
 
 from adamx.base.numerics import is_number
-from adamx.config import AdamConfig
+from adamx.config.adam_config import AdamConfig
 from adamx.keras_arguments import checked, unknown_argument
 from adamx.keras_step import (
     TRACEABLE,

@@ -12,7 +12,7 @@ import optax
 from jax.core import Tracer
 
 from adamx.base.checks import check_params, listed, path_name
-from adamx.config import AdamConfig
+from adamx.config.adam_config import AdamConfig
 
 __all__ = [
     "TRACEABLE",

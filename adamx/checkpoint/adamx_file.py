@@ -20,8 +20,8 @@ from adamx.checkpoint.files import (
     require,
 )
 from adamx.checkpoint.record import Checkpoint, Framework
-from adamx.config import AdamConfig
-from adamx.keras_schedules import KerasSchedule
+from adamx.config.adam_config import AdamConfig
+from adamx.config.keras_schedules import KerasSchedule
 
 __all__ = ["read_adamx", "write_adamx"]
 

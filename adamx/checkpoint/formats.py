@@ -18,7 +18,7 @@ from adamx.checkpoint.keras_archive import (
 from adamx.checkpoint.keras_h5 import is_whole_model, read_h5, write_h5
 from adamx.checkpoint.record import Checkpoint, Order
 from adamx.checkpoint.torch_file import LEGACY_SIGNATURE, read_torch, write_torch
-from adamx.config import AdamConfig
+from adamx.config.adam_config import AdamConfig
 
 __all__ = ["FORMATS", "Format", "load", "save", "write"]
 

@@ -29,8 +29,8 @@ from adamx.checkpoint.keras_state import (
 )
 from adamx.checkpoint.large_member import large_member
 from adamx.checkpoint.record import Checkpoint, Order
-from adamx.config import AdamConfig
-from adamx.keras_config import Generation
+from adamx.config.adam_config import AdamConfig
+from adamx.config.keras_config import Generation
 
 __all__ = ["read_archive", "read_weights", "write_archive", "write_weights"]
 

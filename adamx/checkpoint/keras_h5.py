@@ -22,8 +22,8 @@ from adamx.checkpoint.keras_state import (
     unpack,
 )
 from adamx.checkpoint.record import Checkpoint, Order
-from adamx.config import AdamConfig
-from adamx.keras_config import Generation, told_generation
+from adamx.config.adam_config import AdamConfig
+from adamx.config.keras_config import Generation, told_generation
 
 __all__ = ["is_whole_model", "read_h5", "write_h5"]
 

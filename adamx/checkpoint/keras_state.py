@@ -9,9 +9,9 @@ import numpy as np
 
 from adamx.checkpoint.files import CheckpointError
 from adamx.checkpoint.record import Checkpoint, Framework
-from adamx.config import AdamConfig
-from adamx.keras_config import Generation
-from adamx.keras_schedules import KerasSchedule
+from adamx.config.adam_config import AdamConfig
+from adamx.config.keras_config import Generation
+from adamx.config.keras_schedules import KerasSchedule
 
 __all__ = [
     "Layout",

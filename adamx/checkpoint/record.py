@@ -29,7 +29,7 @@ from adamx.checkpoint.trees import (
     on_host,
     transformed,
 )
-from adamx.config import AdamConfig
+from adamx.config.adam_config import AdamConfig
 from adamx.state.arrays import from_numpy, to_numpy
 from adamx.state.find import named_arrays
 from adamx.transforms.rounding import StochasticRoundState

@@ -16,7 +16,7 @@ from adamx.checkpoint.keras_state import convention_hint, whole_number
 from adamx.checkpoint.record import Checkpoint, Order
 from adamx.checkpoint.torch_checks import LEGACY_SIGNATURE, check_file, check_real, verify_members
 from adamx.checkpoint.torch_saved import model_and_names, optimizers, tensors
-from adamx.config import AdamConfig
+from adamx.config.adam_config import AdamConfig
 
 __all__ = ["LEGACY_SIGNATURE", "read_torch", "write_torch"]
 

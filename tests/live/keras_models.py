@@ -4,7 +4,7 @@
 """
 
 from adamx.checkpoint import load, save
-from adamx.config import AdamConfig
+from adamx.config.adam_config import AdamConfig
 from tests.golden import resume_data
 from tests.golden.make_checkpoints import Keras
 from tests.live.resuming import (

@@ -9,7 +9,7 @@ import pytest
 
 import adamx
 from adamx.checkpoint import Checkpoint, CheckpointError, load, save, torch_linear
-from adamx.config import AdamConfig
+from adamx.config.adam_config import AdamConfig
 from tests.golden.make_checkpoints import Torch
 from tests.live.resuming import (
     CHECKPOINTS,

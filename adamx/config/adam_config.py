@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from adamx.base.checks import check_choice, check_number, check_positive, listed
 from adamx.base.numerics import CONVENTIONS, Convention, is_number
-from adamx.keras_config import Generation, fields_from_keras, keras_from_fields
+from adamx.config.keras_config import Generation, fields_from_keras, keras_from_fields
 from adamx.transforms.adam import scale_by_adam
 from adamx.transforms.foreign import clip_each_norm, clip_values, torch_weight_decay
 from adamx.transforms.schedules import inverse_time_decay

@@ -37,7 +37,7 @@ class KerasSchedule:
       TypeError: an argument of the wrong type.
 
     Example:
-      >>> from adamx.keras_schedules import KerasSchedule
+      >>> from adamx.config.keras_schedules import KerasSchedule
       >>> arguments = {"initial_learning_rate": 0.1, "decay_steps": 10, "decay_rate": 0.5}
       >>> schedule = KerasSchedule("ExponentialDecay", tuple(arguments.items()))
       >>> [round(float(schedule(count)), 3) for count in (0, 10, 20)]

@@ -1,0 +1,1 @@
+"""One neutral description of every framework's Adam."""
