@@ -15,8 +15,7 @@ import optax
 import pytest
 
 import adamx
-from adamx import keras_step
-from adamx.keras import Adam
+from adamx.keras import Adam, program
 from tests.golden import inputs
 from tests.keras_network import (
     EVERYTHING,
@@ -151,7 +150,7 @@ def test_one_compilation_whatever_is_set():
         return square_loss(params, x, y)
 
     optimizer, params, constraints = Adam(lr=0.01), LAYERS, {}
-    compiled = keras_step.step._cache_size()
+    compiled = program.step._cache_size()
     for t in range(500):
         if t in (100, 300):
             optimizer.lr = optimizer.lr / 2
@@ -161,7 +160,7 @@ def test_one_compilation_whatever_is_set():
         constraints = dict(reversed(list({"in/kernel": nonneg, "out/bias": nonneg}.items())))
         params = optimizer.get_updates(params, constraints, loss, X, Y)
     assert len(traces) == 1
-    assert keras_step.step._cache_size() - compiled == 1
+    assert program.step._cache_size() - compiled == 1
     other = copy.deepcopy(optimizer)
     other.get_updates(params, constraints, loss, X, Y)
     Adam().get_updates(LAYERS, constraints, loss, X, Y)
@@ -182,10 +181,10 @@ def test_one_compilation_whatever_the_arrays(kind):
         return jnp.sum(params["w"] ** 2)
 
     optimizer, params = Adam(), {"w": make()}
-    compiled = keras_step.step._cache_size()
+    compiled = program.step._cache_size()
     for t in range(3):
         params = optimizer.get_updates(params, None, loss, float(t))
-    assert (len(traces), keras_step.step._cache_size() - compiled) == (1, 1)
+    assert (len(traces), program.step._cache_size() - compiled) == (1, 1)
     assert params["w"].devices() == {jax.devices()[1 if kind == "committed" else 0]}
 
 

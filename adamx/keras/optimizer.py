@@ -10,8 +10,8 @@ from jax.core import Tracer
 
 from adamx.base.numerics import is_number
 from adamx.config.adam_config import AdamConfig
-from adamx.keras_arguments import checked, unknown_argument
-from adamx.keras_step import (
+from adamx.keras.arguments import checked, unknown_argument
+from adamx.keras.program import (
     TRACEABLE,
     Constraint,
     Loss,
@@ -75,7 +75,7 @@ class Adam:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from adamx.keras import Adam
+      >>> from adamx.keras.optimizer import Adam
       >>> optimizer = Adam(lr=0.1, clipnorm=1.0)
       >>> def loss(params, target):
       ...     return jnp.sum((params["w"] - target) ** 2)
