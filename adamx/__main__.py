@@ -2,7 +2,7 @@
 
 import sys
 
-from adamx.cli import main
+from adamx.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import adamx.cli
+import adamx.cli.main
 from adamx import AdamConfig
 from adamx.checkpoint import Checkpoint, load, save
-from adamx.cli import main
+from adamx.cli.main import main
 from tests.checkpoint_runs import CHECKPOINTS, assert_equal
 
 BFLOAT16 = np.dtype(jnp.bfloat16)
@@ -655,7 +655,7 @@ def test_interrupted(run, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(adamx.cli, "load", interrupted)
+    monkeypatch.setattr(adamx.cli.main, "load", interrupted)
     assert run("inspect", KERAS) == (130, [], [])
 
 
@@ -680,7 +680,7 @@ def test_progress_is_for_who_waits_at_a_terminal(monkeypatch, tmp_path):
         return error.getvalue()
 
     assert shown("small.safetensors", Terminal()) == ""
-    monkeypatch.setattr(adamx.cli_output, "_LARGE", 0)
+    monkeypatch.setattr(adamx.cli.output, "_LARGE", 0)
     assert shown("unseen.safetensors", io.StringIO()) == ""
     seen = shown("seen.safetensors", Terminal())
     assert "reading keras3_model.keras" in seen

@@ -17,7 +17,7 @@ from adamx.base.checks import listed
 from adamx.checkpoint import FORMATS, Checkpoint, CheckpointError, load
 from adamx.checkpoint.comparing import brought, differences, measured
 from adamx.checkpoint.formats import write
-from adamx.cli_output import (
+from adamx.cli.output import (
     counted,
     effective,
     explained,
