@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from adamx.checkpoint.files import (
+from adamx.checkpoint.checkpoint import Checkpoint, Framework
+from adamx.checkpoint.errors import (
     Account,
     CheckpointError,
     Progress,
@@ -19,7 +20,6 @@ from adamx.checkpoint.files import (
     parsed_json,
     require,
 )
-from adamx.checkpoint.record import Checkpoint, Framework
 from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_schedules import KerasSchedule
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from struct import unpack, unpack_from
 from typing import Any, BinaryIO, NamedTuple
 
-from adamx.checkpoint.files import CheckpointError
+from adamx.checkpoint.errors import CheckpointError
 
 __all__ = ["SIGNATURE", "Member", "content", "members", "stream", "verify"]
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from adamx.checkpoint.files import CheckpointError
+from adamx.checkpoint.checkpoint import Checkpoint, Framework, Order
+from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.matching import assign, by_name, check_pairs, precision_problems, role
-from adamx.checkpoint.record import Checkpoint, Framework, Order
 
 __all__ = ["fitted", "in_layout"]
 

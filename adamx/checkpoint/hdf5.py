@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from adamx.checkpoint.files import Account, CheckpointError, Progress, require
+from adamx.checkpoint.errors import Account, CheckpointError, Progress, require
 from adamx.checkpoint.hdf5_file import SIGNATURE, File, Group
 from adamx.checkpoint.hdf5_messages import BFLOAT16, Dataset
 from adamx.checkpoint.matching import precision_problems

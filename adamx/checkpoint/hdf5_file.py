@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from adamx.checkpoint.files import Account, CheckpointError
+from adamx.checkpoint.errors import Account, CheckpointError
 from adamx.checkpoint.hdf5_messages import (
     ATTRIBUTE,
     CONTINUATION,

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from adamx.checkpoint.archive import Member, content, members, stream, verify
-from adamx.checkpoint.files import Account, CheckpointError, Progress, naming_file, parsed_json
+from adamx.checkpoint.checkpoint import Checkpoint, Order
+from adamx.checkpoint.errors import Account, CheckpointError, Progress, naming_file, parsed_json
 from adamx.checkpoint.fitting import fitted
 from adamx.checkpoint.hdf5 import Reader
 from adamx.checkpoint.keras_layers import Layer, Variable, layers_in, layers_of, name_variables
@@ -28,7 +29,6 @@ from adamx.checkpoint.keras_state import (
     unpack,
 )
 from adamx.checkpoint.large_member import large_member
-from adamx.checkpoint.record import Checkpoint, Order
 from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_config import Generation
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from adamx.checkpoint.files import CheckpointError, Progress, naming_file, parsed_json
+from adamx.checkpoint.checkpoint import Checkpoint, Order
+from adamx.checkpoint.errors import CheckpointError, Progress, naming_file, parsed_json
 from adamx.checkpoint.fitting import fitted
 from adamx.checkpoint.hdf5 import Reader
 from adamx.checkpoint.keras_layers import NOT_TRAINED, layers_of
@@ -21,7 +22,6 @@ from adamx.checkpoint.keras_state import (
     pack,
     unpack,
 )
-from adamx.checkpoint.record import Checkpoint, Order
 from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_config import Generation, told_generation
 

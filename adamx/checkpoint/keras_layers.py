@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adamx.checkpoint.files import CheckpointError
+from adamx.checkpoint.errors import CheckpointError
 
 __all__ = ["NOT_TRAINED", "Layer", "Variable", "layers_in", "layers_of", "name_variables"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from adamx.base.checks import listed
-from adamx.checkpoint.files import CheckpointError
+from adamx.checkpoint.errors import CheckpointError
 
 __all__ = [
     "Shape",

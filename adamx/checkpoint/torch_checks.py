@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from adamx.checkpoint.archive import SIGNATURE, Member, content, members, verify
-from adamx.checkpoint.files import Account, CheckpointError
+from adamx.checkpoint.errors import Account, CheckpointError
 from adamx.checkpoint.torch_pickle import check_pickle
 
 __all__ = ["LEGACY_SIGNATURE", "check_file", "check_real", "verify_members"]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from struct import unpack
 from typing import Any, BinaryIO, NamedTuple
 
-from adamx.checkpoint.files import Account, CheckpointError
+from adamx.checkpoint.errors import Account, CheckpointError
 
 __all__ = ["check_pickle"]
 

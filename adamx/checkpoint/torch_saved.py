@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from adamx.checkpoint.files import CheckpointError, require
+from adamx.checkpoint.errors import CheckpointError, require
 
 __all__ = ["model_and_names", "optimizers", "tensors"]
 

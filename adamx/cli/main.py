@@ -15,8 +15,8 @@ from typing import Any
 
 from adamx.base.checks import listed
 from adamx.checkpoint import FORMATS, Checkpoint, CheckpointError, load
-from adamx.checkpoint.comparing import brought, differences, measured
-from adamx.checkpoint.formats import write
+from adamx.checkpoint.api import write
+from adamx.checkpoint.compare import brought, differences, measured
 from adamx.cli.output import (
     counted,
     effective,

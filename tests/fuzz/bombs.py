@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from adamx.checkpoint.files import plain_text
+from adamx.checkpoint.errors import plain_text
 from tests.fuzz import adamx_files, archives, pickles
 from tests.fuzz.cases import FORMATS
 

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from adamx.checkpoint.files import plain_text
+from adamx.checkpoint.errors import plain_text
 from tests.fuzz.mangling import pick
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adamx.checkpoint.files import require
+from adamx.checkpoint.errors import require
 from tests.fuzz import archives, pickles
 from tests.fuzz.mangling import mangled, pick
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.fitting import fitted
-from adamx.checkpoint.record import Checkpoint
 
 __all__ = ["brought", "differences", "measured"]
 

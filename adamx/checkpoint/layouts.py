@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from adamx.base.checks import path_name
-from adamx.checkpoint.files import CheckpointError
+from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.matching import role
 
 __all__ = ["AS_IN_TORCH", "Transform", "leaves_of", "on_host", "torch_linear", "transformed"]

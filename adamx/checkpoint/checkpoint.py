@@ -13,7 +13,14 @@ import numpy as np
 import optax
 
 from adamx.base.checks import listed, path_name
-from adamx.checkpoint.files import CheckpointError
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.layouts import (
+    AS_IN_TORCH,
+    Transform,
+    leaves_of,
+    on_host,
+    transformed,
+)
 from adamx.checkpoint.matching import (
     assign,
     check_order,
@@ -21,13 +28,6 @@ from adamx.checkpoint.matching import (
     precision_problems,
     role,
     transposes,
-)
-from adamx.checkpoint.trees import (
-    AS_IN_TORCH,
-    Transform,
-    leaves_of,
-    on_host,
-    transformed,
 )
 from adamx.config.adam_config import AdamConfig
 from adamx.state.arrays import from_numpy, to_numpy
