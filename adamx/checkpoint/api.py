@@ -9,7 +9,6 @@ from adamx.base.checks import check_choice
 from adamx.checkpoint.adamx_file import read_adamx, write_adamx
 from adamx.checkpoint.checkpoint import Checkpoint, Order
 from adamx.checkpoint.errors import CheckpointError, Progress, naming_file, replacing
-from adamx.checkpoint.hdf5 import SIGNATURE, Reader
 from adamx.checkpoint.keras_archive import (
     read_archive,
     read_weights,
@@ -18,6 +17,7 @@ from adamx.checkpoint.keras_archive import (
 )
 from adamx.checkpoint.keras_h5 import is_whole_model, read_h5, write_h5
 from adamx.checkpoint.torch_file import LEGACY_SIGNATURE, read_torch, write_torch
+from adamx.checkpoint.untrusted.hdf5 import SIGNATURE, Reader
 from adamx.config.adam_config import AdamConfig
 
 __all__ = ["FORMATS", "Format", "load", "save", "write"]

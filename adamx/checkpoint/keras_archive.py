@@ -13,11 +13,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from adamx.checkpoint.archive import Member, content, members, stream, verify
 from adamx.checkpoint.checkpoint import Checkpoint, Order
 from adamx.checkpoint.errors import Account, CheckpointError, Progress, naming_file, parsed_json
 from adamx.checkpoint.fitting import fitted
-from adamx.checkpoint.hdf5 import Reader
 from adamx.checkpoint.keras_layers import Layer, Variable, layers_in, layers_of, name_variables
 from adamx.checkpoint.keras_state import (
     Layout,
@@ -28,7 +26,9 @@ from adamx.checkpoint.keras_state import (
     pack,
     unpack,
 )
-from adamx.checkpoint.large_member import large_member
+from adamx.checkpoint.untrusted.hdf5 import Reader
+from adamx.checkpoint.untrusted.zip_reader import Member, content, members, stream, verify
+from adamx.checkpoint.writing.zip_writer import large_member
 from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_config import Generation
 

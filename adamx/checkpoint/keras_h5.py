@@ -12,7 +12,6 @@ import numpy as np
 from adamx.checkpoint.checkpoint import Checkpoint, Order
 from adamx.checkpoint.errors import CheckpointError, Progress, naming_file, parsed_json
 from adamx.checkpoint.fitting import fitted
-from adamx.checkpoint.hdf5 import Reader
 from adamx.checkpoint.keras_layers import NOT_TRAINED, layers_of
 from adamx.checkpoint.keras_state import (
     Layout,
@@ -22,6 +21,7 @@ from adamx.checkpoint.keras_state import (
     pack,
     unpack,
 )
+from adamx.checkpoint.untrusted.hdf5 import Reader
 from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_config import Generation, told_generation
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from adamx.checkpoint.archive import SIGNATURE, Member, content, members, verify
 from adamx.checkpoint.errors import Account, CheckpointError
-from adamx.checkpoint.torch_pickle import check_pickle
+from adamx.checkpoint.untrusted.pickle_scan import check_pickle
+from adamx.checkpoint.untrusted.zip_reader import SIGNATURE, Member, content, members, verify
 
 __all__ = ["LEGACY_SIGNATURE", "check_file", "check_real", "verify_members"]
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from adamx.checkpoint.errors import Account, CheckpointError
-from adamx.checkpoint.hdf5_messages import (
+from adamx.checkpoint.untrusted.hdf5_messages import (
     ATTRIBUTE,
     CONTINUATION,
     LAYOUT,

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from adamx.checkpoint.errors import Account, CheckpointError, Progress, require
-from adamx.checkpoint.hdf5_file import SIGNATURE, File, Group
-from adamx.checkpoint.hdf5_messages import BFLOAT16, Dataset
 from adamx.checkpoint.matching import precision_problems
+from adamx.checkpoint.untrusted.hdf5_file import SIGNATURE, File, Group
+from adamx.checkpoint.untrusted.hdf5_messages import BFLOAT16, Dataset
 
 __all__ = ["SIGNATURE", "Reader", "in_natural_order"]
 
