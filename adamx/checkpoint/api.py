@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from adamx.base.checks import check_choice
-from adamx.checkpoint.adamx_file import read_adamx, write_adamx
 from adamx.checkpoint.checkpoint import Checkpoint, Order
 from adamx.checkpoint.errors import CheckpointError, Progress, naming_file, replacing
-from adamx.checkpoint.keras_archive import (
+from adamx.checkpoint.formats.adamx_safetensors import read_adamx, write_adamx
+from adamx.checkpoint.formats.keras_archive import (
     read_archive,
     read_weights,
     write_archive,
     write_weights,
 )
-from adamx.checkpoint.keras_h5 import is_whole_model, read_h5, write_h5
-from adamx.checkpoint.torch_file import LEGACY_SIGNATURE, read_torch, write_torch
+from adamx.checkpoint.formats.keras_h5 import is_whole_model, read_h5, write_h5
+from adamx.checkpoint.formats.torch_save import LEGACY_SIGNATURE, read_torch, write_torch
 from adamx.checkpoint.untrusted.hdf5 import SIGNATURE, Reader
 from adamx.config.adam_config import AdamConfig
 

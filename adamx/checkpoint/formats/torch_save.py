@@ -13,9 +13,14 @@ from adamx.base.checks import listed
 from adamx.checkpoint.checkpoint import Checkpoint, Order
 from adamx.checkpoint.errors import CheckpointError, Progress, naming_file, require
 from adamx.checkpoint.fitting import fitted, in_layout
-from adamx.checkpoint.keras_state import convention_hint, whole_number
-from adamx.checkpoint.torch_checks import LEGACY_SIGNATURE, check_file, check_real, verify_members
-from adamx.checkpoint.torch_saved import model_and_names, optimizers, tensors
+from adamx.checkpoint.formats._keras_slots import convention_hint, whole_number
+from adamx.checkpoint.formats._torch_checks import (
+    LEGACY_SIGNATURE,
+    check_file,
+    check_real,
+    verify_members,
+)
+from adamx.checkpoint.formats._torch_objects import model_and_names, optimizers, tensors
 from adamx.config.adam_config import AdamConfig
 
 __all__ = ["LEGACY_SIGNATURE", "read_torch", "write_torch"]

@@ -16,8 +16,14 @@ import numpy as np
 from adamx.checkpoint.checkpoint import Checkpoint, Order
 from adamx.checkpoint.errors import Account, CheckpointError, Progress, naming_file, parsed_json
 from adamx.checkpoint.fitting import fitted
-from adamx.checkpoint.keras_layers import Layer, Variable, layers_in, layers_of, name_variables
-from adamx.checkpoint.keras_state import (
+from adamx.checkpoint.formats._keras_layers import (
+    Layer,
+    Variable,
+    layers_in,
+    layers_of,
+    name_variables,
+)
+from adamx.checkpoint.formats._keras_slots import (
     Layout,
     check_optimizer,
     config_of,

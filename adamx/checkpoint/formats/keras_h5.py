@@ -12,8 +12,8 @@ import numpy as np
 from adamx.checkpoint.checkpoint import Checkpoint, Order
 from adamx.checkpoint.errors import CheckpointError, Progress, naming_file, parsed_json
 from adamx.checkpoint.fitting import fitted
-from adamx.checkpoint.keras_layers import NOT_TRAINED, layers_of
-from adamx.checkpoint.keras_state import (
+from adamx.checkpoint.formats._keras_layers import NOT_TRAINED, layers_of
+from adamx.checkpoint.formats._keras_slots import (
     Layout,
     check_optimizer,
     config_of,
