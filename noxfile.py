@@ -104,7 +104,7 @@ def without_kernel(session: nox.Session) -> None:
     """An installation where nothing compiles, and the fused step in plain form."""
     session.install("-e", ".[test]", env={"CXX": "/bin/false"})
     session.run("python", "-c", KERNEL_IN_USE.replace("status()", "status().in_use is False"))
-    session.run("pytest", "-k", "fused or packed or native or readme", "tests", *session.posargs)
+    session.run("pytest", "tests/fused", "tests/native", "tests/test_readme.py", *session.posargs)
 
 
 @nox.session(python="3.12")
@@ -140,7 +140,7 @@ def torch(session: nox.Session) -> None:
     """The files of torch, the comparison with it, and its column in the table of accuracy."""
     session.install("-e", ".[test,examples]", TORCH)
     session.run("python", "-m", "benchmarks.accuracy")
-    session.run("pytest", "-k", "checkpoint or untrusted or cli", "tests", *session.posargs)
+    session.run("pytest", "tests/checkpoint", "tests/cli", *session.posargs)
     session.run("pytest", "-m", "live", *glob("tests/live/test_torch*.py"), *session.posargs)
     session.run("python", "examples/resume_from_torch.py", "--out", session.create_tmp())
 

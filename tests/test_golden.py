@@ -10,7 +10,7 @@ import pytest
 
 import adamx
 from tests.golden import inputs
-from tests.keras_network import max_norm_1, nonneg
+from tests.keras.keras_network import max_norm_1, nonneg
 
 TRAJECTORIES = Path(__file__).parent / "golden" / "trajectories"
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from adamx.checkpoint import load, save
-from tests.checkpoint_runs import CHECKPOINTS, assert_equal
+from tests.checkpoint.checkpoint_runs import CHECKPOINTS, assert_equal
 
 KILLS = 15
 # Saves two checkpoints in turn to the same path, until it is killed.

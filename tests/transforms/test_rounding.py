@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import adamx
 from adamx.transforms import rounding
-from tests.rounded_runs import all_numbers, apply_updates, as_bits, make_step, neighbours
+from tests.transforms.rounded_runs import all_numbers, apply_updates, as_bits, make_step, neighbours
 
 DTYPES = ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"]
 

@@ -11,7 +11,7 @@ import pytest
 import adamx
 from adamx import AdamConfig
 from adamx.checkpoint import Checkpoint, CheckpointError, load, save, torch_linear
-from tests.checkpoint_runs import (
+from tests.checkpoint.checkpoint_runs import (
     CHECKPOINTS,
     PLAIN,
     RECORDED,

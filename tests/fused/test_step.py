@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adamx
-from tests.fused_runs import Case, Pair, adam_of
+from tests.fused.fused_runs import Case, Pair, adam_of
 
 PROMOTES = True  # Optax's parts do
 

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adamx
-from tests.test_sharding import COLLECTIVES
+from tests.state.test_sharding import COLLECTIVES
 
 PROMOTES = True  # Optax's parts do
 

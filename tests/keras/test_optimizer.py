@@ -17,7 +17,7 @@ import pytest
 import adamx
 from adamx.keras import Adam, program
 from tests.golden import inputs
-from tests.keras_network import (
+from tests.keras.keras_network import (
     EVERYTHING,
     LAYERS,
     X,
@@ -266,7 +266,7 @@ import pickle, sys
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 from adamx.keras import Adam
-from tests.test_keras import train
+from tests.keras.test_optimizer import train
 with open(sys.argv[1] + "/saved.pickle", "rb") as file:
     pickled, config, weights, params = pickle.load(file)
 again = Adam.from_config(config)

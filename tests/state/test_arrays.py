@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adamx
-from tests.holders import HOLDERS, PARAMS, PATHS, SCHEDULE, trained
+from tests.state.holders import HOLDERS, PARAMS, PATHS, SCHEDULE, trained
 
 PROMOTES = True  # Optax's wrappers do
 

@@ -12,7 +12,7 @@ from adamx import AdamConfig
 from adamx.checkpoint import torch_linear
 from tests.golden import resume_data
 
-CHECKPOINTS = Path(__file__).parent / "golden" / "checkpoints"
+CHECKPOINTS = Path(__file__).parents[1] / "golden" / "checkpoints"
 
 # What a .weights.h5 file does not say.
 PLAIN = AdamConfig.from_keras({"learning_rate": 0.01}, "keras3")

@@ -17,7 +17,7 @@ import pytest
 
 pytestmark = pytest.mark.processes
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "data_parallel.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "data_parallel.py"
 STEPS = 40
 HELD = re.compile(r"each device holds ([\d,]+) bytes of ([\d,]+)")
 

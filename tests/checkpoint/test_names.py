@@ -13,8 +13,8 @@ import pytest
 import adamx
 from adamx import AdamConfig
 from adamx.checkpoint import Checkpoint, CheckpointError, load, save, torch_linear
-from tests.checkpoint_runs import CHECKPOINTS, PLAIN
-from tests.test_checkpoint_matching import checkpoint_of, restored, tree_of
+from tests.checkpoint.checkpoint_runs import CHECKPOINTS, PLAIN
+from tests.checkpoint.test_matching import checkpoint_of, restored, tree_of
 
 NEEDS_TORCH = "torch reads its own files; see the torch session"
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from adamx.keras import Adam
-from tests.keras_network import (
+from tests.keras.keras_network import (
     X,
     Y,
     assert_same,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adamx
-from tests.holders import HOLDERS, PARAMS, SCHEDULE, trained
+from tests.state.holders import HOLDERS, PARAMS, SCHEDULE, trained
 
 PROMOTES = True  # Optax's wrappers do
 

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import adamx
 from adamx.transforms import rounding
-from tests.rounded_runs import apply_updates, as_bits, make_step, neighbours
+from tests.transforms.rounded_runs import apply_updates, as_bits, make_step, neighbours
 
 # ---- How it is compiled --------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import pytest
 from adamx import AdamConfig
 from adamx.checkpoint import Checkpoint, CheckpointError, load, save
 from adamx.checkpoint.untrusted.hdf5 import Reader
-from tests.checkpoint_runs import CHECKPOINTS
+from tests.checkpoint.checkpoint_runs import CHECKPOINTS
 from tests.fuzz import adamx_files, archives, hdf5_edits, pickles, torch_files
 
 RNG = np.random.RandomState

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adamx.keras import Adam
-from tests.keras_network import LAYERS, X, Y, assert_same, nonneg, square_loss, train
+from tests.keras.keras_network import LAYERS, X, Y, assert_same, nonneg, square_loss, train
 
 
 @pytest.mark.parametrize(

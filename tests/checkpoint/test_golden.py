@@ -3,7 +3,7 @@
 import pytest
 
 from adamx.checkpoint import load
-from tests.checkpoint_runs import (
+from tests.checkpoint.checkpoint_runs import (
     CHECKPOINTS,
     RECORDED,
     difference,

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 
 import adamx
-from tests.sharded_runs import (
+from tests.state.sharded_runs import (
     SHAPES,
     P,
     batches,

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import NamedSharding
 
 import adamx
-from tests.sharded_runs import P, bytes_per_device, data_mesh, split_run, two_axes
+from tests.state.sharded_runs import P, bytes_per_device, data_mesh, split_run, two_axes
 
 
 def printed(*args):

@@ -16,7 +16,7 @@ import adamx.cli.main
 from adamx import AdamConfig
 from adamx.checkpoint import Checkpoint, load, save
 from adamx.cli.main import main
-from tests.checkpoint_runs import CHECKPOINTS, assert_equal
+from tests.checkpoint.checkpoint_runs import CHECKPOINTS, assert_equal
 
 BFLOAT16 = np.dtype(jnp.bfloat16)
 KERAS = CHECKPOINTS / "keras3_model.keras"

@@ -10,7 +10,7 @@ import pytest
 from adamx.checkpoint import CheckpointError
 from adamx.checkpoint.untrusted.hdf5 import Reader
 from adamx.checkpoint.untrusted.hdf5_messages import Dataset
-from tests.checkpoint_runs import CHECKPOINTS
+from tests.checkpoint.checkpoint_runs import CHECKPOINTS
 
 DTYPES = ("<f2", ">f4", "<f4", "<f8", ">f8", "i1", "u1", "<i2", ">i4", "<i8", ">u8", "?")
 SHAPES = ((), (3,), (2, 3), (0,), (4, 0, 2), (1,) * 20)
