@@ -154,7 +154,7 @@ def adamx_step(task: Task, packed: bool) -> Contender:
         LEARNING_RATE, B1, B2, EPS, mu_dtype=task.moments, nu_dtype=task.moments, packed=packed
     )
     params = task.params()
-    return Compiled(task, lambda p, s, g: optimizer.step(g, s, p), params, optimizer.init(params))
+    return Compiled(task, lambda p, s, g: optimizer.step(g, p, s), params, optimizer.init(params))
 
 
 def optax_adam(task: Task, tx: optax.GradientTransformation) -> Contender:

@@ -53,7 +53,7 @@ def stepping(leaves: int, rounds: int) -> float:
 
     def loop(params: Any, state: Any, grads: Any) -> Any:
         def one(_: Any, carry: Any) -> Any:
-            return optimizer.step(grads, carry[1], carry[0])
+            return optimizer.step(grads, *carry)
 
         return jax.lax.fori_loop(0, LOOP, one, (params, state))
 

@@ -34,7 +34,7 @@ def train(options: argparse.Namespace, seed: int, moments: str) -> tuple[float, 
         choose, move = jax.random.split(jax.random.fold_in(key, t))
         rows = jax.random.choice(choose, data.digits.size, (BATCH,), replace=False)
         batch = Data(shift(move, data.images[rows]), data.digits[rows])
-        return optimizer.step(jax.grad(loss)(params, batch), state, params)
+        return optimizer.step(jax.grad(loss)(params, batch), params, state)
 
     params = init_params(key)
     state = optimizer.init(params)

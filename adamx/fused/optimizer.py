@@ -19,6 +19,7 @@ from adamx.base.checks import (
     explain_renamed_arguments,
     is_none,
 )
+from adamx.base.errors import InvalidType
 from adamx.base.numerics import Convention, Hyperparameters, coefficients, is_number, real_scalar
 from adamx.fused.moments import open_packed, open_separate
 from adamx.fused.packed import PackedAdamState, PackedAmsgradState, packed_state
@@ -27,10 +28,12 @@ from adamx.transforms.adam import AdamState, AmsgradState, scale_by_adam
 
 __all__ = ["FusedOptimizer", "fused_adam", "fused_adamw"]
 
+_ADAM_STATES = (AdamState, AmsgradState, PackedAdamState, PackedAmsgradState)
+
 
 class _Step(Protocol):
     def __call__(
-        self, grads: optax.Updates, state: optax.OptState, params: optax.Params
+        self, grads: optax.Updates, params: optax.Params, state: optax.OptState
     ) -> tuple[optax.Params, optax.OptState]: ...
 
 
@@ -39,12 +42,43 @@ class FusedOptimizer(NamedTuple):
 
     Attributes:
       init: `init(params)` returns the state.
-      step: `step(grads, state, params)` returns the next parameters and the next state. Donate
-        `state` and `params`, so that they are changed in place.
+      step: `step(grads, params, state)` returns the next parameters and the next state. Donate
+        `params` and `state`, as `jit` does, so that they are changed in place.
     """
 
     init: Callable[[optax.Params], optax.OptState]
     step: _Step
+
+    def jit(self, **options: Any) -> jax.stages.Wrapped:
+        """The compiled step, which changes parameters and state in place.
+
+        JAX gives each result the memory of the first donated argument left that has its shape and
+        dtype. Arguments and results of `step` are in the same order, so each array stays where it
+        is: `jit()` is `jax.jit(step, donate_argnums=(1, 2))`. The arrays of `params` and `state`
+        that were passed in are deleted; gradients are kept.
+
+        Args:
+          **options: further arguments of `jax.jit`: `out_shardings`, say.
+
+        Returns:
+          `step`, compiled for each structure, shape and dtype at its first call.
+
+        Raises:
+          TypeError: for an option that `jax.jit` does not have, and for `donate_argnums`.
+
+        Example:
+          >>> import adamx, jax, jax.numpy as jnp
+          >>> params = jnp.array([1.0, -2.0])
+          >>> optimizer = adamx.fused_adam(learning_rate=0.1)
+          >>> state = optimizer.init(params)
+          >>> step = optimizer.jit()
+          >>> for _ in range(100):
+          ...     grads = jax.grad(lambda x: jnp.sum(x**2))(params)
+          ...     params, state = step(grads, params, state)
+          >>> bool(jnp.abs(params).max() < 0.05)
+          True
+        """
+        return jax.jit(self.step, donate_argnums=(1, 2), **options)
 
 
 @explain_renamed_arguments
@@ -96,7 +130,7 @@ def fused_adam(
       `(init, step)`, pure. `init(params)` returns the state of the `optax.chain` of those of
       `clip_by_global_norm`, `add_decayed_weights`, `scale_by_adam`, `add_decayed_weights` and
       `scale_by_learning_rate` that are asked for: that of `adam` or `adamw` without the others.
-      With `packed`, a `PackedAdamState` stands in it. `step(grads, state, params)` returns the next
+      With `packed`, a `PackedAdamState` stands in it. `step(grads, params, state)` returns the next
       parameters and state, in the dtypes given. A leaf of `grads` that is None leaves its parameter
       and moments as they were. Each leaf is computed in the widest precision of its arrays, float32
       at least, and rounded once at the end; `update` also rounds the direction, and the update, to
@@ -114,7 +148,7 @@ def fused_adam(
       >>> @functools.partial(jax.jit, donate_argnums=(0, 1))
       ... def train(params, state):
       ...     grads = jax.grad(lambda x: jnp.sum(x**2))(params)
-      ...     return optimizer.step(grads, state, params)
+      ...     return optimizer.step(grads, params, state)
       >>> params = jnp.array([1.0, -2.0])
       >>> state = optimizer.init(params)
       >>> for _ in range(100):
@@ -239,8 +273,9 @@ class _Fused:
         return tuple(init(params) for init in self.init_of.values())
 
     def step(
-        self, grads: optax.Updates, state: optax.OptState, params: optax.Params
+        self, grads: optax.Updates, params: optax.Params, state: optax.OptState
     ) -> tuple[optax.Params, optax.OptState]:
+        _check_order(grads, params)
         parts = self._parts(state, params)
         check_params(params)
         check_gradients(grads, params, "the parameters")
@@ -337,6 +372,21 @@ class _Fused:
             value(self.weight_decay, "decay") if decays else 0.0,
             value(self.clip_global_norm, "clip") if clips else 0.0,
         )
+
+
+def _check_order(grads: object, params: object) -> None:
+    """Raise if a state is given for the gradients or the parameters."""
+    for name, given in (("grads", grads), ("params", params)):
+        if isinstance(given, tuple) and any(isinstance(part, _ADAM_STATES) for part in given):
+            raise InvalidType(
+                where="step",
+                expected="gradients, parameters and state, in this order",
+                found=f"an optimizer's state for {name}",
+                remedy=(
+                    "The order changed in adamx 0.1.0, from step(grads, state, params). Write "
+                    "params, state = optimizer.step(grads, params, state)"
+                ),
+            )
 
 
 def _with_all_nones(grads: optax.Updates, params: optax.Params) -> optax.Updates:

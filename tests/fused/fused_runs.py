@@ -125,7 +125,7 @@ class Pair:
         """
         case = self.case
         before = adamx.pack(state, params) if case.packed else state
-        found_params, found = self.step(grads, before, params)
+        found_params, found = self.step(grads, params, before)
         if case.packed:
             found = adamx.unpack(found, params)
         after, expected, updates = self.reference(grads, state, params)

@@ -63,45 +63,45 @@ def test_integer_parameters():
 def test_gradients(grads, error, message):
     for step in (OPTIMIZER.step, jax.jit(OPTIMIZER.step)):
         with pytest.raises(error, match=message):
-            step(grads, STATE, PARAMS)
+            step(grads, PARAMS, STATE)
 
 
 def test_states():
     packed = adamx.fused_adam(1e-3, packed=True)
     with pytest.raises(TypeError, match=r"part adam: expected PackedAdamState.* adamx.pack"):
-        packed.step(PARAMS, STATE, PARAMS)
+        packed.step(PARAMS, PARAMS, STATE)
     with pytest.raises(TypeError, match=r"part adam: expected ScaleByAdamState.* adamx.unpack"):
-        OPTIMIZER.step(PARAMS, packed.init(PARAMS), PARAMS)
+        OPTIMIZER.step(PARAMS, PARAMS, packed.init(PARAMS))
     with pytest.raises(
         TypeError, match=r"part adam: expected ScaleByAmsgradState, .* found ScaleByAdam"
     ):
-        adamx.fused_adam(1e-3, amsgrad=True).step(PARAMS, STATE, PARAMS)
+        adamx.fused_adam(1e-3, amsgrad=True).step(PARAMS, PARAMS, STATE)
     with pytest.raises(TypeError, match=r"expected a tuple of 2 parts \(adam, rate\).* found 3"):
-        OPTIMIZER.step(PARAMS, adamx.fused_adamw(1e-3).init(PARAMS), PARAMS)
+        OPTIMIZER.step(PARAMS, PARAMS, adamx.fused_adamw(1e-3).init(PARAMS))
     with pytest.raises(TypeError, match="part rate: expected ScaleByScheduleState"):
-        adamx.fused_adam(optax.constant_schedule(0.1)).step(PARAMS, STATE, PARAMS)
+        adamx.fused_adam(optax.constant_schedule(0.1)).step(PARAMS, PARAMS, STATE)
     other = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(3)}}
     with pytest.raises(
         ValueError, match=r"state.mu, dense/kernel: expected shape \(3, 2\), .* found \(2, 3\)"
     ):
-        OPTIMIZER.step(other, STATE, other)
+        OPTIMIZER.step(other, other, STATE)
     with pytest.raises(ValueError, match=r"state.mu: expected the structure of params"):
-        OPTIMIZER.step(PARAMS["dense"], STATE, PARAMS["dense"])
+        OPTIMIZER.step(PARAMS["dense"], PARAMS["dense"], STATE)
     with pytest.raises(ValueError, match=r"mu: expected buffers of .* packed for other parameters"):
-        packed.step([jnp.ones(99)], packed.init(PARAMS), [jnp.ones(99)])
+        packed.step([jnp.ones(99)], [jnp.ones(99)], packed.init(PARAMS))
 
 
 def test_dtypes_of_parameters_and_moments():
     whole = {"w": jnp.arange(3)}
     with pytest.raises(TypeError, match="w: expected a floating-point or complex parameter"):
-        OPTIMIZER.step(whole, STATE, whole)
+        OPTIMIZER.step(whole, whole, STATE)
     params = jnp.ones(3)
     both: Any = OPTIMIZER.init(params)
     adam, rate = both
     for field, moment in (("mu", jnp.ones(3, "complex64")), ("nu", jnp.arange(3))):
         state = (adam._replace(**{field: moment}), rate)
         with pytest.raises(TypeError, match=f"state.{field}, the only leaf.*: expected floating-p"):
-            OPTIMIZER.step(params, state, params)
+            OPTIMIZER.step(params, params, state)
 
 
 def test_float64_outside_of_its_mode():
@@ -109,4 +109,4 @@ def test_float64_outside_of_its_mode():
         params = jnp.ones(3, "float64")
         state = OPTIMIZER.init(params)
     with pytest.raises(ValueError, match="expected jax_enable_x64 beside arrays of float64"):
-        OPTIMIZER.step(params, state, params)
+        OPTIMIZER.step(params, params, state)

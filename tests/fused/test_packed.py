@@ -94,11 +94,11 @@ def test_checkpoints_of_a_packed_run(tmp_path):
     optimizer = adamx.fused_adam(1e-2, packed=True)
     step = jax.jit(optimizer.step)
     grads = jax.tree.map(lambda p: 0.3 * p, params)
-    half_params, half = step(grads, optimizer.init(params), params)
+    half_params, half = step(grads, params, optimizer.init(params))
     np.savez(tmp_path / "state.npz", **adamx.to_numpy(adamx.unpack(half, params)))
     with np.load(tmp_path / "state.npz") as arrays:
         fresh = adamx.from_numpy(adamx.adam(1e-2).init(params), arrays)
-    assert_same(step(grads, adamx.pack(fresh, params), half_params), step(grads, half, half_params))
+    assert_same(step(grads, half_params, adamx.pack(fresh, params)), step(grads, half_params, half))
     with pytest.raises(ValueError, match=r"expected an optimizer state that holds .* adamx.unpack"):
         adamx.to_numpy(half)
 
@@ -138,7 +138,7 @@ def test_maxima_of_other_dtypes_than_the_second_moment():
     packed: Any = optimizer.init(PARAMS)
     maxima = {"bfloat16": jnp.zeros(64, "bfloat16")}
     with pytest.raises(ValueError, match=r"nu_max: expected the dtypes of nu .* found bfloat16"):
-        optimizer.step(PARAMS, (packed[0]._replace(nu_max=maxima), *packed[1:]), PARAMS)
+        optimizer.step(PARAMS, PARAMS, (packed[0]._replace(nu_max=maxima), *packed[1:]))
 
 
 def test_parameters_that_cannot_be_packed():

@@ -43,7 +43,7 @@ def assert_close(found, expected, rtol=2e-6):
 
 @BOTH
 def test_outside_of_jit(optimizer):
-    arguments = GRADS, optimizer.init(PARAMS), PARAMS
+    arguments = GRADS, PARAMS, optimizer.init(PARAMS)
     expected = jax.jit(optimizer.step)(*arguments)
     assert_close(optimizer.step(*arguments), expected)
     with jax.disable_jit():
@@ -53,7 +53,7 @@ def test_outside_of_jit(optimizer):
 @needs_kernel
 @BOTH
 def test_one_call_for_the_whole_tree(optimizer):
-    text = text_of(jax.jit(optimizer.step).lower(GRADS, optimizer.init(PARAMS), PARAMS))
+    text = text_of(jax.jit(optimizer.step).lower(GRADS, PARAMS, optimizer.init(PARAMS)))
     assert len(re.findall(r'custom_call_target="adamx_step"', text)) == 1
 
 
@@ -63,11 +63,11 @@ def test_loops(optimizer):
     state = optimizer.init(PARAMS)
 
     def body(carry, _):
-        return optimizer.step(GRADS, carry[1], carry[0]), None
+        return optimizer.step(GRADS, *carry), None
 
     expected = PARAMS, state
     for _ in range(4):
-        expected = jax.jit(optimizer.step)(GRADS, expected[1], expected[0])
+        expected = jax.jit(optimizer.step)(GRADS, *expected)
     scanned, _ = jax.jit(lambda carry: jax.lax.scan(body, carry, length=4))((PARAMS, state))
     assert_close(scanned, expected)
     looped = jax.jit(
@@ -80,14 +80,14 @@ def test_loops(optimizer):
         return jax.lax.cond(take, lambda c: body(c, None)[0], lambda c: c, carry)
 
     assert_close(maybe(False, (PARAMS, state)), (PARAMS, state), rtol=0)
-    assert_close(maybe(True, (PARAMS, state)), jax.jit(optimizer.step)(GRADS, state, PARAMS))
+    assert_close(maybe(True, (PARAMS, state)), jax.jit(optimizer.step)(GRADS, PARAMS, state))
 
 
 @BOTH
 def test_vmap(optimizer):
     stacked = [
         jax.tree.map(lambda x: jnp.stack([x, 2 * x, -x]), tree)
-        for tree in (GRADS, optimizer.init(PARAMS), PARAMS)
+        for tree in (GRADS, PARAMS, optimizer.init(PARAMS))
     ]
     found = jax.jit(jax.vmap(optimizer.step))(*stacked)
     for i in range(3):
@@ -103,7 +103,7 @@ def test_derivatives(optimizer):
         grown = adamx.fused_adamw(lr, packed=optimizer is PACKED, weight_decay=0.1)
         state = grown.init(params)
         for _ in range(3):
-            params, state = grown.step(jax.tree.map(jnp.sin, params), state, params)
+            params, state = grown.step(jax.tree.map(jnp.sin, params), params, state)
         return sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
 
     with jax.enable_x64(True):
@@ -127,7 +127,7 @@ def test_derivatives(optimizer):
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_other_platforms(optimizer, platform):
     state = optimizer.init(PARAMS)
-    traced = jax.jit(optimizer.step).trace(GRADS, state, PARAMS)
+    traced = jax.jit(optimizer.step).trace(GRADS, PARAMS, state)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert CALL not in text
 
@@ -135,7 +135,7 @@ def test_other_platforms(optimizer, platform):
 @BOTH
 def test_export(optimizer):
     """What is exported holds no call of the kernel, and runs anywhere."""
-    arguments = GRADS, optimizer.init(PARAMS), PARAMS
+    arguments = GRADS, PARAMS, optimizer.init(PARAMS)
     flat, treedef = jax.tree.flatten(arguments)
 
     def step(*leaves):
@@ -163,10 +163,10 @@ def test_eight_devices(kind):
     _, grads, params = sharded(getattr(jax.sharding.AxisType, kind))
     state = jax.jit(optimizer.init)(params) if kind == "Auto" else optimizer.init(params)
     step = jax.jit(optimizer.step)
-    text = text_of(step.lower(grads, state, params))
+    text = text_of(step.lower(grads, params, state))
     assert not any(collective in text for collective in (*COLLECTIVES, "adamx_step"))
-    found = step(grads, state, params)
-    expected = step(GRADS, optimizer.init(PARAMS), PARAMS)
+    found = step(grads, params, state)
+    expected = step(GRADS, PARAMS, optimizer.init(PARAMS))
     assert_close(found, expected)
     for name, p in found[0].items():
         assert p.sharding.is_equivalent_to(params[name].sharding, p.ndim)
@@ -181,11 +181,11 @@ def test_shard_map():
     mapped = jax.shard_map(
         optimizer.step,
         mesh=mesh,
-        in_specs=(specs, state_specs, specs),
+        in_specs=(specs, specs, state_specs),
         out_specs=(specs, state_specs),
     )
-    found = jax.jit(mapped)(GRADS, state, PARAMS)
-    assert_close(found, jax.jit(optimizer.step)(GRADS, state, PARAMS))
+    found = jax.jit(mapped)(GRADS, PARAMS, state)
+    assert_close(found, jax.jit(optimizer.step)(GRADS, PARAMS, state))
 
 
 @needs_kernel
@@ -203,7 +203,7 @@ def test_memory(optimizer, clip, dtype):
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def train(params, state, grads):
-        return optimizer.step(grads, state, params)
+        return optimizer.step(grads, params, state)
 
     analysis = train.lower(params, state, params).compile().memory_analysis()
     changed = sum(x.nbytes for x in jax.tree.leaves((params, state)))
@@ -211,7 +211,7 @@ def test_memory(optimizer, clip, dtype):
     assert analysis.temp_size_in_bytes < 4096  # the scalars; the smallest leaf has 10,000 bytes
     looped = jax.jit(
         lambda params, state, grads: jax.lax.fori_loop(
-            0, 5, lambda _, carry: optimizer.step(grads, carry[1], carry[0]), (params, state)
+            0, 5, lambda _, carry: optimizer.step(grads, *carry), (params, state)
         ),
         donate_argnums=(0, 1),
     )
@@ -229,7 +229,7 @@ def test_arguments_that_are_not_donated_stay():
     kept = np.array(x)
     state = optimizer.init(x)
     state = (state[0]._replace(count=jnp.int32(7), mu=x, nu=x), state[1])
-    step = jax.jit(lambda x, state: optimizer.step(x, state, x))
+    step = jax.jit(lambda x, state: optimizer.step(x, x, state))
     found, found_state = step(x, state)
     np.testing.assert_array_equal(x, kept)
     tx = adamx.adam(0.1)

@@ -116,7 +116,7 @@ def test_packed_is_the_same(case):
         step = jax.jit(optimizer.step)
         found_params, found = params, optimizer.init(params)
         for g in grads:
-            found_params, found = step(g, found, found_params)
+            found_params, found = step(g, found_params, found)
         results.append((found_params, adamx.unpack(found, params) if packed else found))
     assert jax.tree.structure(results[0]) == jax.tree.structure(results[1])
     assert jax.tree.structure(results[0][1]) == jax.tree.structure(state)
@@ -199,9 +199,9 @@ def test_a_run_changes_over_at_any_step():
         if kind == 0:
             params, state = update(grads, state, params)
         elif kind == 1:
-            params, state = steps[False](grads, state, params)
+            params, state = steps[False](grads, params, state)
         else:
-            params, state = steps[True](grads, adamx.pack(state, params), params)
+            params, state = steps[True](grads, params, adamx.pack(state, params))
             state = adamx.unpack(state, params)
         expected, expected_state = update(grads, expected_state, expected)
         assert jax.tree.structure(state) == jax.tree.structure(expected_state)
@@ -213,7 +213,7 @@ def test_a_run_changes_over_at_any_step():
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 def test_numbers_may_change_without_recompiling(packed, amsgrad):
-    def train(hyper, grads, state, params):
+    def train(hyper, grads, params, state):
         lr, b1, b2, eps, eps_root, decay, largest = hyper
         optimizer = adamx.fused_adam(
             lr,
@@ -226,7 +226,7 @@ def test_numbers_may_change_without_recompiling(packed, amsgrad):
             amsgrad=amsgrad,
             packed=packed,
         )
-        return optimizer.step(grads, state, params)
+        return optimizer.step(grads, params, state)
 
     step = jax.jit(train)
     rng = np.random.default_rng(0)
@@ -244,7 +244,7 @@ def test_numbers_may_change_without_recompiling(packed, amsgrad):
         state = tx.init(params)
         updates, expected = jax.jit(tx.update)(grads, state, params)
         found, found_state = step(
-            hyper, grads, adamx.pack(state, params) if packed else state, params
+            hyper, grads, params, adamx.pack(state, params) if packed else state
         )
         if packed:
             found_state = adamx.unpack(found_state, params)
@@ -263,7 +263,7 @@ def test_accuracy_of_the_norm():
     grads = {"w": rng.standard_normal(1_000_000).astype(np.float32), "b": np.float32([3e4, 1e-3])}
     params = jax.tree.map(jnp.zeros_like, grads)
     optimizer = adamx.fused_adam(1e-3, b1=0.0, clip_global_norm=0.5)
-    _, state = jax.jit(optimizer.step)(grads, optimizer.init(params), params)
+    _, state = jax.jit(optimizer.step)(grads, params, optimizer.init(params))
     norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in grads.values()))
     for name, g in grads.items():
         np.testing.assert_allclose(adam_of(state).mu[name], g * (0.5 / norm), rtol=4e-7)
@@ -275,7 +275,7 @@ def test_leaves_that_are_not_trained():
     for packed in (False, True):
         optimizer = adamx.fused_adam(0.1, packed=packed)
         state = optimizer.init(params)
-        after, state = jax.jit(optimizer.step)(grads, state, params)
+        after, state = jax.jit(optimizer.step)(grads, params, state)
         np.testing.assert_allclose(after["a"], 0.9, rtol=1e-6)
         np.testing.assert_array_equal(after["c"]["d"], 1.0)
         np.testing.assert_allclose(after["e"], 1.9, rtol=1e-6)
@@ -290,7 +290,7 @@ def test_none_for_a_whole_subtree(packed):
     params = {"a": {"w": jnp.ones(3), "b": jnp.ones(2)}, "c": jnp.ones(4)}
     optimizer = adamx.fused_adam(0.1, packed=packed)
     grads = {"a": None, "c": jnp.ones(4)}
-    after, _ = jax.jit(optimizer.step)(grads, optimizer.init(params), params)
+    after, _ = jax.jit(optimizer.step)(grads, params, optimizer.init(params))
     np.testing.assert_array_equal(after["a"]["w"], 1.0)
     np.testing.assert_allclose(after["c"], 0.9, rtol=1e-6)
 
@@ -311,7 +311,7 @@ def test_a_mask_whose_class_can_be_called():
     state = tx.init(params)
     updates, _ = tx.update(params, state, params)
     expected = optax.apply_updates(params, updates)
-    found, _ = jax.jit(optimizer.step)(params, optimizer.init(params), params)
+    found, _ = jax.jit(optimizer.step)(params, params, optimizer.init(params))
     np.testing.assert_allclose(found.w, expected.w, rtol=1e-6)
     np.testing.assert_allclose(found.b, expected.b, rtol=1e-6)
     assert not np.allclose(found.w, found.b)
@@ -320,7 +320,7 @@ def test_a_mask_whose_class_can_be_called():
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_empty_tree(packed):
     optimizer = adamx.fused_adam(1e-3, packed=packed, clip_global_norm=1.0)
-    params, state = jax.jit(optimizer.step)({}, optimizer.init({}), {})
+    params, state = jax.jit(optimizer.step)({}, {}, optimizer.init({}))
     assert params == {}
     assert int(adam_of(state).count) == 1
 
@@ -339,7 +339,7 @@ def test_dtypes_that_the_kernel_does_not_know():
     tx = adamx.adamw(0.1, weight_decay=0.1, **arguments)
     optimizer = adamx.fused_adamw(0.1, weight_decay=0.1, **arguments)
     state = tx.init(params)
-    after, found = jax.jit(optimizer.step)(grads, optimizer.init(params), params)
+    after, found = jax.jit(optimizer.step)(grads, params, optimizer.init(params))
     assert jax.tree.structure(found) == jax.tree.structure(state)
     updates, expected = jax.jit(tx.update)(grads, state, widened)
     expected_params = optax.apply_updates(widened, updates)
@@ -354,7 +354,7 @@ def test_states_of_optax():
     for params in ({"w": jnp.ones(5, jnp.bfloat16)}, {"w": jnp.ones(5, jnp.complex64)}):
         state = optax.adam(0.1).init(params)
         optimizer = adamx.fused_adam(0.1)
-        after, found = jax.jit(optimizer.step)(params, state, params)
+        after, found = jax.jit(optimizer.step)(params, params, state)
         assert [x.dtype for x in jax.tree.leaves(found)] == [
             x.dtype for x in jax.tree.leaves(state)
         ]

@@ -76,7 +76,7 @@ def compiled_step(tx, mesh, dtype=jnp.float32):
     def step(params, state, batch):
         grads = jax.grad(loss)(params, batch)
         if isinstance(tx, adamx.FusedOptimizer):
-            return tx.step(grads, state, params)
+            return tx.step(grads, params, state)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 

@@ -22,8 +22,8 @@ optimizer = adamx.fused_adam(0.1)
 params = jnp.array([1.0, -2.0])
 state = optimizer.init(params)
 step = jax.jit(optimizer.step)
-after, _ = step(params, state, params)
-called = "adamx_step" in step.lower(params, state, params).as_text()
+after, _ = step(params, params, state)
+called = "adamx_step" in step.lower(params, params, state).as_text()
 status = adamx.native.status()
 print(json.dumps([status.in_use, status.reason, called, after.tolist()]))
 """
@@ -203,7 +203,7 @@ def test_handler_refuses_float64_without_its_coefficients():
 def test_many_threads(packed):
     """Sixteen threads step at once, each its own run: as one after the other, bit for bit."""
     optimizer = adamx.fused_adam(1e-2, packed=packed, clip_global_norm=10.0)
-    step = jax.jit(lambda params, state, g: optimizer.step(g, state, params), donate_argnums=(0, 1))
+    step = jax.jit(lambda params, state, g: optimizer.step(g, params, state), donate_argnums=(0, 1))
     sizes = (3, 70_001, 16_384, 40_000)
 
     def train(seed):
@@ -231,8 +231,8 @@ def test_many_calls_in_one_program():
 
     @jax.jit
     def both(ps, states):
-        return [optimizer.step(p, s, p) for p, s in zip(ps, states, strict=True)]
+        return [optimizer.step(p, p, s) for p, s in zip(ps, states, strict=True)]
 
     one = jax.jit(optimizer.step)
     for found, p, s in zip(both(params, states), params, states, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, found, one(p, s, p))
+        jax.tree.map(np.testing.assert_array_equal, found, one(p, p, s))

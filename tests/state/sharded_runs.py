@@ -105,7 +105,7 @@ def on_mesh(mesh: Mesh, params):
 def apply(tx, grads, state, params):
     """One step of a transformation or of a fused optimizer."""
     if isinstance(tx, adamx.FusedOptimizer):
-        return tx.step(grads, state, params)
+        return tx.step(grads, params, state)
     updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
