@@ -52,19 +52,19 @@ class FusedOptimizer(NamedTuple):
     def jit(self, **options: Any) -> jax.stages.Wrapped:
         """The compiled step, which changes parameters and state in place.
 
-        JAX gives each result the memory of the first donated argument left that has its shape and
-        dtype. Arguments and results of `step` are in the same order, so each array stays where it
-        is: `jit()` is `jax.jit(step, donate_argnums=(1, 2))`. The arrays of `params` and `state`
-        that were passed in are deleted; gradients are kept.
+        This is `jax.jit(step, donate_argnums=(1, 2))`, for keyword arguments too. JAX gives each
+        result the memory of the first donated argument not yet taken that has its shape and dtype.
+        Parameters and state go in and come out in the same order, so each array keeps its memory.
+        The arrays that were passed in are deleted; gradients are not.
 
         Args:
-          **options: further arguments of `jax.jit`: `out_shardings`, say.
+          **options: further arguments of `jax.jit`, such as `out_shardings`.
 
         Returns:
-          `step`, compiled for each structure, shape and dtype at its first call.
+          The jitted `step`.
 
         Raises:
-          TypeError: for an option that `jax.jit` does not have, and for `donate_argnums`.
+          TypeError: for `donate_argnums`, `donate_argnames`, and what `jax.jit` does not take.
 
         Example:
           >>> import adamx, jax, jax.numpy as jnp
@@ -78,7 +78,8 @@ class FusedOptimizer(NamedTuple):
           >>> bool(jnp.abs(params).max() < 0.05)
           True
         """
-        return jax.jit(self.step, donate_argnums=(1, 2), **options)
+        names = ("params", "state")
+        return jax.jit(self.step, donate_argnums=(1, 2), donate_argnames=names, **options)
 
 
 @explain_renamed_arguments

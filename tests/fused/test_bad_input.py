@@ -1,6 +1,6 @@
 """What bad input gets from the fused step: before anything is changed."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import adamx
+from adamx.base.errors import InvalidType
 
 PARAMS = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
 OPTIMIZER = adamx.fused_adam(1e-3)
@@ -64,6 +65,46 @@ def test_gradients(grads, error, message):
     for step in (OPTIMIZER.step, jax.jit(OPTIMIZER.step)):
         with pytest.raises(error, match=message):
             step(grads, PARAMS, STATE)
+
+
+class Layer(NamedTuple):
+    kernel: Any
+    bias: Any
+
+
+LAYER = Layer(jnp.ones((2, 3)), jnp.ones(3))
+TREES = {
+    "dictionary": PARAMS,
+    "array": jnp.ones(3),
+    "tuple": tuple(LAYER),
+    "named tuple": LAYER,
+    "tuple of tuples": (LAYER, (jnp.ones(2), LAYER)),
+}
+
+
+@pytest.mark.parametrize("params", TREES.values(), ids=TREES)
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_order_of_arguments(params, amsgrad, packed):
+    """A state is told by its type, wherever it stands and whatever the other two are."""
+    optimizer = adamx.fused_adamw(1e-3, amsgrad=amsgrad, packed=packed, clip_global_norm=1.0)
+    grads, state = jax.tree.map(jnp.ones_like, params), optimizer.init(params)
+    misplaced = {
+        "params": [(grads, state, params), (None, state, params), (grads, state, state)],
+        "grads": [(state, grads, params), (state, params, grads), (state, params, state)],
+    }
+    for step in (optimizer.step, jax.jit(optimizer.step), optimizer.jit()):
+        for name, calls in misplaced.items():
+            for arguments in calls:
+                with pytest.raises(InvalidType, match=r"order changed in adamx 0\.1\.0") as raised:
+                    step(*arguments)
+                error = raised.value
+                assert (error.where, error.found) == ("step", f"an optimizer's state for {name}")
+                assert error.expected == "gradients, parameters and state, in this order"
+                assert "params, state = optimizer.step(grads, params, state)" in error.remedy
+        after, _ = step(*jax.tree.map(jnp.copy, (grads, params, state)))
+        assert jax.tree.structure(after) == jax.tree.structure(params)
+    assert not any(x.is_deleted() for x in jax.tree.leaves((grads, params, state)))
 
 
 def test_states():
