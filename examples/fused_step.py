@@ -6,9 +6,7 @@ the optimizer's state and the time. The network and the data are those of train_
 """
 
 import argparse
-import functools
 import time
-from typing import Any
 
 import jax
 import optax
@@ -28,20 +26,21 @@ def train(options: argparse.Namespace, seed: int, moments: str) -> tuple[float, 
         schedule, mu_dtype=moments, nu_dtype=moments, clip_global_norm=1.0, packed=True
     )
 
-    # Donated, in the order in which they come back, parameters and moments are changed in place.
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Params, state: optax.OptState, t: int) -> Any:
+    @jax.jit
+    def gradients(params: Params, t: int) -> Params:
         choose, move = jax.random.split(jax.random.fold_in(key, t))
         rows = jax.random.choice(choose, data.digits.size, (BATCH,), replace=False)
         batch = Data(shift(move, data.images[rows]), data.digits[rows])
-        return optimizer.step(jax.grad(loss)(params, batch), params, state)
+        return jax.grad(loss)(params, batch)
+
+    step = optimizer.jit()  # changes parameters and moments in place
 
     params = init_params(key)
     state = optimizer.init(params)
     size = sum(x.nbytes for x in jax.tree.leaves(state))
     start = time.perf_counter()
     for t in range(options.steps):
-        params, state = step(params, state, t)
+        params, state = step(gradients(params, t), params, state)
     jax.block_until_ready(params)
     seconds = time.perf_counter() - start
     return float(evaluate(params, test)[1]), size, seconds
