@@ -1,4 +1,4 @@
-"""What a mistake gets: an error that says where, what was expected, what was found, what to do."""
+"""Input checks. Each error names the argument, what was expected and found, and the fix."""
 
 import functools
 import inspect
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.numerics import is_number
 
 __all__ = [
@@ -91,24 +92,28 @@ def check_number(name: str, value: Any, *, below: float = np.inf) -> None:
     if is_number(value):
         if not 0 <= value < below:
             range_ = "of at least 0" if below == np.inf else f"from 0 to below {below:g}"
-            raise ValueError(f"{name}: expected a finite number {range_}, found {value!r}")
+            expected = f"a finite number {range_}"
+            raise InvalidValue(where=name, expected=expected, found=repr(value))
         return
     dtype = None if isinstance(value, np.generic) else getattr(value, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.number):
-        hint = "; for a schedule wrap the optimizer in optax.inject_hyperparams"
-        raise TypeError(
-            f"{name}: expected a real number or a scalar array, "
-            f"found {type(value).__name__} {value!r}{hint if callable(value) else ''}"
+        remedy = "for a schedule wrap the optimizer in optax.inject_hyperparams"
+        raise InvalidType(
+            where=name,
+            expected="a real number or a scalar array",
+            found=f"{type(value).__name__} {value!r}",
+            remedy=remedy if callable(value) else "",
         )
     if value.shape != ():
-        raise ValueError(f"{name}: expected a scalar, found an array of shape {value.shape}")
+        found = f"an array of shape {value.shape}"
+        raise InvalidValue(where=name, expected="a scalar", found=found)
 
 
 def check_positive(name: str, value: Any) -> None:
     """`check_number`, and raise if `value` is 0."""
     check_number(name, value)
     if is_number(value) and value == 0:
-        raise ValueError(f"{name}: expected a number above 0 or None, found {value!r}")
+        raise InvalidValue(where=name, expected="a number above 0 or None", found=repr(value))
 
 
 def check_learning_rate(learning_rate: optax.ScalarOrSchedule | None) -> None:
@@ -123,18 +128,20 @@ def check_precise_number(name: str, value: Any, *, below: float = np.inf) -> Non
     if is_number(value) or not jnp.issubdtype(value.dtype, jnp.floating):
         return
     if value.dtype.itemsize < 4:
-        raise TypeError(
-            f"{name}: expected a number or an array of float32 or wider, found {value.dtype}, "
-            "which cannot hold 0.999 or 1e-8. optax.inject_hyperparams rounds to the dtype of the "
-            f'parameters, unless given hyperparam_dtype="float32" or static_args="{name}"'
+        raise InvalidType(
+            where=name,
+            expected="a number or an array of float32 or wider",
+            found=f"{value.dtype}, which cannot hold 0.999 or 1e-8",
+            remedy="optax.inject_hyperparams rounds to the dtype of the parameters, unless given "
+            f'hyperparam_dtype="float32" or static_args="{name}"',
         )
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise a ValueError unless `value` is one of `choices`."""
     if value not in choices:
-        expected = ", ".join(map(repr, choices))
-        raise ValueError(f"{name}: expected one of {expected}, found {value!r}")
+        expected = f"one of {', '.join(map(repr, choices))}"
+        raise InvalidValue(where=name, expected=expected, found=repr(value))
 
 
 def check_dtype(name: str, dtype: Any, kind: type, words: str) -> None:
@@ -144,7 +151,7 @@ def check_dtype(name: str, dtype: Any, kind: type, words: str) -> None:
             return
     except TypeError:
         pass
-    raise TypeError(f"{name}: expected {words} dtype or None, found {dtype!r}")
+    raise InvalidType(where=name, expected=f"{words} dtype or None", found=repr(dtype))
 
 
 def is_none(x: object) -> bool:
@@ -188,9 +195,12 @@ def check_params(params: optax.Params) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         kind = _kind(leaf)
         if kind not in ("real", "complex"):
-            raise TypeError(
-                f"{leaf_name(path)}: expected a floating-point or complex parameter, found {kind}; "
-                "convert it, or keep it from the optimizer with optax.masked or optax.partition"
+            raise InvalidType(
+                where=leaf_name(path),
+                expected="a floating-point or complex parameter",
+                found=kind,
+                remedy="convert it, or keep it from the optimizer with optax.masked or "
+                "optax.partition",
             )
 
 
@@ -205,37 +215,38 @@ def check_gradients(
     try:
         expected = treedef.flatten_up_to(like)
     except (ValueError, TypeError) as error:
-        raise ValueError(_structure_message(updates, like, name)) from error
+        raise _other_structure(updates, like, name) from error
     for (path, g), m in zip(leaves, expected, strict=True):
         if g is None:
             continue
         if not jax.tree_util.all_leaves([m]):
-            raise ValueError(_structure_message(updates, like, name))
+            raise _other_structure(updates, like, name)
         if _kind(g) != _kind(m):
-            raise TypeError(
-                f"{leaf_name(path)}: expected a {_kind(m)} floating-point gradient, like the "
-                f"parameter; found {_kind(g)}"
-            )
+            expected = f"a {_kind(m)} floating-point gradient, like the parameter"
+            raise InvalidType(where=leaf_name(path), expected=expected, found=_kind(g))
         if jnp.shape(g) != jnp.shape(m):
-            raise ValueError(
-                f"{leaf_name(path)}: expected a gradient of shape {jnp.shape(m)}, like the "
-                f"parameter that the optimizer was initialised with; found {jnp.shape(g)}. adamx "
-                "never broadcasts"
+            raise InvalidValue(
+                where=leaf_name(path),
+                expected=f"a gradient of shape {jnp.shape(m)}, like the parameter that the "
+                "optimizer was initialised with",
+                found=jnp.shape(g),
+                remedy="adamx never broadcasts",
             )
 
 
-def _structure_message(updates: optax.Updates, like: optax.Params, name: str) -> str:
+def _other_structure(updates: optax.Updates, like: optax.Params, name: str) -> InvalidValue:
     found, expected = (
         {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (updates, like)
     )
-    message = f"the gradients have another structure than {name}"
+    problem = f"the structure of the gradients differs from that of {name}"
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())
     if missing:
-        message += f"; missing: {listed(missing)}"
+        problem += f"; missing: {listed(missing)}"
     if unexpected:
-        message += f"; unexpected: {listed(unexpected)}"
+        problem += f"; unexpected: {listed(unexpected)}"
     if not missing and not unexpected:
-        message += f"; expected {jax.tree.structure(like)}, found {jax.tree.structure(updates)}"
-    return f"{message}. Initialise the optimizer with the parameters that are differentiated"
+        problem += f"; expected {jax.tree.structure(like)}, found {jax.tree.structure(updates)}"
+    remedy = "Initialise the optimizer with the parameters that are differentiated"
+    return InvalidValue(problem, remedy=remedy)

@@ -48,7 +48,11 @@ def test_integer_parameters():
     ("grads", "error", "message"),
     [
         ({"dense": {"kernel": jnp.ones((2, 3))}}, ValueError, "missing: dense/bias"),
-        ({"dense": jnp.ones(3)}, ValueError, "gradients have another structure than the param"),
+        (
+            {"dense": jnp.ones(3)},
+            ValueError,
+            "structure of the gradients differs from that of the param",
+        ),
         (
             {"dense": {"kernel": jnp.ones((2, 1)), "bias": jnp.ones(3)}},
             ValueError,
