@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from adamx.base.checks import check_choice, listed
+from adamx.base.errors import InvalidType, InvalidValue
 from adamx.config.keras_schedules import KerasSchedule
 
 __all__ = ["GENERATIONS", "Generation", "fields_from_keras", "keras_from_fields", "told_generation"]
@@ -105,17 +106,21 @@ def fields_from_keras(
     defaults = _DEFAULTS[generation]
     if class_name == "AdamW":
         if early:
-            raise ValueError(f"class_name: {generation} has no AdamW; found 'AdamW'")
+            raise InvalidValue(f"{generation} has no AdamW", where="class_name")
         defaults = defaults | {"weight_decay": _ADAMW_WEIGHT_DECAY}
     unknown = sorted(map(str, config.keys() - defaults.keys()))
     if unknown:
-        raise ValueError(
-            f"{listed(unknown)}: not among the keys of a {generation} configuration, which are "
-            f"{listed(defaults, most=99)}"
+        raise InvalidValue(
+            f"not among the keys of a {generation} configuration, which are "
+            f"{listed(defaults, most=99)}",
+            where=listed(unknown),
         )
     for key, instead in _UNSUPPORTED.items():
         if config.get(key) not in (None, False):
-            raise ValueError(f"{key}: expected it unset, found {config[key]!r}; instead, {instead}")
+            remedy = f"instead, {instead}"
+            raise InvalidValue(
+                where=key, expected="it unset", found=repr(config[key]), remedy=remedy
+            )
 
     c = {**defaults, **config}
     rate_key = "lr" if tf1 else "learning_rate"
@@ -124,7 +129,8 @@ def fields_from_keras(
     rate = c[rate_key]
     if isinstance(rate, Mapping):
         if tf1:
-            raise ValueError("lr: expected a number, found a schedule, which tf1 does not have")
+            found = "a schedule, which tf1 does not have"
+            raise InvalidValue(where="lr", expected="a number", found=found)
         rate = KerasSchedule.from_config(rate)
     fields = {
         "learning_rate": rate,
@@ -144,23 +150,24 @@ def fields_from_keras(
 def _unwrapped(config: Any) -> tuple[str, Mapping[str, Any]]:
     """The class and the configuration of an optimizer, which may be serialised with its class."""
     if not isinstance(config, Mapping):
-        raise TypeError(f"config: expected a mapping, found {type(config).__name__}")
+        raise InvalidType(where="config", expected="a mapping", found=type(config).__name__)
     if "inner_optimizer" in config or config.get("class_name") == "LossScaleOptimizer":
-        raise ValueError(
-            "inner_optimizer: expected Adam itself, found an optimizer that scales the loss around "
-            'it; give config["inner_optimizer"], and scale the loss outside of the optimizer'
+        raise InvalidValue(
+            where="inner_optimizer",
+            expected="Adam itself",
+            found="an optimizer that scales the loss around it",
+            remedy='give config["inner_optimizer"], and scale the loss outside of the optimizer',
         )
     if "class_name" not in config:
         return "Adam", config
     registered = config.get("registered_name") or config["class_name"]
     name = str(config["class_name"]).removeprefix("Custom>")
     if name not in _CLASSES or str(registered).removeprefix("Custom>") not in _CLASSES:
-        raise ValueError(
-            f"class_name: expected one of {listed(_CLASSES)} of Keras, found {registered!r}"
-        )
+        expected = f"one of {listed(_CLASSES)} of Keras"
+        raise InvalidValue(where="class_name", expected=expected, found=repr(registered))
     if not isinstance(config.get("config"), Mapping):
         found = type(config.get("config")).__name__
-        raise TypeError(f"config: expected a mapping beside class_name, found {found}")
+        raise InvalidType(where="config", expected="a mapping beside class_name", found=found)
     return name, config["config"]
 
 
@@ -175,10 +182,12 @@ def told_generation(config: Mapping[str, Any]) -> Generation:
         return "tf_keras_legacy"
     if "lr" in config:
         return "tf1"
-    raise ValueError(
-        f"generation: expected one of {listed(GENERATIONS)}, since the keys "
+    raise InvalidValue(
+        f"expected one of {listed(GENERATIONS)}, since the keys "
         f"({listed(map(str, config), most=99)}) do not tell it: clipnorm, say, means one thing in "
-        "TensorFlow 1.1 and another in later Keras"
+        "TensorFlow 1.1 and another in later Keras",
+        where="generation",
+        argument="generation",
     )
 
 
@@ -187,7 +196,8 @@ def _with_learning_rate(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if "lr" not in config:
         return config
     if "learning_rate" in config:
-        raise ValueError("lr: expected one learning rate, found learning_rate beside it")
+        found = "learning_rate beside it"
+        raise InvalidValue(where="lr", expected="one learning rate", found=found)
     return {"learning_rate" if key == "lr" else key: value for key, value in config.items()}
 
 
@@ -202,15 +212,21 @@ def _clips(c: Mapping[str, Any], keys: Mapping[str, str], generation: str) -> di
     two_norms = {"clip_norm", "clip_global_norm"} <= limits.keys()
     if two_norms or (len(limits) > 1 and generation in ("tf_keras", "keras3")):
         names = [keys[field] for field in limits]
-        raise ValueError(
-            f"{' and '.join(names)}: expected one of them, since {generation} applies only one; "
-            f"found {limits}. Chain Optax's clipping before for more"
+        raise InvalidValue(
+            where=" and ".join(names),
+            expected=f"one of them, since {generation} applies only one",
+            found=limits,
+            remedy="Chain Optax's clipping before for more",
         )
     return limits
 
 
 def keras_from_fields(fields: Mapping[str, Any], generation: str) -> dict[str, Any]:
-    """A configuration of Keras for the fields of an `AdamConfig`; see `AdamConfig.to_keras`."""
+    """A configuration of Keras for the fields of an `AdamConfig`; see `AdamConfig.to_keras`.
+
+    Raises:
+      InvalidValue: Keras cannot express a field, which is the error's `where`.
+    """
     check_choice("generation", generation, GENERATIONS)
     f = dict(fields)
     first, early = generation == "tf1", generation in ("tf1", "tf_keras_legacy")
@@ -234,7 +250,8 @@ def keras_from_fields(fields: Mapping[str, Any], generation: str) -> dict[str, A
     for field, is_refused in refused:
         if is_refused:
             found = ", ".join(f"{name}={f[name]!r}" for name in field.split(" and "))
-            raise ValueError(f"{field}: a {generation} configuration cannot express {found}")
+            problem = f"a {generation} configuration cannot express {found}"
+            raise InvalidValue(problem, where=field)
 
     # Later Keras has no decay, and does not round to float32: it gets what that means.
     if f["float32"] and not early:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adamx.base.errors import AdamxError, InvalidType, InvalidValue
 from adamx.base.numerics import is_number
 
 __all__ = ["KerasSchedule"]
@@ -51,9 +52,11 @@ class KerasSchedule:
 
     def __post_init__(self) -> None:
         if self.class_name not in _SCHEDULES:
-            raise ValueError(
-                f"learning_rate: expected a schedule of Keras, one of {', '.join(_SCHEDULES)}; "
-                f"found {self.class_name!r}. Give its values as an Optax schedule instead"
+            raise InvalidValue(
+                where="learning_rate",
+                expected=f"a schedule of Keras, one of {', '.join(_SCHEDULES)}",
+                found=repr(self.class_name),
+                remedy=_AS_OPTAX,
             )
         given = {name: _plain(value) for name, value in self.arguments}
         if given.get("name", "") is None:  # tf_keras's default, which Keras 3 does not take
@@ -74,23 +77,25 @@ class KerasSchedule:
             that is not Keras's own.
         """
         if not isinstance(config, Mapping) or not isinstance(config.get("config"), Mapping):
-            raise TypeError(
-                "learning_rate: expected a mapping with class_name and config, as "
-                f"keras.optimizers.schedules.serialize gives it; found {config!r}"
+            raise InvalidType(
+                where="learning_rate",
+                expected="a mapping with class_name and config, as "
+                "keras.optimizers.schedules.serialize gives it",
+                found=repr(config),
             )
         class_name = config.get("class_name")
         known = ("class_name", "config", "module", "registered_name")
         for key in config:
             if key not in known:
-                raise ValueError(
-                    f"learning_rate: {class_name} has the unknown key {key!r}; "
-                    f"expected {', '.join(known)}"
-                )
+                problem = f"{class_name} has the unknown key {key!r}; expected {', '.join(known)}"
+                raise InvalidValue(problem, where="learning_rate")
         module, registered = config.get("module"), config.get("registered_name")
         if registered is not None or str(module or "keras").split(".")[0] not in _PACKAGES:
-            raise ValueError(
-                f"learning_rate: expected a class of {' or '.join(_PACKAGES)}, found {class_name} "
-                f"of {registered or module}. Give its values as an Optax schedule instead"
+            raise InvalidValue(
+                where="learning_rate",
+                expected=f"a class of {' or '.join(_PACKAGES)}",
+                found=f"{class_name} of {registered or module}",
+                remedy=_AS_OPTAX,
             )
         return cls(str(class_name), tuple(config["config"].items()))
 
@@ -118,6 +123,7 @@ class KerasSchedule:
 
 
 _PACKAGES = ("keras", "tf_keras")
+_AS_OPTAX = "Give its values as an Optax schedule instead"
 
 
 def _plain(value: Any) -> Any:
@@ -128,45 +134,46 @@ def _plain(value: Any) -> Any:
 
 
 def _check_arguments(class_name: str, given: Mapping[str, Any]) -> None:
-    defaults = _SCHEDULES[class_name][0]
+    defaults, where = _SCHEDULES[class_name][0], f"learning_rate: {class_name}"
     missing = [k for k, v in defaults.items() if v is _REQUIRED and k not in given]
     unknown = [k for k in given if k not in defaults]
     if missing or unknown:
         problem = f"missing: {', '.join(missing)}" if missing else f"unknown: {', '.join(unknown)}"
-        raise ValueError(
-            f"learning_rate: {class_name}: {problem}; its arguments are {', '.join(defaults)}"
-        )
+        problem += f"; its arguments are {', '.join(defaults)}"
+        raise InvalidValue(problem, where=where)
     for name, value in given.items():
         error, words = _fault(name, value)
         if error:
-            raise error(f"learning_rate: {class_name}: {name}: expected {words}, found {value!r}")
+            raise error(where=f"{where}: {name}", expected=words, found=repr(value))
     if "values" in given and len(given["values"]) != len(given["boundaries"]) + 1:
-        raise ValueError(
-            f"learning_rate: {class_name}: values: expected one more than boundaries, of which "
-            f"there are {len(given['boundaries'])}; found {len(given['values'])}"
+        there = len(given["boundaries"])
+        raise InvalidValue(
+            where=f"{where}: values",
+            expected=f"one more than boundaries, of which there are {there}",
+            found=len(given["values"]),
         )
 
 
-def _fault(name: str, value: Any) -> tuple[type[Exception] | None, str]:
+def _fault(name: str, value: Any) -> tuple[type[AdamxError] | None, str]:
     """The error that the value deserves, or None, and what was expected."""
     if name in ("boundaries", "values"):
         if not isinstance(value, tuple) or not all(map(is_number, value)):
-            return TypeError, "a list of numbers"
+            return InvalidType, "a list of numbers"
         increasing = name == "values" or all(a < b for a, b in pairwise(value))
-        return None if increasing else ValueError, "increasing numbers"
+        return None if increasing else InvalidValue, "increasing numbers"
     if name in ("staircase", "cycle"):
-        return None if isinstance(value, bool) else TypeError, "True or False"
+        return None if isinstance(value, bool) else InvalidType, "True or False"
     if name == "name":
-        return None if isinstance(value, str) else TypeError, "a string"
+        return None if isinstance(value, str) else InvalidType, "a string"
     if name == "warmup_target" and value is None:
         return None, ""
     if not is_number(value):
-        return TypeError, f"a number, not a {type(value).__name__}"
+        return InvalidType, f"a number, not a {type(value).__name__}"
     if name in ("decay_steps", "first_decay_steps"):
-        return None if 0 < value < math.inf else ValueError, "a finite number above 0"
+        return None if 0 < value < math.inf else InvalidValue, "a finite number above 0"
     # With t_mul below 1 all periods together end at some step, after which Keras returns NaN.
     least = {"warmup_steps": 0, "t_mul": 1}.get(name, -math.inf)
-    return None if least <= value < math.inf else ValueError, f"a finite number from {least}"
+    return None if least <= value < math.inf else InvalidValue, f"a finite number from {least}"
 
 
 # The formulas, with Keras's names. A quotient that is rounded down is written `//`: XLA may divide

@@ -217,7 +217,7 @@ def test_drives_an_optimizer():
             "PiecewiseConstantDecay",
             {"boundaries": [1, 2], "values": [1.0, 2.0]},
             ValueError,
-            "values: expected one more than boundaries, of which there are 2; found 2",
+            "values: expected one more than boundaries, of which there are 2, found 2",
         ),
         (
             "PiecewiseConstantDecay",
