@@ -11,9 +11,11 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adamx.base.checks import check_choice, check_number, check_positive, listed
+from adamx.base.checks import check_choice, check_number, check_positive
+from adamx.base.errors import AdamxError, InvalidType, InvalidValue
 from adamx.base.numerics import CONVENTIONS, Convention, is_number
 from adamx.config.keras_config import Generation, fields_from_keras, keras_from_fields
+from adamx.config.torch_config import fields_from_torch, torch_from_fields
 from adamx.transforms.adam import scale_by_adam
 from adamx.transforms.foreign import clip_each_norm, clip_values, torch_weight_decay
 from adamx.transforms.schedules import inverse_time_decay
@@ -21,9 +23,6 @@ from adamx.transforms.schedules import inverse_time_decay
 __all__ = ["AdamConfig"]
 
 _FLAGS = ("decoupled", "amsgrad", "nesterov", "clip_value_first", "maximize", "float32")
-
-# Keys of a parameter group of torch that do not change what is computed.
-_TORCH_IGNORED = {"params", "param_names", "foreach", "capturable", "differentiable", "fused"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,16 +81,17 @@ class AdamConfig:
                 check_positive(name, value)
         check_choice("convention", self.convention, CONVENTIONS)
         for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool | np.bool_):
-                raise TypeError(f"{name}: expected True or False, found {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, bool | np.bool_):
+                raise InvalidType(where=name, expected="True or False", found=repr(value))
         if self.nesterov and self.convention != "optax":
-            raise ValueError(
-                f'nesterov: expected convention "optax" beside it, found {self.convention!r}'
-            )
+            expected = 'convention "optax" beside it'
+            raise InvalidValue(where="nesterov", expected=expected, found=repr(self.convention))
         for name in ("b1", "b2"):
             value = getattr(self, name)
             if self.float32 and is_number(value) and not np.float32(value) < 1:
-                raise ValueError(f"{name}: expected a number below 1 in float32, found {value!r}")
+                expected = "a number below 1 in float32"
+                raise InvalidValue(where=name, expected=expected, found=repr(value))
 
     @classmethod
     def from_keras(cls, config: Mapping[str, Any], generation: Generation | None = None) -> Self:
@@ -140,42 +140,8 @@ class AdamConfig:
             Adam from AdamW and which older versions do not write; a value out of range.
           TypeError: no mapping; a value of the wrong type.
         """
-        if not isinstance(param_group, Mapping):
-            raise TypeError(f"param_group: expected a mapping, found {type(param_group).__name__}")
-        if "param_groups" in param_group:
-            raise ValueError(
-                "param_groups: expected one parameter group, found a state dict; give its "
-                "param_groups[0], and the others to configurations of their own"
-            )
-        group = {k: v for k, v in param_group.items() if k not in _TORCH_IGNORED}
-        betas = group.pop("betas", (0.9, 0.999))
-        if not isinstance(betas, tuple | list) or len(betas) != 2:
-            raise TypeError(f"betas: expected two numbers, found {betas!r}")
-        fields = {
-            "learning_rate": _item(group.pop("lr", 1e-3)),
-            "b1": _item(betas[0]),
-            "b2": _item(betas[1]),
-            "eps": group.pop("eps", 1e-8),
-            "weight_decay": group.pop("weight_decay", 0.0),
-            "decoupled": group.pop("decoupled_weight_decay", None),
-            "amsgrad": group.pop("amsgrad", False),
-            "maximize": group.pop("maximize", False),
-        }
-        if group:
-            hint = ""
-            if "initial_lr" in group:
-                hint = "; initial_lr comes from a learning-rate scheduler: take it out, and give "
-                hint += "the schedule to dataclasses.replace(config, learning_rate=...)"
-            raise ValueError(f"{listed(sorted(group))}: unknown key of a parameter group{hint}")
-        if fields["decoupled"] is None:
-            if fields["weight_decay"]:
-                raise ValueError(
-                    "decoupled_weight_decay: expected it beside weight_decay, found none; add "
-                    "True for torch.optim.AdamW, False for Adam"
-                )
-            fields["decoupled"] = False
-        keys = {"learning_rate": "lr", "b1": "betas[0]", "b2": "betas[1]"}
-        return cls._named(fields | {"convention": "torch"}, keys)
+        fields, keys = fields_from_torch(param_group)
+        return cls._named(fields, keys)
 
     def to_torch(self) -> dict[str, Any]:
         """A parameter group (without `params`) of torch.optim.Adam or AdamW that computes the same.
@@ -183,37 +149,7 @@ class AdamConfig:
         Raises:
           ValueError: torch cannot express a field; the message names it.
         """
-        f = self.plain_fields()
-        refused = {
-            "convention": self.convention == "keras",
-            "amsgrad": self.amsgrad and self.convention == "optax",
-            "learning_rate": callable(self.learning_rate),
-            "eps_root": self.eps_root != 0,
-            "decay": self.decay != 0,
-            "nesterov": self.nesterov,
-            **{
-                name: getattr(self, name) is not None
-                for name in ("clip_norm", "clip_global_norm", "clip_value")
-            },
-        }
-        for name, is_refused in refused.items():
-            if is_refused:
-                raise ValueError(
-                    f"{name}: torch.optim cannot express {name}={getattr(self, name)!r}"
-                )
-        return {
-            "lr": self._rounded(f["learning_rate"]),
-            "betas": (self._rounded(f["b1"]), self._rounded(f["b2"])),
-            "eps": f["eps"],
-            "weight_decay": f["weight_decay"],
-            "amsgrad": f["amsgrad"],
-            "maximize": f["maximize"],
-            "foreach": None,
-            "capturable": False,
-            "differentiable": False,
-            "fused": None,
-            "decoupled_weight_decay": f["decoupled"],
-        }
+        return torch_from_fields(self.plain_fields())
 
     def transformation(self) -> optax.GradientTransformationExtraArgs:
         """The Optax transformation that computes what the framework does, in its order.
@@ -262,9 +198,8 @@ class AdamConfig:
         """The configuration with these fields; errors have the key that a field was read from."""
         try:
             return cls(**fields)
-        except (TypeError, ValueError) as error:
-            field, _, problem = str(error).partition(": ")
-            raise type(error)(f"{keys.get(field, field)}: {problem}") from error
+        except AdamxError as error:
+            raise error.replace(where=keys.get(error.where, error.where)) from error
 
     def plain_fields(self) -> dict[str, Any]:
         """The fields, with Python's numbers for arrays.
@@ -275,7 +210,8 @@ class AdamConfig:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name, value in fields.items():
             if isinstance(value, Tracer):
-                raise ValueError(f"{name}: expected a known number, found one that is being traced")
+                expected, found = "a known number", "one that is being traced"
+                raise InvalidValue(where=name, expected=expected, found=found)
             if isinstance(value, jax.Array | np.ndarray | np.generic):
                 value = value.item()
             is_int = isinstance(value, int) and not isinstance(value, bool)
@@ -304,8 +240,3 @@ class AdamConfig:
             return jnp.asarray(rate(count)) * jnp.asarray(falling(count))
 
         return schedule
-
-
-def _item(x: Any) -> Any:
-    """A number that torch may hold in a tensor."""
-    return x.item() if hasattr(x, "item") else x
