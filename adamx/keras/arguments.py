@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from adamx.base.checks import check_number
+from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.numerics import is_number
 
 __all__ = ["checked", "unknown_argument"]
@@ -42,21 +43,25 @@ def checked(name: str, value: Any) -> float:
     below = 1 if name.startswith("beta") else np.inf
     check_number(name, value, below=below)
     if not is_number(value):
-        raise TypeError(f"{name}: expected a real number, found {type(value).__name__} {value!r}")
+        found = f"{type(value).__name__} {value!r}"
+        raise InvalidType(where=name, expected="a real number", found=found)
     with np.errstate(over="ignore"):
         rounded = np.float32(value)
     if not rounded < below:
-        raise ValueError(
-            f"{name}: expected a number that is below {below:g} in float32 too, in which "
-            f"TensorFlow 1.1 holds it; found {value!r}"
+        raise InvalidValue(
+            where=name,
+            expected=f"a number that is below {below:g} in float32 too, in which TensorFlow 1.1 "
+            "holds it",
+            found=repr(value),
         )
     return float(value)
 
 
-def unknown_argument(name: str) -> str:
-    """What to say of an argument that TensorFlow 1.1 does not have."""
+def unknown_argument(name: str) -> InvalidType:
+    """The error for an argument that TensorFlow 1.1 does not have."""
     hint = _RENAMED.get(name)
     if name in _ELSEWHERE:
         hint = "TensorFlow 1.1 does not have it; use adamx.adam, adamx.adamw or adamx.AdamConfig"
     arguments = ", ".join(_ARGUMENTS)
-    return f"Adam() has no argument {name!r}{f': {hint}' if hint else ''}. It has {arguments}"
+    problem = f"Adam() has no argument {name!r}{f': {hint}' if hint else ''}"
+    return InvalidType(problem, remedy=f"It has {arguments}")

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.numerics import is_number
 from adamx.config.adam_config import AdamConfig
 from adamx.keras.arguments import checked, unknown_argument
@@ -102,7 +103,7 @@ class Adam:
     ) -> None:
         for name in kwargs:
             if name not in ("clipnorm", "clipvalue"):
-                raise TypeError(unknown_argument(name))
+                raise unknown_argument(name)
         given = {"lr": lr, "beta_1": beta_1, "beta_2": beta_2, "decay": decay, "epsilon": epsilon}
         # Like TensorFlow 1.1, which clips only if the limit is above 0.
         limits = {name: checked(name, kwargs[name]) for name in kwargs if kwargs[name] is not None}
@@ -129,7 +130,8 @@ class Adam:
         """
         if not isinstance(config, Mapping):
             found = type(config).__name__
-            raise TypeError(f"config: expected a mapping as of get_config, found {found}")
+            expected = "a mapping as of get_config"
+            raise InvalidType(where="config", expected=expected, found=found)
         return cls(**config)
 
     def get_config(self) -> dict[str, float]:
@@ -177,9 +179,8 @@ class Adam:
         state = self._existing_state("iterations")
         last = np.iinfo(np.int32).max
         if not is_number(value) or value != np.floor(value) or not 0 <= value <= last:
-            raise ValueError(
-                f"iterations: expected a whole number from 0 to {last}, found {value!r}"
-            )
+            expected = f"a whole number from 0 to {last}"
+            raise InvalidValue(where="iterations", expected=expected, found=repr(value))
         weights = [np.asarray(value), *adam_weights.get_weights(state)[1:]]
         self._state = adam_weights.set_weights(state, weights)
 
@@ -245,9 +246,11 @@ class Adam:
         state = self._initial_state(arrays) if self._state is None else self._state
         arrays, state = step(program, arrays, state, self._numbers(), traced)
         if any(isinstance(x, Tracer) for x in jax.tree.leaves(state)):
-            raise ValueError(
-                "get_updates: expected a call outside of jit and of other transformations, found "
-                "one that is traced; there use the transformation, whose state is passed around"
+            raise InvalidValue(
+                where="get_updates",
+                expected="a call outside of jit and of other transformations",
+                found="one that is traced",
+                remedy="there use the transformation, whose state is passed around",
             )
         self._state = state
         return merge(arrays, program.params)
@@ -267,9 +270,11 @@ class Adam:
 
     def _existing_state(self, what: str) -> optax.OptState:
         if self._state is None:
-            raise ValueError(
-                f"{what}: expected to set them in a state, found none yet; call build(params) with "
-                "the parameters first"
+            raise InvalidValue(
+                where=what,
+                expected="to set them in a state",
+                found="none yet",
+                remedy="call build(params) with the parameters first",
             )
         return self._state
 
@@ -285,19 +290,19 @@ class Adam:
     ) -> "tuple[Program, Any, Any]":
         """What is compiled, and the arrays in `params` and `args`."""
         if not callable(loss):
-            raise TypeError(f"loss: expected a function, found {type(loss).__name__}")
+            raise InvalidType(where="loss", expected="a function", found=type(loss).__name__)
         if constraints is None:
             constraints = {}
         elif not isinstance(constraints, Mapping):
-            raise TypeError(
-                "constraints: expected a mapping from paths of parameters to functions, or None; "
-                f"found {type(constraints).__name__}"
+            raise InvalidType(
+                where="constraints",
+                expected="a mapping from paths of parameters to functions, or None",
+                found=type(constraints).__name__,
             )
         for path, constraint in constraints.items():
             if not callable(constraint):
-                raise TypeError(
-                    f"constraints: {path}: expected a function, found {type(constraint).__name__}"
-                )
+                where, found = f"constraints: {path}", type(constraint).__name__
+                raise InvalidType(where=where, expected="a function", found=found)
         arrays, static_params = split_params(params)
         traced, static_args = split("args", args, TRACEABLE)
         ordered = tuple(sorted(constraints.items(), key=lambda item: str(item[0])))

@@ -12,6 +12,7 @@ import optax
 from jax.core import Tracer
 
 from adamx.base.checks import check_params, listed, path_name
+from adamx.base.errors import InvalidType, InvalidValue
 from adamx.config.adam_config import AdamConfig
 
 __all__ = [
@@ -79,15 +80,18 @@ def _gradients(program: Program, params: Any, args: Any) -> Any:
         args_of_loss = merge(args, program.args)
         value = program.loss(merge(params, program.params), *args_of_loss)
         if not isinstance(value, TRACEABLE):
-            raise TypeError(f"loss: expected a real scalar, found {type(value).__name__}")
+            raise InvalidType(where="loss", expected="a real scalar", found=type(value).__name__)
         value = jnp.asarray(value)  # pyright: ignore[reportArgumentType]
         if value.shape:
-            raise ValueError(
-                f"loss: expected a scalar, found an array of shape {value.shape}; take its mean or "
-                "its sum"
+            raise InvalidValue(
+                where="loss",
+                expected="a scalar",
+                found=f"an array of shape {value.shape}",
+                remedy="take its mean or its sum",
             )
         if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise TypeError(f"loss: expected a real floating-point scalar, found {value.dtype}")
+            expected = "a real floating-point scalar"
+            raise InvalidType(where="loss", expected=expected, found=value.dtype)
         return value
 
     return jax.tree.map(jnp.conj, jax.grad(loss)(params))
@@ -100,25 +104,30 @@ def _constrained(params: Any, constraints: dict[str, Constraint]) -> Any:
     paths, leaves = [path_name(path) for path, _ in keyed], [leaf for _, leaf in keyed]
     unknown = [path for path in constraints if path not in paths]
     if unknown:
-        raise ValueError(
-            f"constraints: {listed(map(repr, unknown))}: expected paths of parameters that are "
-            f"arrays, which are {listed(map(repr, paths), most=50)}"
+        raise InvalidValue(
+            where=f"constraints: {listed(map(repr, unknown))}",
+            expected="paths of parameters that are arrays, which are "
+            f"{listed(map(repr, paths), most=50)}",
         )
     for path, constraint in constraints.items():
         if paths.count(path) > 1:
-            raise ValueError(f"{path}: two parameters have this path; rename one of them")
+            problem, remedy = "two parameters have this path", "rename one of them"
+            raise InvalidValue(problem, where=path, remedy=remedy)
         place = paths.index(path)
         before, after = leaves[place], constraint(leaves[place])
         if not isinstance(after, TRACEABLE):
-            raise ValueError(
-                f"{path}: expected its constraint to return an array of shape {before.shape} and "
-                f"{before.dtype}, found {type(after).__name__}"
+            expected = f"an array of shape {before.shape} and {before.dtype}"
+            raise InvalidValue(
+                where=path,
+                expected=f"its constraint to return {expected}",
+                found=type(after).__name__,
             )
         after = jnp.asarray(after)
         if (after.shape, after.dtype) != (before.shape, before.dtype):
-            raise ValueError(
-                f"{path}: expected its constraint to keep shape {before.shape} and {before.dtype}, "
-                f"found shape {after.shape} and {after.dtype}"
+            raise InvalidValue(
+                where=path,
+                expected=f"its constraint to keep shape {before.shape} and {before.dtype}",
+                found=f"shape {after.shape} and {after.dtype}",
             )
         leaves[place] = after
     return treedef.unflatten(leaves)
@@ -133,7 +142,8 @@ def split_params(params: Any) -> tuple[Any, Static | None]:
     """The arrays in `params`, with None in place of the rest; and the rest."""
     arrays, static = split("params", params, _ARRAYS)
     if static is not None and all(static.leaves):
-        raise TypeError("params: expected a tree with arrays to train, found none in it")
+        expected = "a tree with arrays to train"
+        raise InvalidType(where="params", expected=expected, found="none in it")
     return jax.tree.map(_as_jax_array, arrays), static
 
 
@@ -186,7 +196,9 @@ def check_hashable(name: str, x: Any) -> None:
     try:
         hash(x)
     except TypeError as error:
-        raise TypeError(
-            f"{name}: expected something hashable, by which its compiled step is found again; "
-            f"found {type(x).__name__}. Pass arrays as arguments after the loss"
+        raise InvalidType(
+            where=name,
+            expected="something hashable, by which its compiled step is found again",
+            found=type(x).__name__,
+            remedy="Pass arrays as arguments after the loss",
         ) from error
