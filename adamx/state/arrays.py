@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from adamx.base.checks import listed
+from adamx.base.errors import InvalidType, InvalidValue
 from adamx.state.find import named_arrays, replace_arrays
 
 __all__ = ["from_numpy", "get_weights", "set_weights", "to_numpy"]
@@ -60,11 +61,18 @@ def set_weights(state: optax.OptState, weights: Iterable[np.ndarray]) -> optax.O
       TypeError: `weights` is a mapping; see `from_numpy`.
     """
     if isinstance(weights, Mapping):
-        raise TypeError("weights: expected a list of arrays, found a mapping; use from_numpy")
+        raise InvalidType(
+            where="weights",
+            expected="a list of arrays",
+            found="a mapping",
+            remedy="use from_numpy",
+        )
     names, values = list(named_arrays(state)), list(weights)
     if len(values) != len(names):
-        raise ValueError(
-            f"expected {len(names)} arrays ({listed(names)}), found {len(values)}. {_UNCHANGED}"
+        raise InvalidValue(
+            expected=f"{len(names)} arrays ({listed(names)})",
+            found=len(values),
+            remedy=_UNCHANGED,
         )
     return from_numpy(state, dict(zip(names, values, strict=True)))
 
@@ -107,16 +115,19 @@ def from_numpy(state: optax.OptState, arrays: Mapping[str, np.ndarray]) -> optax
       TypeError: `arrays` is no mapping; see `set_weights`.
     """
     if not isinstance(arrays, Mapping):
-        raise TypeError(
-            f"arrays: expected a mapping from names, found {type(arrays).__name__}; "
-            "for a list use set_weights"
+        raise InvalidType(
+            where="arrays",
+            expected="a mapping from names",
+            found=type(arrays).__name__,
+            remedy="for a list use set_weights",
         )
     leaves = named_arrays(state)
     missing, unknown = sorted(leaves.keys() - arrays.keys()), sorted(arrays.keys() - leaves.keys())
     if missing or unknown:
-        raise ValueError(
+        raise InvalidValue(
             f"expected the arrays {listed(leaves)}; missing: {listed(missing) or 'none'}; "
-            f"unknown: {listed(unknown) or 'none'}. {_UNCHANGED}"
+            f"unknown: {listed(unknown) or 'none'}",
+            remedy=_UNCHANGED,
         )
     converted = {name: _converted(name, leaf, arrays[name]) for name, leaf in leaves.items()}
     return replace_arrays(state, converted, _place)
@@ -125,9 +136,11 @@ def from_numpy(state: optax.OptState, arrays: Mapping[str, np.ndarray]) -> optax
 def _to_host(name: str, leaf: Any) -> np.ndarray:
     whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
     if not whole:
-        raise ValueError(
-            f"{name}: expected an array that this process holds whole, found one with parts on "
-            "other processes; gather it with jax.experimental.multihost_utils.process_allgather"
+        raise InvalidValue(
+            where=name,
+            expected="an array that this process holds whole",
+            found="one with parts on other processes",
+            remedy="gather it with jax.experimental.multihost_utils.process_allgather",
         )
     array = np.array(leaf)  # a copy, which outlives a donated state
     return array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
@@ -137,8 +150,8 @@ def _converted(name: str, leaf: Any, value: Any) -> np.ndarray:
     """`value` with `leaf`'s shape and dtype."""
     dtype = np.dtype(leaf.dtype)
 
-    def fail(expected: str, found: object) -> ValueError:
-        return ValueError(f"{name}: expected {expected}, found {found}. {_UNCHANGED}")
+    def fail(expected: str, found: object) -> InvalidValue:
+        return InvalidValue(where=name, expected=expected, found=found, remedy=_UNCHANGED)
 
     try:
         value = np.asarray(value)

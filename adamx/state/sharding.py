@@ -12,6 +12,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from adamx.base.checks import is_none, leaf_name, listed, path_name
+from adamx.base.errors import InvalidType, InvalidValue
 from adamx.fused.packed import PackedAdamState, PackedAmsgradState
 
 __all__ = ["describe_sharding", "reduce_scatter", "zero_sharding"]
@@ -153,10 +154,12 @@ def reduce_scatter(grads: optax.Updates, shardings: chex.ArrayTree, axis: Axis) 
         if g is None:
             return None
         if tracked and (summed := [name for name in axes if not _varies(g, name)]):
-            raise ValueError(
-                f"{leaf_name(path)}: expected a gradient that differs from device to device, found "
-                f"one that was summed over {listed(summed)} already: differentiate with respect to "
-                f'jax.lax.pcast(params, {axis!r}, to="varying")'
+            raise InvalidValue(
+                where=leaf_name(path),
+                expected="a gradient that differs from device to device",
+                found=f"one that was summed over {listed(summed)} already",
+                remedy="differentiate with respect to "
+                f'jax.lax.pcast(params, {axis!r}, to="varying")',
             )
         whole = list(axes)
         for dimension, entry in enumerate(sharding.spec):
@@ -283,15 +286,17 @@ def _beside(tree: Any, shardings: Any, kind: type) -> tuple[list[Any], list[Any]
     try:
         given = treedef.flatten_up_to(shardings)
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"shardings: expected the structure {treedef}, with one for each leaf; found "
-            f"{jax.tree.structure(shardings)}"
+        raise InvalidValue(
+            where="shardings",
+            expected=f"the structure {treedef}, with one for each leaf",
+            found=jax.tree.structure(shardings),
         ) from error
     for (path, leaf), sharding in zip(keyed, given, strict=True):
         if leaf is not None and not isinstance(sharding, kind):
-            raise TypeError(
-                f"shardings: {leaf_name(path)}: expected a {kind.__name__}, as zero_sharding gives "
-                f"it; found {sharding!r}"
+            raise InvalidType(
+                where=f"shardings: {leaf_name(path)}",
+                expected=f"a {kind.__name__}, as zero_sharding gives it",
+                found=repr(sharding),
             )
     return keyed, given, treedef
 
@@ -300,9 +305,8 @@ def _axes(mesh: Mesh | AbstractMesh, axis: Axis) -> tuple[str, ...]:
     axes = (axis,) if isinstance(axis, str) else tuple(axis)
     unknown = [name for name in axes if name not in mesh.axis_names]
     if unknown or not axes:
-        raise ValueError(
-            f"axis: expected one or several of the mesh's axes {mesh.axis_names}, found {axis!r}"
-        )
+        expected = f"one or several of the mesh's axes {mesh.axis_names}"
+        raise InvalidValue(where="axis", expected=expected, found=repr(axis))
     return axes
 
 
@@ -325,9 +329,11 @@ def _spec(
     entries: list[Any] = [None] * np.ndim(param)
     if isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated:
         if list(sharding.mesh.shape.items()) != list(mesh.shape.items()):
-            raise ValueError(
-                f"{leaf_name(path)}: expected a parameter on the mesh {dict(mesh.shape)}, found "
-                f"one on {dict(sharding.mesh.shape)}; give the mesh that the parameters are on"
+            raise InvalidValue(
+                where=leaf_name(path),
+                expected=f"a parameter on the mesh {dict(mesh.shape)}",
+                found=f"one on {dict(sharding.mesh.shape)}",
+                remedy="give the mesh that the parameters are on",
             )
         entries[: len(sharding.spec)] = sharding.spec
     return tuple(map(_names, entries))
@@ -357,7 +363,9 @@ def _check_not_packed(state: Any) -> None:
     kinds = (PackedAdamState, PackedAmsgradState)
     for node in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds)):
         if isinstance(node, kinds):
-            raise ValueError(
-                f"expected a state with an array for each parameter, found a {type(node).__name__},"
-                " whose buffers hold many parameters each and are not split; use packed=False"
+            raise InvalidValue(
+                expected="a state with an array for each parameter",
+                found=f"a {type(node).__name__}, whose buffers hold many parameters each and are "
+                "not split",
+                remedy="use packed=False",
             )
