@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 from adamx.base.checks import is_none, path_name
+from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.numerics import compute_dtype
 
 __all__ = ["clip_each_norm", "clip_values", "torch_weight_decay"]
@@ -30,9 +31,11 @@ def clip_values(largest: chex.Numeric) -> optax.GradientTransformation:
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         for path, g in jax.tree_util.tree_leaves_with_path(updates):
             if jnp.iscomplexobj(g):
-                raise TypeError(
-                    f"{path_name(path)}: expected a real gradient for clipping by value, found "
-                    f"{jnp.result_type(g)}; clip by norm"
+                raise InvalidType(
+                    where=path_name(path),
+                    expected="a real gradient for clipping by value",
+                    found=jnp.result_type(g),
+                    remedy="clip by norm",
                 )
         return clip.update(updates, clip.init(updates), params)[0]
 
@@ -55,7 +58,7 @@ def torch_weight_decay(rate: float, decay: float) -> optax.GradientTransformatio
 
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         if params is None:
-            raise ValueError("params: expected them for weight decay, found None")
+            raise InvalidValue(where="params", expected="them for weight decay", found=None)
         return jax.tree.map(add, updates, params, is_leaf=is_none)
 
     return optax.stateless(update)

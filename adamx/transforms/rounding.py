@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from adamx.base.checks import check_gradients, is_none
+from adamx.base.errors import InvalidType, InvalidValue
 
 __all__ = [
     "StochasticRoundState",
@@ -33,6 +34,7 @@ __all__ = [
 
 _FLOAT32_MANTISSA = 23
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_MAKE_KEY = 'make one with jax.random.key(seed, impl="threefry2x32")'
 
 
 class StochasticRoundState(NamedTuple):
@@ -119,15 +121,15 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
     ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
         if params is None:
-            raise ValueError(
-                "params: expected the parameters, whose next values are rounded, found None; call "
-                "update(updates, state, params)"
+            raise InvalidValue(
+                where="params",
+                expected="the parameters, whose next values are rounded",
+                found=None,
+                remedy="call update(updates, state, params)",
             )
         if not isinstance(state, StochasticRoundState):
-            raise TypeError(
-                "state: expected StochasticRoundState, as init made it; found "
-                f"{type(state).__name__}"
-            )
+            expected = "StochasticRoundState, as init made it"
+            raise InvalidType(where="state", expected=expected, found=type(state).__name__)
         check_gradients(updates, params, "the parameters")
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_none)
         keys = leaf_keys(state.key, state.count, len(leaves))
@@ -212,28 +214,36 @@ def check_key(name: str, key: Any) -> None:
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         if (found := str(jax.random.key_impl(key))) != "threefry2x32":
-            raise ValueError(
-                f"{name}: expected a key of Threefry, found one of {found}; make one with "
-                'jax.random.key(seed, impl="threefry2x32")'
+            raise InvalidValue(
+                where=name,
+                expected="a key of Threefry",
+                found=f"one of {found}",
+                remedy=_MAKE_KEY,
             )
         one = ()
     elif dtype == np.uint32:
         if shape[-1:] != (2,):
-            raise ValueError(
-                f"{name}: expected the data of a key of Threefry, uint32[2], found {shape}, as of "
-                'another generator; make one with jax.random.key(seed, impl="threefry2x32")'
+            raise InvalidValue(
+                where=name,
+                expected="the data of a key of Threefry, uint32[2]",
+                found=f"{shape}, as of another generator",
+                remedy=_MAKE_KEY,
             )
         one = (2,)
     else:
         found = type(key).__name__ if dtype is None else f"an array of {dtype}"
-        raise TypeError(
-            f"{name}: expected an int, a key of jax.random or the data of one, uint32[2]; found "
-            f'{found}. Under optax.inject_hyperparams name it in static_args="{name}"'
+        raise InvalidType(
+            where=name,
+            expected="an int, a key of jax.random or the data of one, uint32[2]",
+            found=found,
+            remedy=f'Under optax.inject_hyperparams name it in static_args="{name}"',
         )
     if shape != one:
-        raise ValueError(
-            f"{name}: expected one key, of shape {one}, found {shape}; for an ensemble of keys, "
-            "call this within jax.vmap"
+        raise InvalidValue(
+            where=name,
+            expected=f"one key, of shape {one}",
+            found=shape,
+            remedy="for an ensemble of keys, call this within jax.vmap",
         )
 
 
