@@ -1,5 +1,6 @@
-"""The surface of `tf.contrib.keras.optimizers.Adam` of TensorFlow 1.1."""
+"""The surface of `tf.contrib.keras.optimizers.Adam` of TensorFlow 1.1, and Keras's schedules."""
 
+from adamx.config.keras_schedules import KerasSchedule
 from adamx.keras.optimizer import Adam
 
-__all__ = ["Adam"]
+__all__ = ["Adam", "KerasSchedule"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import adamx
-from adamx.config.keras_schedules import KerasSchedule
+from adamx.keras import KerasSchedule
 
 KEYS = {"initial_learning_rate": 0.05, "decay_steps": 7, "decay_rate": 0.6}
 COSINE = {"initial_learning_rate": 0.02, "decay_steps": 49, "alpha": 0.1}

@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import adamx
-from adamx.config.keras_schedules import KerasSchedule
+from adamx.keras import KerasSchedule
 from tests.live import assert_close, gradients, parameters, trajectory
 
 keras = pytest.importorskip("keras")
