@@ -71,6 +71,8 @@ class Checkpoint:
       CheckpointError: a name without its moments, moments without a name, or of unlike shapes.
     """
 
+    __module__ = "adamx.checkpoint"  # as users import it: what pickles and repr name
+
     framework: Framework
     version: str | None
     config: AdamConfig

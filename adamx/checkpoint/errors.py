@@ -29,6 +29,8 @@ Progress = Callable[[int], None]
 class CheckpointError(ValueError):
     """A file that cannot be read, or a state that a file or a tree cannot hold."""
 
+    __module__ = "adamx.checkpoint"  # as users import it: what pickles and repr name
+
 
 _EXTRAS = {
     "h5py": "checkpoint",

@@ -49,6 +49,8 @@ class AdamConfig:
         anything is computed of them, as in TF 1.1 and tf_keras's legacy optimizer.
     """
 
+    __module__ = "adamx"  # as users import it: what pickles and repr name
+
     learning_rate: optax.ScalarOrSchedule = 1e-3
     b1: chex.Numeric = 0.9
     b2: chex.Numeric = 0.999

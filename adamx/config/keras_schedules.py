@@ -38,7 +38,7 @@ class KerasSchedule:
       TypeError: an argument of the wrong type.
 
     Example:
-      >>> from adamx.config.keras_schedules import KerasSchedule
+      >>> from adamx.keras import KerasSchedule
       >>> arguments = {"initial_learning_rate": 0.1, "decay_steps": 10, "decay_rate": 0.5}
       >>> schedule = KerasSchedule("ExponentialDecay", tuple(arguments.items()))
       >>> [round(float(schedule(count)), 3) for count in (0, 10, 20)]
@@ -46,6 +46,8 @@ class KerasSchedule:
 
     Source: `keras/src/optimizers/schedules/learning_rate_schedule.py`, Keras 3.15.
     """
+
+    __module__ = "adamx.keras"  # as users import it: what pickles and repr name
 
     class_name: str
     arguments: tuple[tuple[str, Any], ...]

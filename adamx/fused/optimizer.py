@@ -46,6 +46,8 @@ class FusedOptimizer(NamedTuple):
         `params` and `state`, as `jit` does, so that they are changed in place.
     """
 
+    __module__ = "adamx"  # as users import it: what pickles and repr name
+
     init: Callable[[optax.Params], optax.OptState]
     step: _Step
 

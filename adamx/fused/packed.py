@@ -39,6 +39,8 @@ class PackedAdamState(NamedTuple):
         if they differ. A leaf's part begins at a multiple of 64 bytes; between parts are zeros.
     """
 
+    __module__ = "adamx"  # as users import it: what pickles and repr name
+
     # The field's name in Optax's states; tuples have a method of that name.
     count: chex.ArrayDevice  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: Buffers
@@ -47,6 +49,8 @@ class PackedAdamState(NamedTuple):
 
 class PackedAmsgradState(NamedTuple):
     """An `AmsgradState` whose moments lie one behind the other; see `PackedAdamState`."""
+
+    __module__ = "adamx"  # as users import it: what pickles and repr name
 
     count: chex.ArrayDevice  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: Buffers

@@ -76,7 +76,7 @@ class Adam:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from adamx.keras.optimizer import Adam
+      >>> from adamx.keras import Adam
       >>> optimizer = Adam(lr=0.1, clipnorm=1.0)
       >>> def loss(params, target):
       ...     return jnp.sum((params["w"] - target) ** 2)
@@ -88,6 +88,8 @@ class Adam:
 
     Source: `tensorflow/contrib/keras/python/keras/optimizers.py`, TensorFlow 1.1.
     """
+
+    __module__ = "adamx.keras"  # as users import it: what pickles and repr name
 
     # So that setting an attribute of a mistyped or later name is an error.
     __slots__ = ("_config", "_fixed", "_state")

@@ -45,6 +45,8 @@ class StochasticRoundState(NamedTuple):
       key: uint32[2], the same in every step: the data of a key of `jax.random`.
     """
 
+    __module__ = "adamx"  # as users import it: what pickles and repr name
+
     # The field's name in Optax's states; tuples have a method of that name.
     count: chex.ArrayDevice  # pyright: ignore[reportIncompatibleMethodOverride]
     key: chex.ArrayDevice
