@@ -1,5 +1,7 @@
 """Adam for JAX, complete."""
 
+from importlib import metadata as _metadata
+
 from adamx import checkpoint, keras, native
 from adamx.config.adam_config import AdamConfig
 from adamx.fused.optimizer import FusedOptimizer, fused_adam, fused_adamw
@@ -9,6 +11,11 @@ from adamx.state.sharding import describe_sharding, reduce_scatter, zero_shardin
 from adamx.transforms.adam import AdamState, AmsgradState, adam, adamw, scale_by_adam
 from adamx.transforms.rounding import StochasticRoundState, stochastic_round
 from adamx.transforms.schedules import inverse_time_decay
+
+try:
+    __version__ = _metadata.version("adamx")
+except _metadata.PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "unknown"
 
 __all__ = [
     "AdamConfig",

@@ -1,7 +1,9 @@
-"""Public classes have the names that users import."""
+"""Public classes and the version have the names that users import."""
 
 import pickle
 import pickletools
+import tomllib
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -63,3 +65,8 @@ def test_examples_are_in_the_docstring_of_the_class(module, name):
     for member in vars(getattr(MODULES[module], name)).values():
         if callable(member) or isinstance(member, property | classmethod | staticmethod):
             assert ">>>" not in (member.__doc__ or "")
+
+
+def test_version():
+    project = Path(__file__).parent.parent / "pyproject.toml"
+    assert adamx.__version__ == tomllib.loads(project.read_text())["project"]["version"]

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adamx import __version__
 from adamx.base.checks import listed
 from adamx.checkpoint import FORMATS, Checkpoint, CheckpointError, load
 from adamx.checkpoint.api import write
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "tf_keras, Keras 3 (.h5, .keras, .weights.h5), PyTorch (.pt) and adamx (.safetensors).",
         epilog="exit codes: 0; 1 if two states differ; 2 after an error",
     )
+    parser.add_argument("--version", action="version", version=f"adamx {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(run: Any, name: str, about: str, *files: str) -> argparse.ArgumentParser:

@@ -314,6 +314,13 @@ def test_bad_arguments(argv, capsys):
     assert capsys.readouterr().err.startswith("usage: adamx")
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"adamx {adamx.__version__}\n"
+
+
 @pytest.fixture
 def settings(tmp_path):
     """Write a configuration of Keras as JSON."""
