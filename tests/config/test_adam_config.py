@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from adamx import AdamConfig
+from adamx.base.errors import InvalidValue
 from adamx.transforms.foreign import clip_each_norm
 from tests.test_golden import CLOSE, OUTER, TIGHT, check, recorded
 
@@ -246,6 +247,25 @@ def test_what_torch_cannot_express(fields):
     name = list(fields)[-1] if "nesterov" not in fields else "nesterov"
     with pytest.raises(ValueError, match=f"{name}: torch.optim cannot express"):
         AdamConfig(**{"convention": "torch"} | fields).to_torch()
+
+
+@pytest.mark.parametrize(
+    ("call", "where"),
+    [
+        (lambda: AdamConfig(b1=2.0), "b1"),
+        (lambda: AdamConfig.from_keras({"beta_1": 2.0}, "keras3"), "beta_1"),
+        (lambda: AdamConfig.from_keras({"clipnorm": -1.0}, "tf1"), "clipnorm"),
+        (lambda: AdamConfig.from_keras({"use_ema": True}, "keras3"), "use_ema"),
+        (lambda: AdamConfig.from_torch({"betas": (0.9, 2.0)}), "betas[1]"),
+        (lambda: AdamConfig(nesterov=True).to_torch(), "nesterov"),
+        (lambda: AdamConfig().to_keras("keras3"), "convention"),
+    ],
+)
+def test_errors_have_the_field_or_the_key_in_where(call, where):
+    with pytest.raises(InvalidValue) as error:
+        call()
+    assert error.value.where == where
+    assert str(error.value).startswith(f"{where}: ")
 
 
 def test_torch_rounds_the_decay_of_float32_alone():
