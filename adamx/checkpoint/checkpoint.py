@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.base.checks import listed, path_name
+from adamx.base.trees import listed, path_name
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.layouts import (
     AS_IN_TORCH,

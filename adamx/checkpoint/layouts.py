@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from adamx.base.checks import path_name
+from adamx.base.trees import path_name
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.matching import role
 

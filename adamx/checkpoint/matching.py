@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
-from adamx.base.checks import listed
+from adamx.base.trees import listed
 from adamx.checkpoint.errors import CheckpointError
 
 __all__ = [

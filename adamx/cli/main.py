@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adamx import __version__
-from adamx.base.checks import listed
+from adamx.base.trees import listed
 from adamx.checkpoint import FORMATS, Checkpoint, CheckpointError, load
 from adamx.checkpoint.api import write
 from adamx.checkpoint.compare import brought, differences, measured

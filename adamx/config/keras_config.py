@@ -5,8 +5,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from adamx.base.checks import check_choice, listed
+from adamx.base.checks import check_choice
 from adamx.base.errors import InvalidType, InvalidValue
+from adamx.base.trees import listed
 from adamx.config.keras_schedules import KerasSchedule
 
 __all__ = ["GENERATIONS", "Generation", "fields_from_keras", "keras_from_fields", "told_generation"]

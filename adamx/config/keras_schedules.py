@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adamx.base.dtypes import is_number
 from adamx.base.errors import AdamxError, InvalidType, InvalidValue
-from adamx.base.numerics import is_number
 
 __all__ = ["KerasSchedule"]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from adamx.base.checks import listed
 from adamx.base.errors import InvalidType, InvalidValue
+from adamx.base.trees import listed
 
 __all__ = ["fields_from_torch", "torch_from_fields"]
 

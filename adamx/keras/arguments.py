@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from adamx.base.checks import check_number
+from adamx.base.dtypes import is_number
 from adamx.base.errors import InvalidType, InvalidValue
-from adamx.base.numerics import is_number
 
 __all__ = ["checked", "unknown_argument"]
 

@@ -6,10 +6,10 @@ from typing import Any, Self
 import jax
 import numpy as np
 import optax
-from jax.core import Tracer
 
+from adamx.base.dtypes import is_number
 from adamx.base.errors import InvalidType, InvalidValue
-from adamx.base.numerics import is_number
+from adamx.base.jax_seam import is_traced
 from adamx.config.adam_config import AdamConfig
 from adamx.keras.arguments import checked, unknown_argument
 from adamx.keras.program import (
@@ -247,7 +247,7 @@ class Adam:
         program, arrays, traced = self._program(loss, constraints, params, args)
         state = self._initial_state(arrays) if self._state is None else self._state
         arrays, state = step(program, arrays, state, self._numbers(), traced)
-        if any(isinstance(x, Tracer) for x in jax.tree.leaves(state)):
+        if any(is_traced(x) for x in jax.tree.leaves(state)):
             raise InvalidValue(
                 where="get_updates",
                 expected="a call outside of jit and of other transformations",

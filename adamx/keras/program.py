@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 
-from adamx.base.checks import check_params, listed, path_name
+from adamx.base.checks import check_params
 from adamx.base.errors import InvalidType, InvalidValue
+from adamx.base.jax_seam import is_traced
+from adamx.base.trees import listed, path_name
 from adamx.config.adam_config import AdamConfig
 
 __all__ = [
@@ -180,7 +181,7 @@ def merge(tree: Any, static: Static | None) -> Any:
 def placed_like(arrays: Any, state: Any) -> Any:
     """`state`, and what of it is tied to no device on those of `arrays`, where steps leave it."""
     leaves = jax.tree.leaves(arrays)
-    tied = [x for x in leaves if not isinstance(x, Tracer) and x.committed]
+    tied = [x for x in leaves if not is_traced(x) and x.committed]
     if not tied:
         return state
     sharding = tied[0].sharding

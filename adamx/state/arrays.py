@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.base.checks import listed
 from adamx.base.errors import InvalidType, InvalidValue
+from adamx.base.trees import listed
 from adamx.state.find import named_arrays, replace_arrays
 
 __all__ = ["from_numpy", "get_weights", "set_weights", "to_numpy"]

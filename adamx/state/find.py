@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adamx.base.checks import path_name
+from adamx.base.trees import path_name
 from adamx.transforms.adam import AdamState, AmsgradState
 
 __all__ = ["named_arrays", "replace_arrays"]

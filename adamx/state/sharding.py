@@ -11,8 +11,9 @@ import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from adamx.base.checks import is_none, leaf_name, listed, path_name
 from adamx.base.errors import InvalidType, InvalidValue
+from adamx.base.jax_seam import varies_over
+from adamx.base.trees import is_none, leaf_name, listed, path_name
 from adamx.fused.packed import PackedAdamState, PackedAmsgradState
 
 __all__ = ["describe_sharding", "reduce_scatter", "zero_sharding"]
@@ -148,12 +149,12 @@ def reduce_scatter(grads: optax.Updates, shardings: chex.ArrayTree, axis: Axis) 
       TypeError: something else than a `NamedSharding` among `shardings`.
     """
     axes = (axis,) if isinstance(axis, str) else tuple(axis)
-    tracked = _varies(jax.lax.axis_index(axes), axes[0])
+    tracked = varies_over(jax.lax.axis_index(axes), axes[0])
 
     def part(path: jax.tree_util.KeyPath, g: Any, sharding: NamedSharding) -> Any:
         if g is None:
             return None
-        if tracked and (summed := [name for name in axes if not _varies(g, name)]):
+        if tracked and (summed := [name for name in axes if not varies_over(g, name)]):
             raise InvalidValue(
                 where=leaf_name(path),
                 expected="a gradient that differs from device to device",
@@ -174,15 +175,6 @@ def reduce_scatter(grads: optax.Updates, shardings: chex.ArrayTree, axis: Axis) 
     return treedef.unflatten(
         part(path, g, sharding) for (path, g), sharding in zip(keyed, given, strict=True)
     )
-
-
-def _varies(x: Any, axis: str) -> bool:
-    """Whether JAX knows that `x` differs over `axis`; without check_vma it knows of nothing."""
-    try:
-        jax.lax.pcast(x, axis, to="varying")
-    except ValueError:  # it does already
-        return True
-    return False
 
 
 class _Row(NamedTuple):

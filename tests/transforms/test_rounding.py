@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adamx
-from adamx.transforms import rounding
+from adamx.base import random_bits
 from tests.transforms.rounded_runs import all_numbers, apply_updates, as_bits, make_step, neighbours
 
 DTYPES = ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"]
@@ -26,13 +26,13 @@ finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 @pytest.mark.parametrize("x64", [False, True])
 def test_bits_are_those_of_jax(shape, x64):
     with jax.enable_x64(x64):
-        bits = jax.jit(rounding.random_bits, static_argnums=1)
+        bits = jax.jit(random_bits.random_bits, static_argnums=1)
         for seed in (0, 1, 2**31 - 1, -3):
             key = jax.random.key(seed, impl="threefry2x32")
             expected = jax.random.bits(key, shape, "uint32")
             data = jax.random.key_data(key)
             for given_key in (seed, key, data, np.asarray(data)):
-                found = bits(rounding.key_data(given_key), shape)
+                found = bits(random_bits.key_data(given_key), shape)
                 np.testing.assert_array_equal(found, expected, strict=True)
 
 
@@ -40,7 +40,7 @@ def test_keys_are_those_of_jax():
     key = jax.random.key(3)
     step = jax.random.fold_in(key, 11)
     expected = [jax.random.key_data(jax.random.fold_in(step, i)) for i in range(4)]
-    found = rounding.leaf_keys(jax.random.key_data(key), jnp.int32(11), 4)
+    found = random_bits.leaf_keys(jax.random.key_data(key), jnp.int32(11), 4)
     np.testing.assert_array_equal(found, np.stack(expected), strict=True)
 
 
@@ -48,7 +48,7 @@ def test_keys_are_those_of_jax():
 @pytest.mark.parametrize("limit", [1, 4, 8, 12, 2**32])
 def test_no_two_elements_have_the_same_counters(shape, limit):
     first, second = (
-        np.broadcast_to(x, shape).reshape(-1) for x in rounding._counters(shape, limit=limit)
+        np.broadcast_to(x, shape).reshape(-1) for x in random_bits._counters(shape, limit=limit)
     )
     pairs = set(zip(first.tolist(), second.tolist(), strict=True))
     assert len(pairs) == first.size
@@ -59,7 +59,7 @@ def test_no_two_elements_have_the_same_counters(shape, limit):
 
 @pytest.mark.parametrize("shape", [(2**20, 2**15), (2, 2**32), (1, 2**32)])
 def test_bits_of_huge_arrays(shape):
-    found = jax.eval_shape(lambda: rounding.random_bits(jnp.zeros(2, jnp.uint32), shape))
+    found = jax.eval_shape(lambda: random_bits.random_bits(jnp.zeros(2, jnp.uint32), shape))
     assert (found.shape, found.dtype) == (shape, "uint32")
 
 
@@ -75,7 +75,7 @@ def test_probabilities_are_exact(x, dtype):
     below, above = neighbours(x, dtype)
     every = np.arange(2**16, dtype=np.uint32)
     bits = every << 16 | every
-    rounded = np.asarray(rounding._round(jnp.full(2**16, x), bits, jnp.dtype(dtype)), np.float32)
+    rounded = np.asarray(random_bits._round(jnp.full(2**16, x), bits, jnp.dtype(dtype)), np.float32)
     assert np.all((rounded == below) | (rounded == above))
     if above > below:
         share = Fraction(int(np.sum(rounded == above)), 2**16)
@@ -110,7 +110,7 @@ def test_the_mean_of_many_draws_is_right(value, dtype):
 def test_numbers_of_the_dtype_stay(dtype, seed):
     numbers = all_numbers(dtype)
     wide = jnp.asarray(numbers.astype(np.float32))
-    found = rounding.round_at_random(wide, rounding.key_data(seed), jnp.dtype(dtype))
+    found = random_bits.round_at_random(wide, random_bits.key_data(seed), jnp.dtype(dtype))
     with np.errstate(invalid="ignore"):
         nan = np.isnan(numbers)
     np.testing.assert_array_equal(np.isnan(found), nan)
@@ -129,7 +129,9 @@ def test_what_is_not_finite_is_rounded_to_nearest(dtype):
     with np.errstate(over="ignore", invalid="ignore"):
         expected = x.astype(dtype)
     for seed in range(20):
-        found = rounding.round_at_random(jnp.asarray(x), rounding.key_data(seed), jnp.dtype(dtype))
+        found = random_bits.round_at_random(
+            jnp.asarray(x), random_bits.key_data(seed), jnp.dtype(dtype)
+        )
         np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
         np.testing.assert_array_equal(
             np.asarray(found, np.float32), np.asarray(expected, np.float32)
@@ -179,7 +181,7 @@ def test_apply_updates_gives_the_rounded_sum(rows, dtype, seed):
 
     leaf_key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
     data = jax.random.key_data(leaf_key)
-    rounded = rounding.round_at_random(jnp.asarray(s), data, jnp.dtype(dtype))
+    rounded = random_bits.round_at_random(jnp.asarray(s), data, jnp.dtype(dtype))
     np.testing.assert_array_equal(found, np.asarray(rounded, np.float32))
     below, above = neighbours(s, dtype)
     small = np.abs(s) <= float(jnp.finfo(dtype).max)

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 import adamx
-from adamx.transforms import rounding
+from adamx.base import random_bits
 from tests.transforms.rounded_runs import apply_updates, as_bits, make_step, neighbours
 
 # ---- How it is compiled --------------------------------------------------------------------------
@@ -229,7 +229,8 @@ def test_the_second_moment_is_rounded_and_nothing_else():
 
 def test_one_seed_for_both_gives_different_bits():
     seen = [
-        as_bits(rounding.leaf_keys(rounding.key_data(0), count, 3)).tolist() for count in range(9)
+        as_bits(random_bits.leaf_keys(random_bits.key_data(0), count, 3)).tolist()
+        for count in range(9)
     ]
     nu = [np.asarray(adamx.transforms.adam._nu_keys(0, jnp.int32(count), 3)) for count in range(9)]
     rows = [tuple(row) for keys in (*seen, *nu) for row in np.asarray(keys).tolist()]

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import adamx
-from adamx.base.numerics import is_number
+from adamx.base.dtypes import is_number
 
 VARIANTS = [
     {},

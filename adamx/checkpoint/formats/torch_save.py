@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.base.checks import listed
+from adamx.base.trees import listed
 from adamx.checkpoint.checkpoint import Checkpoint, Order
 from adamx.checkpoint.errors import CheckpointError, Progress, naming_file, require
 from adamx.checkpoint.fitting import fitted, in_layout

@@ -1,0 +1,126 @@
+"""Adam's state, and the one check of it: structure, shapes, kinds of number, the count of steps."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adamx.base.dtypes import number_kind
+from adamx.base.errors import InvalidType, InvalidValue
+from adamx.base.jax_seam import is_traced
+from adamx.base.trees import describe_difference, path_name
+
+__all__ = ["AdamState", "AmsgradState", "OpenState", "array_name", "check_count", "open_state"]
+
+AdamState = optax.ScaleByAdamState
+AmsgradState = optax.ScaleByAmsgradState
+
+
+class OpenState(NamedTuple):
+    """An Adam state laid open: for each leaf of one tree, its moments."""
+
+    treedef: Any
+    paths: list[jax.tree_util.KeyPath]
+    columns: dict[
+        str, list[Any]
+    ]  # by field, "mu", "nu" and with AMSGrad "nu_max": a list of leaves
+
+    def close(self, count: Any, columns: dict[str, list[Any]]) -> AdamState | AmsgradState:
+        """The state of the same tree with these moments."""
+        kind = AmsgradState if "nu_max" in columns else AdamState
+        return kind(count, **{f: self.treedef.unflatten(column) for f, column in columns.items()})
+
+
+def array_name(field: str, path: jax.tree_util.KeyPath) -> str:
+    """What an array of a state is called: `mu/dense/kernel`; of a tree that is one leaf, `mu`."""
+    return f"{field}/{path_name(path)}" if path else field
+
+
+def open_state(adam: AdamState | AmsgradState, params: optax.Params | None = None) -> OpenState:
+    """The moments of `adam` beside each leaf of a tree, after the check of all of them.
+
+    Args:
+      adam: the state; its arrays may be traced.
+      params: the tree of parameters that the state must fit; None where there are none, and the
+        second moments must fit the first ones.
+
+    Raises:
+      InvalidValue: moments of another structure or shape; a negative count, where its value can be
+        read without waiting for an accelerator.
+      InvalidType: moments that are no floating-point numbers, or complex ones beside something
+        real; a count that is no integer scalar.
+    """
+    check_count(adam.count)
+    tree, owner = (adam.mu, "first moment") if params is None else (params, "parameter")
+    keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    columns: dict[str, list[Any]] = {}
+    for field in adam._fields[1:]:
+        moments = getattr(adam, field)
+        try:
+            columns[field] = treedef.flatten_up_to(moments)
+        except (ValueError, TypeError) as error:
+            raise _other_structure(field, moments, tree, owner) from error
+        for (path, like), moment in zip(keyed, columns[field], strict=True):
+            if not jax.tree_util.all_leaves([moment]):
+                raise _other_structure(field, moments, tree, owner)
+            _check_moment(array_name(field, path), moment, like, owner)
+    return OpenState(treedef, [path for path, _ in keyed], columns)
+
+
+def check_count(count: Any) -> None:
+    """Raise unless `count` is an integer scalar of at least 0; see `open_state`."""
+    leaves = jax.tree.leaves(count)  # Flax keeps an array within a node
+    value: Any = leaves[0] if len(leaves) == 1 else None
+    if not _is_integer(value) or jnp.shape(value) != ():
+        raise InvalidType(where="state: count", expected="an integer scalar", found=_words(value))
+    if _is_at_hand(value) and int(np.asarray(value)) < 0:
+        found = int(np.asarray(value))
+        raise InvalidValue(where="state: count", expected="a number of at least 0", found=found)
+
+
+def _is_integer(x: Any) -> bool:
+    if isinstance(x, int):
+        return not isinstance(x, bool)
+    return jnp.issubdtype(getattr(x, "dtype", object), jnp.integer)
+
+
+def _words(x: Any) -> str:
+    dtype = getattr(x, "dtype", None)
+    return type(x).__name__ if dtype is None else f"{dtype} of shape {jnp.shape(x)}"
+
+
+def _is_at_hand(x: Any) -> bool:
+    """Whether the value is known, and in the memory of this host."""
+    if not isinstance(x, jax.Array):
+        return True
+    if is_traced(x) or x.is_deleted() or not x.is_fully_addressable:
+        return False
+    return all(device.platform == "cpu" for device in x.devices())
+
+
+def _check_moment(name: str, moment: Any, like: Any, owner: str) -> None:
+    kind = number_kind(moment)
+    if kind != "real" and (kind != "complex" or number_kind(like) != "complex"):
+        raise InvalidType(
+            where=f"state: {name}",
+            expected=f"floating-point numbers, complex ones only beside a complex {owner}",
+            found=getattr(moment, "dtype", kind),
+        )
+    if jnp.shape(moment) != jnp.shape(like):
+        raise InvalidValue(
+            where=f"state: {name}",
+            expected=f"shape {jnp.shape(like)}, like the {owner}",
+            found=jnp.shape(moment),
+        )
+
+
+def _other_structure(field: str, found: Any, expected: Any, owner: str) -> InvalidValue:
+    return InvalidValue(
+        where=f"state: {field}",
+        problem=(
+            f"expected the structure of the {owner}s, found another one: "
+            f"{describe_difference(found, expected)}"
+        ),
+    )

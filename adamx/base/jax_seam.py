@@ -1,0 +1,130 @@
+"""The seam to JAX: each use of something that JAX does not document, and what would replace it.
+
+| what | for | if it goes |
+|---|---|---|
+| `jax.core.Tracer` | telling an array without a value | `not hasattr(x, "addressable_shards")` |
+| an error of `jax.lax.pcast` | whether an array differs over a mesh axis | `jax.typeof(x).vma` |
+| `jax.interpreters.ad`, `batching` | derivatives and vmap of an operation | `jax.custom_jvp`, `jax.custom_batching.custom_vmap` |
+| `jax.interpreters.mlir` | compiling it in one way or another | `jax.lax.platform_dependent`, which does not know the number of devices |
+| `module_context.axis_context.num_devices` | whether it is compiled for one device | an argument of `fused_adam` |
+| `module_context.lowering_parameters.for_export` | whether the program is exported | the same |
+
+Documented, and used elsewhere: `jax.extend.core.Primitive`, `jax.ffi`, `jax.typeof`,
+`jax.sharding.get_abstract_mesh`.
+"""  # noqa: E501
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeGuard
+
+import jax
+from jax.core import Tracer
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+__all__ = ["Target", "define_operation", "is_traced", "varies_over"]
+
+
+def is_traced(x: object) -> TypeGuard[Tracer]:
+    """Whether `x` is an array of JAX that has no value yet."""
+    return isinstance(x, Tracer)
+
+
+def varies_over(x: Any, axis: str) -> bool:
+    """Whether JAX knows that `x` differs over `axis`; without check_vma it knows of nothing."""
+    try:
+        jax.lax.pcast(x, axis, to="varying")
+    except ValueError:  # it does already
+        return True
+    return False
+
+
+class Target(NamedTuple):
+    """What an operation is compiled for."""
+
+    platform: str  # "cpu", or "other"
+    devices: int | None  # how many; None for parts of a mesh, where the program is split by hand
+    is_export: bool
+
+
+_Run = Callable[..., list[Any]]
+
+
+def define_operation(
+    name: str,
+    plain: _Run,
+    abstract: Callable[..., list[Any]],
+    choose: Callable[..., _Run],
+) -> _Run:
+    """An operation of JAX that is compiled in the form that suits its target.
+
+    Args:
+      name: of the operation, in programs.
+      plain: computes it in JAX's own operations; gives its derivatives and its `vmap`. It and the
+        next two take arrays and static arguments by keyword.
+      abstract: the results' shapes and dtypes, of the arguments'.
+      choose: called with a `Target`, the arguments' shapes and the static arguments; returns
+        `plain` or a function that computes the same.
+
+    Returns:
+      The operation, to be called like `plain`.
+    """
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+
+    @functools.partial(jax.jit, static_argnames="plan")
+    def compiled(*operands: Any, plan: Any) -> list[Any]:
+        return primitive.bind(*operands, plan=plan)
+
+    @primitive.def_impl
+    def _impl(*operands: Any, plan: Any) -> list[Any]:
+        with jax.disable_jit(False):
+            return compiled(*operands, plan=plan)
+
+    primitive.def_abstract_eval(abstract)
+
+    def jvp(primals: Sequence[Any], tangents: Sequence[Any], *, plan: Any) -> Any:
+        given = tuple(ad.instantiate_zeros(tangent) for tangent in tangents)
+        return jax.jvp(functools.partial(plain, plan=plan), tuple(primals), given)
+
+    def batch(operands: Sequence[Any], dims: Sequence[Any], *, plan: Any) -> Any:
+        results = jax.vmap(functools.partial(plain, plan=plan), in_axes=tuple(dims))(*operands)
+        return results, [0] * len(results)
+
+    @functools.cache
+    def lowering_of(form: _Run) -> Any:
+        return mlir.lower_fun(form, multiple_results=True)
+
+    def lower(platform: str, ctx: Any, *operands: Any, plan: Any) -> Any:
+        form = choose(_target(platform, ctx), ctx.avals_in, plan=plan)
+        return lowering_of(form)(ctx, *operands, plan=plan)
+
+    ad.primitive_jvps[primitive] = jvp
+    batching.primitive_batchers[primitive] = batch
+    mlir.register_lowering(primitive, functools.partial(lower, "other"))
+    mlir.register_lowering(primitive, functools.partial(lower, "cpu"), platform="cpu")
+    return primitive.bind
+
+
+def _target(platform: str, ctx: Any) -> Target:
+    try:
+        axes = ctx.module_context.axis_context
+        is_export = bool(ctx.module_context.lowering_parameters.for_export)
+        by_hand = hasattr(axes, "mesh") or hasattr(axes, "axis_env")
+        devices = None if by_hand else int(axes.num_devices)
+    except (AttributeError, TypeError) as error:
+        _warn_of_change(repr(error))
+        return Target(platform, None, is_export=False)
+    return Target(platform, devices, is_export)
+
+
+@functools.cache
+def _warn_of_change(what: str) -> None:
+    """Once: a program that was fast would be slow, with the same numbers."""
+    warnings.warn(
+        f"JAX {jax.__version__} does not tell adamx what a step is compiled for ({what}): the step "
+        "is computed in JAX's own operations instead of the compiled kernel. The numbers are the "
+        "same; for the speed, use a newer adamx or an older JAX",
+        stacklevel=2,
+    )
