@@ -6,22 +6,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.base.checks import is_none, path_name
+from adamx.base.clipping import clip_array, clip_to_norm, global_norm
 from adamx.base.errors import InvalidType, InvalidValue
-from adamx.base.numerics import compute_dtype
+from adamx.base.trees import is_none, path_name
 
-__all__ = ["clip_each_norm", "clip_values", "torch_weight_decay"]
+__all__ = ["clip_each_norm", "clip_global_norm", "clip_values", "torch_weight_decay"]
 
 
-def clip_each_norm(largest: chex.Numeric) -> optax.GradientTransformation:
-    """Clip the norm of each array to `largest`: x * largest / max(norm, largest)."""
+def clip_each_norm(max_norm: chex.Numeric) -> optax.GradientTransformation:
+    """Clip the norm of each array, in float32 or wider."""
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(lambda g: clip_array(g, max_norm), updates)
+    )
 
-    def clip(x: chex.ArrayDevice) -> chex.ArrayDevice:
-        wide = jnp.abs(x).astype(compute_dtype(x.dtype))  # squares overflow float16
-        norm = jnp.sqrt(jnp.sum(jnp.square(wide)))
-        return x * (largest / jnp.maximum(norm, largest)).astype(x.dtype)
 
-    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
+def clip_global_norm(max_norm: chex.Numeric) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm`, in float32 or wider, with the same state."""
+
+    def clip(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        del params
+        norm = global_norm(jax.tree.leaves(updates))
+        return jax.tree.map(lambda g: clip_to_norm(g, norm, max_norm), updates)
+
+    return optax.stateless(clip)
 
 
 def clip_values(largest: chex.Numeric) -> optax.GradientTransformation:
