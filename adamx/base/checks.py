@@ -1,17 +1,15 @@
 """Input checks. Each error names the argument, what was expected and found, and the fix."""
 
-import functools
-import inspect
-from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adamx.base.dtypes import is_number, number_kind
 from adamx.base.errors import InvalidType, InvalidValue
-from adamx.base.numerics import is_number
+from adamx.base.trees import describe_difference, is_none, leaf_name
 
 __all__ = [
     "check_choice",
@@ -22,69 +20,7 @@ __all__ = [
     "check_params",
     "check_positive",
     "check_precise_number",
-    "explain_renamed_arguments",
-    "is_none",
-    "leaf_name",
-    "listed",
-    "path_name",
 ]
-
-# The names that other frameworks have for an argument.
-_RENAMED = {
-    "lr": "learning_rate",
-    "alpha": "learning_rate",
-    "beta1": "b1",
-    "beta2": "b2",
-    "beta_1": "b1",
-    "beta_2": "b2",
-    "epsilon": "eps",
-    "clip_norm": "clip_global_norm",
-    "global_clipnorm": "clip_global_norm",
-    "max_grad_norm": "clip_global_norm",
-    "use_nesterov": "nesterov",
-}
-
-# Arguments of other frameworks for which there is something else.
-_ELSEWHERE = {
-    "lr": "the learning rate is an argument of adamx.adam and adamx.adamw",
-    "learning_rate": "it is an argument of adamx.adam and adamx.adamw",
-    "betas": "b1 and b2 are two arguments",
-    "decay": "as learning rate, give adamx.inverse_time_decay(learning_rate, decay)",
-    "weight_decay": (
-        "for decoupled decay use adamx.adamw; for that of torch.optim.Adam chain "
-        "optax.add_decayed_weights before adamx.adam"
-    ),
-    "mask": "wrap the transformation in optax.masked",
-    "clipnorm": (
-        "in TensorFlow 1.1 this is the norm of all gradients: chain optax.clip_by_global_norm "
-        "before; later Keras clips each variable by its own norm, which Optax does not have"
-    ),
-    "global_clipnorm": "chain optax.clip_by_global_norm before",
-    "clipvalue": "chain optax.clip before",
-    "maximize": "chain optax.scale(-1.0) before",
-}
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def explain_renamed_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Raise a TypeError that gives the right name for an argument of another framework."""
-    parameters = inspect.signature(function).parameters
-
-    @functools.wraps(function)
-    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        for name in kwargs:
-            if name not in parameters:
-                new = _RENAMED.get(name)
-                hint = f"here it is {new}" if new in parameters else _ELSEWHERE.get(name)
-                raise TypeError(
-                    f"{function.__name__}() has no argument {name!r}{f': {hint}' if hint else ''}. "
-                    f"Its arguments are {', '.join(parameters)}"
-                )
-        return function(*args, **kwargs)
-
-    return checked
 
 
 def check_number(name: str, value: Any, *, below: float = np.inf) -> None:
@@ -154,46 +90,10 @@ def check_dtype(name: str, dtype: Any, kind: type, words: str) -> None:
     raise InvalidType(where=name, expected=f"{words} dtype or None", found=repr(dtype))
 
 
-def is_none(x: object) -> bool:
-    """Whether `x` is None: a leaf that Optax and Equinox leave out."""
-    return x is None
-
-
-def path_name(path: jax.tree_util.KeyPath) -> str:
-    """`dense/kernel` for the leaf under the keys "dense" and "kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def listed(names: Iterable[str], most: int = 10) -> str:
-    """The names with commas between them; the first few of many."""
-    names = list(names)
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
-
-
-def leaf_name(path: jax.tree_util.KeyPath) -> str:
-    """`path_name`, or words for the path of a tree that is one leaf."""
-    return path_name(path) or "the only leaf of the tree"
-
-
-def _kind(leaf: object) -> str:
-    """The kind of number in a leaf: "real", "complex", or the name of something else."""
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None and isinstance(leaf, int | float | complex):
-        dtype = jnp.result_type(leaf)
-    if dtype is None:
-        return type(leaf).__name__
-    if dtype == jax.dtypes.float0:
-        return "float0, the gradient of an integer"
-    if jnp.issubdtype(dtype, jnp.floating):
-        return "real"
-    return "complex" if jnp.issubdtype(dtype, jnp.complexfloating) else str(dtype)
-
-
 def check_params(params: optax.Params) -> None:
     """Raise a TypeError unless every leaf of `params` is floating-point or complex."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        kind = _kind(leaf)
+        kind = number_kind(leaf)
         if kind not in ("real", "complex"):
             raise InvalidType(
                 where=leaf_name(path),
@@ -221,9 +121,9 @@ def check_gradients(
             continue
         if not jax.tree_util.all_leaves([m]):
             raise _other_structure(updates, like, name)
-        if _kind(g) != _kind(m):
-            expected = f"a {_kind(m)} floating-point gradient, like the parameter"
-            raise InvalidType(where=leaf_name(path), expected=expected, found=_kind(g))
+        if number_kind(g) != number_kind(m):
+            expected = f"a {number_kind(m)} floating-point gradient, like the parameter"
+            raise InvalidType(where=leaf_name(path), expected=expected, found=number_kind(g))
         if jnp.shape(g) != jnp.shape(m):
             raise InvalidValue(
                 where=leaf_name(path),
@@ -235,18 +135,8 @@ def check_gradients(
 
 
 def _other_structure(updates: optax.Updates, like: optax.Params, name: str) -> InvalidValue:
-    found, expected = (
-        {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (updates, like)
+    return InvalidValue(
+        f"the structure of the gradients differs from that of {name}; "
+        f"{describe_difference(updates, like)}",
+        remedy="Initialise the optimizer with the parameters that are differentiated",
     )
-    problem = f"the structure of the gradients differs from that of {name}"
-    missing = sorted(expected.keys() - found.keys())
-    unexpected = sorted(found.keys() - expected.keys())
-    if missing:
-        problem += f"; missing: {listed(missing)}"
-    if unexpected:
-        problem += f"; unexpected: {listed(unexpected)}"
-    if not missing and not unexpected:
-        problem += f"; expected {jax.tree.structure(like)}, found {jax.tree.structure(updates)}"
-    remedy = "Initialise the optimizer with the parameters that are differentiated"
-    return InvalidValue(problem, remedy=remedy)

@@ -6,36 +6,43 @@ Nothing here knows of trees or of optimizer state.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeGuard, get_args
+from typing import Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamx.base.dtypes import compute_dtype, is_number, real_scalar
+
 __all__ = [
     "CONVENTIONS",
-    "BiasCorrection",
-    "Coefficients",
     "Convention",
-    "Decay",
+    "ConventionName",
     "Hyperparameters",
+    "Scalars",
     "bias_correction",
     "by_parts",
-    "coefficients",
-    "complex_dtype",
-    "compute_dtype",
-    "first_moment_dtype",
-    "is_number",
     "moving_average",
-    "real_scalar",
     "safe_sqrt",
-    "second_moment_dtype",
+    "scalars",
     "step",
 ]
 
-Convention = Literal["optax", "torch", "keras"]
-CONVENTIONS: tuple[str, ...] = get_args(Convention)
+
+class Convention(NamedTuple):
+    """What makes one framework's Adam different from another's."""
+
+    eps_beside_corrected: bool  # eps is added to the root of v / (1 - b2^t), not of v
+    maximum_of_corrected: bool  # AMSGrad keeps the maximum of v / (1 - b2^t), not of v
+
+
+ConventionName = Literal["optax", "torch", "keras"]
+CONVENTIONS: dict[str, Convention] = {
+    "optax": Convention(eps_beside_corrected=True, maximum_of_corrected=True),
+    "torch": Convention(eps_beside_corrected=True, maximum_of_corrected=False),
+    "keras": Convention(eps_beside_corrected=False, maximum_of_corrected=False),
+}
 
 
 class Hyperparameters(NamedTuple):
@@ -47,74 +54,24 @@ class Hyperparameters(NamedTuple):
     eps_root: chex.Numeric
 
 
-class Decay(NamedTuple):
-    """The weights of a moving average; the difference is taken in b's own precision."""
+class Scalars(NamedTuple):
+    """The numbers of one step: Python's, or scalars of the dtype in which it is computed.
 
-    b: chex.Numeric
-    rest: chex.Numeric  # 1 - b
+    The compiled kernel reads them in this order, and calls them the same (`native/leaf.h`).
+    """
 
-
-class BiasCorrection(NamedTuple):
-    """The factors by which the moments, which start at zero, fall short after t steps."""
-
-    m: chex.ArrayDevice  # 1 - b1^t
-    m_next: chex.ArrayDevice  # 1 - b1^(t+1), for Nesterov's look ahead
-    v: chex.ArrayDevice  # 1 - b2^t
-
-
-class Coefficients(NamedTuple):
-    """The numbers of one step: Python's, or scalars of the dtype in which it is computed."""
-
-    b1: Decay
-    b2: Decay
+    b1: chex.Numeric
+    one_minus_b1: chex.Numeric  # taken in b1's own precision
+    b2: chex.Numeric
+    one_minus_b2: chex.Numeric
     eps: chex.Numeric
     eps_root: chex.Numeric
-    correction: BiasCorrection
-
-
-def is_number(x: object) -> TypeGuard[float]:
-    """Whether `x` is a real number of Python or NumPy, whose value can be looked at.
-
-    An array of JAX is not, even when it is not traced: looking would wait for the device.
-    """
-    if isinstance(x, np.ndarray):
-        return x.ndim == 0 and x.dtype.kind in "iuf"
-    return isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool)
-
-
-def compute_dtype(*dtypes: np.dtype) -> np.dtype:
-    """The real dtype in which to compute with `dtypes`: the widest precision, at least float32."""
-    parts = [jnp.finfo(dtype).dtype for dtype in dtypes]
-    return max([jnp.dtype(jnp.float32), *parts], key=lambda dtype: dtype.itemsize)
-
-
-def complex_dtype(real: np.dtype) -> np.dtype:
-    """The complex dtype of a real dtype's precision, or the next wider one that exists."""
-    return np.promote_types(compute_dtype(real), np.complex64)
-
-
-def first_moment_dtype(param: chex.ArrayTree, mu_dtype: Any | None) -> np.dtype:
-    """The dtype of a parameter's first moment: complex if the parameter is."""
-    dtype = jnp.result_type(param)
-    if mu_dtype is None:
-        return dtype
-    real = jnp.finfo(jax.dtypes.canonicalize_dtype(mu_dtype)).dtype
-    return complex_dtype(real) if jnp.issubdtype(dtype, jnp.complexfloating) else real
-
-
-def second_moment_dtype(param: chex.ArrayTree, nu_dtype: Any | None) -> np.dtype:
-    """The dtype of a parameter's second moment: real."""
-    if nu_dtype is None:
-        return compute_dtype(jnp.result_type(param))
-    return jax.dtypes.canonicalize_dtype(nu_dtype)
-
-
-def real_scalar(x: chex.Numeric, dtype: np.dtype) -> chex.Numeric:
-    """A hyperparameter beside real arrays of `dtype`: a Python number, or a scalar of that dtype.
-
-    It may come as a complex array: `optax.inject_hyperparams` makes one for complex parameters.
-    """
-    return float(x) if is_number(x) else jnp.real(x).astype(dtype)
+    m_correction: chex.ArrayDevice  # 1 - b1^t: by it moments that start at zero are too small
+    v_correction: chex.ArrayDevice  # 1 - b2^t
+    # What a whole step needs beside a direction.
+    rate: chex.Numeric  # what the direction is multiplied by: minus the learning rate
+    weight_decay: chex.Numeric
+    max_norm: chex.Numeric  # the largest global norm of the gradients
 
 
 def by_parts(
@@ -136,14 +93,17 @@ def _square(x: chex.ArrayDevice) -> chex.ArrayDevice:
     return jnp.square(x)
 
 
-def _decay(b: chex.Numeric, dtype: np.dtype) -> Decay:
+def _weights(b: chex.Numeric, dtype: np.dtype) -> tuple[chex.Numeric, chex.Numeric]:
+    """The decay rate b and 1 - b; the difference is taken in b's own precision."""
     if is_number(b):
-        return Decay(float(b), 1 - float(b))
+        return float(b), 1 - float(b)
     b = jnp.real(b)
-    return Decay(b.astype(dtype), (1 - b).astype(dtype))
+    return b.astype(dtype), (1 - b).astype(dtype)
 
 
-def moving_average(mean: chex.ArrayDevice, x: chex.ArrayDevice, decay: Decay) -> chex.ArrayDevice:
+def moving_average(
+    mean: chex.ArrayDevice, x: chex.ArrayDevice, b: chex.Numeric, one_minus_b: chex.Numeric
+) -> chex.ArrayDevice:
     """One step of an exponential moving average, b * mean + (1 - b) * x; in the dtype of both.
 
     Computed as `mean + (1 - b) * (x - mean)`, whose two weights add up to one. Rounded to float32
@@ -152,17 +112,19 @@ def moving_average(mean: chex.ArrayDevice, x: chex.ArrayDevice, decay: Decay) ->
     """
     if jnp.iscomplexobj(mean):
         parts = ((mean.real, x.real), (mean.imag, x.imag))
-        return jax.lax.complex(*(moving_average(*part, decay) for part in parts))
-    b, rest = decay
+        return jax.lax.complex(*(moving_average(*part, b, one_minus_b) for part in parts))
     difference = x - mean
-    from_mean, from_x = mean + rest * difference, x - b * difference
+    from_mean, from_x = mean + one_minus_b * difference, x - b * difference
     if isinstance(b, float):
         return from_mean if b >= 0.5 else from_x
     return jnp.where(b >= 0.5, from_mean, from_x)
 
 
-def _one_minus_power(b: chex.Numeric, t: chex.ArrayDevice, dtype: np.dtype) -> chex.ArrayDevice:
-    """1 - b^t as -expm1(t log b), which does not cancel where b^t is close to 1."""
+def bias_correction(b: chex.Numeric, t: chex.ArrayDevice, dtype: np.dtype) -> chex.ArrayDevice:
+    """1 - b^t in `dtype` for integers t of any shape.
+
+    Computed as -expm1(t log b), which does not cancel where b^t is close to 1.
+    """
     if is_number(b):
         log_b = float(np.log(np.float64(b))) if b > 0 else -np.inf
         return -jnp.expm1(t.astype(dtype) * log_b)
@@ -172,27 +134,26 @@ def _one_minus_power(b: chex.Numeric, t: chex.ArrayDevice, dtype: np.dtype) -> c
     return -jnp.expm1(t.astype(wide) * log_b).astype(dtype)
 
 
-def bias_correction(
-    t: chex.ArrayDevice, t_next: chex.ArrayDevice, hyper: Hyperparameters, dtype: np.dtype
-) -> BiasCorrection:
-    """The bias corrections in `dtype` at step t and the one after it (integers, any shape)."""
-    return BiasCorrection(
-        m=_one_minus_power(hyper.b1, t, dtype),
-        m_next=_one_minus_power(hyper.b1, t_next, dtype),
-        v=_one_minus_power(hyper.b2, t, dtype),
-    )
-
-
-def coefficients(
-    t: chex.ArrayDevice, t_next: chex.ArrayDevice, hyper: Hyperparameters, dtype: np.dtype
-) -> Coefficients:
-    """The coefficients in `dtype`, a real one, of step t, which t_next follows."""
-    return Coefficients(
-        b1=_decay(hyper.b1, dtype),
-        b2=_decay(hyper.b2, dtype),
+def scalars(
+    t: chex.ArrayDevice,
+    hyper: Hyperparameters,
+    dtype: np.dtype,
+    *,
+    rate: chex.Numeric = 1.0,
+    weight_decay: chex.Numeric = 0.0,
+    max_norm: chex.Numeric = 0.0,
+) -> Scalars:
+    """The numbers of step t in `dtype`, a real one."""
+    return Scalars(
+        *_weights(hyper.b1, dtype),
+        *_weights(hyper.b2, dtype),
         eps=real_scalar(hyper.eps, dtype),
         eps_root=real_scalar(hyper.eps_root, dtype),
-        correction=bias_correction(t, t_next, hyper, dtype),
+        m_correction=bias_correction(hyper.b1, t, dtype),
+        v_correction=bias_correction(hyper.b2, t, dtype),
+        rate=real_scalar(rate, dtype),
+        weight_decay=real_scalar(weight_decay, dtype),
+        max_norm=real_scalar(max_norm, dtype),
     )
 
 
@@ -219,9 +180,9 @@ def _safe_sqrt_jvp(
 def step(
     g: chex.ArrayDevice,
     moments: tuple[chex.ArrayDevice, ...],
-    c: Coefficients,
+    s: Scalars,
     convention: Convention,
-    nesterov: bool = False,
+    m_correction_next: chex.ArrayDevice | None = None,
 ) -> tuple[chex.ArrayDevice, tuple[chex.ArrayDevice, ...]]:
     """One step of Adam on one array.
 
@@ -230,8 +191,10 @@ def step(
       moments: (m, v), or (m, v, v_max) with AMSGrad (Reddi et al. 2018,
         https://arxiv.org/abs/1904.09237). All of the shape of g; m of its dtype, the others of the
         dtype of its real part.
-      c: in v's dtype, see `coefficients`.
-      convention, nesterov: see `adamx.scale_by_adam`.
+      s: in v's dtype, see `scalars`.
+      convention: one of `CONVENTIONS`; see `adamx.scale_by_adam`.
+      m_correction_next: 1 - b1^(t+1), for Nesterov's momentum, which looks a step ahead; None for
+        Adam's own.
 
     Returns:
       The direction, which the optimizer follows backwards, like g; and the new moments.
@@ -239,27 +202,33 @@ def step(
     m, v, *v_max = moments
     amsgrad = bool(v_max)
 
-    m = moving_average(m, g, c.b1)
+    m = moving_average(m, g, s.b1, s.one_minus_b1)
     # A v that has overflowed stays infinite, and its steps 0: its average would be inf - inf.
-    v = jnp.where(jnp.isinf(v), v, moving_average(v, _square(g), c.b2))
+    v = jnp.where(jnp.isinf(v), v, moving_average(v, _square(g), s.b2, s.one_minus_b2))
     largest = v
     if amsgrad:
-        candidate = v / c.correction.v if convention == "optax" else v
+        candidate = v / s.v_correction if convention.maximum_of_corrected else v
         largest = jnp.maximum(v_max[0], candidate)
 
-    if convention == "keras":  # Kingma & Ba, end of section 2: eps beside an uncorrected v
-        m_hat = by_parts(jnp.multiply, m, jnp.sqrt(c.correction.v) / c.correction.m)
+    if not convention.eps_beside_corrected:  # Kingma & Ba, end of section 2
+        m_hat = by_parts(jnp.multiply, m, jnp.sqrt(s.v_correction) / s.m_correction)
         v_hat = largest
     else:
-        m_hat = _ahead(g, m, c) if nesterov else by_parts(jnp.divide, m, c.correction.m)
-        already_corrected = amsgrad and convention == "optax"
-        v_hat = largest if already_corrected else largest / c.correction.v
+        if m_correction_next is None:
+            m_hat = by_parts(jnp.divide, m, s.m_correction)
+        else:
+            m_hat = _look_ahead(g, m, s, m_correction_next)
+        already_corrected = amsgrad and convention.maximum_of_corrected
+        v_hat = largest if already_corrected else largest / s.v_correction
 
-    direction = by_parts(jnp.divide, m_hat, safe_sqrt(v_hat + c.eps_root) + c.eps)
+    direction = by_parts(jnp.divide, m_hat, safe_sqrt(v_hat + s.eps_root) + s.eps)
     return direction, (m, v, largest) if amsgrad else (m, v)
 
 
-def _ahead(g: chex.ArrayDevice, m: chex.ArrayDevice, c: Coefficients) -> chex.ArrayDevice:
+def _look_ahead(
+    g: chex.ArrayDevice, m: chex.ArrayDevice, s: Scalars, m_correction_next: chex.ArrayDevice
+) -> chex.ArrayDevice:
     # Dozat 2016, https://openreview.net/pdf?id=OM0jvwB8jIp57ZJjtNEZ, algorithm 2
-    ahead = by_parts(jnp.divide, m, c.correction.m_next)
-    return moving_average(ahead, by_parts(jnp.divide, g, c.correction.m), c.b1)
+    ahead = by_parts(jnp.divide, m, m_correction_next)
+    corrected = by_parts(jnp.divide, g, s.m_correction)
+    return moving_average(ahead, corrected, s.b1, s.one_minus_b1)

@@ -9,15 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 
 from adamx.base.checks import check_choice, check_number, check_positive
+from adamx.base.dtypes import is_number
 from adamx.base.errors import AdamxError, InvalidType, InvalidValue
-from adamx.base.numerics import CONVENTIONS, Convention, is_number
+from adamx.base.jax_seam import is_traced
+from adamx.base.numerics import CONVENTIONS, ConventionName
 from adamx.config.keras_config import Generation, fields_from_keras, keras_from_fields
 from adamx.config.torch_config import fields_from_torch, torch_from_fields
 from adamx.transforms.adam import scale_by_adam
-from adamx.transforms.foreign import clip_each_norm, clip_values, torch_weight_decay
+from adamx.transforms.foreign import (
+    clip_each_norm,
+    clip_global_norm,
+    clip_values,
+    torch_weight_decay,
+)
 from adamx.transforms.schedules import inverse_time_decay
 
 __all__ = ["AdamConfig"]
@@ -66,7 +72,7 @@ class AdamConfig:
     clip_value: float | None = None
     clip_value_first: bool = False
     maximize: bool = False
-    convention: Convention = "optax"
+    convention: ConventionName = "optax"
     float32: bool = False
 
     def __post_init__(self) -> None:
@@ -81,7 +87,7 @@ class AdamConfig:
             value = getattr(self, name)
             if value is not None:
                 check_positive(name, value)
-        check_choice("convention", self.convention, CONVENTIONS)
+        check_choice("convention", self.convention, tuple(CONVENTIONS))
         for name in _FLAGS:
             value = getattr(self, name)
             if not isinstance(value, bool | np.bool_):
@@ -191,7 +197,7 @@ class AdamConfig:
         if self.clip_norm is not None:
             norms.append(clip_each_norm(self.clip_norm))
         if self.clip_global_norm is not None:
-            norms.append(optax.clip_by_global_norm(self.clip_global_norm))
+            norms.append(clip_global_norm(self.clip_global_norm))
         values = [] if self.clip_value is None else [clip_values(self.clip_value)]
         return values + norms if self.clip_value_first else norms + values
 
@@ -211,7 +217,7 @@ class AdamConfig:
         """
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name, value in fields.items():
-            if isinstance(value, Tracer):
+            if is_traced(value):
                 expected, found = "a known number", "one that is being traced"
                 raise InvalidValue(where=name, expected=expected, found=found)
             if isinstance(value, jax.Array | np.ndarray | np.generic):

@@ -8,51 +8,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamx.base.checks import leaf_name
+from adamx.base.adam_state import check_count, open_state
 from adamx.fused.packed import packed_spans
 
 __all__ = ["Moments", "open_packed", "open_separate"]
 
 
 class Moments(NamedTuple):
-    """The moments of the leaves that are trained, as `whole_step` takes them."""
+    """The moments of the leaves that are trained, as `step_leaves` takes them."""
 
     buffers: list[list[chex.ArrayDevice]]  # of mu, of nu and, with AMSGrad, of nu_max
-    places: list[tuple[int, int, int, int]]  # for each leaf; see `Place`
+    spots: list[tuple[int, int, int, int]]  # where each leaf's begin; see `Row`
     close: Callable[[Sequence[list[chex.ArrayDevice]]], list[Any]]  # the fields of the next state
 
 
 def open_separate(adam: Any, params: optax.Params, trained: Sequence[int]) -> Moments:
     """The moments in an `AdamState`: a buffer for each leaf; `trained` are those to be stepped."""
-    keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
-    columns = []
-    for field in adam._fields[1:]:
-        try:
-            column = treedef.flatten_up_to(getattr(adam, field))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"state.{field}: expected the structure of params, {treedef}; found "
-                f"{jax.tree.structure(getattr(adam, field))}"
-            ) from error
-        for (path, p), moment in zip(keyed, column, strict=True):
-            if jnp.shape(moment) != jnp.shape(p):
-                raise ValueError(
-                    f"state.{field}, {leaf_name(path)}: expected shape {jnp.shape(p)}, like the "
-                    f"parameter; found {jnp.shape(moment)}"
-                )
-            kinds = (jnp.inexact,) if jnp.iscomplexobj(p) else (jnp.floating,)
-            if not any(jnp.issubdtype(jnp.result_type(moment), kind) for kind in kinds):
-                raise TypeError(
-                    f"state.{field}, {leaf_name(path)}: expected floating-point numbers, complex "
-                    f"only beside a complex parameter; found {jnp.result_type(moment)}"
-                )
-        columns.append(column)
+    opened = open_state(adam, params)
+    columns = list(opened.columns.values())
 
     def close(new: Sequence[list[chex.ArrayDevice]]) -> list[Any]:
         for column, arrays in zip(columns, new, strict=True):
             for i, array in zip(trained, arrays, strict=True):
                 column[i] = array
-        return [treedef.unflatten(column) for column in columns]
+        return [opened.treedef.unflatten(column) for column in columns]
 
     buffers = [[jnp.asarray(column[i]) for i in trained] for column in columns]
     return Moments(buffers, [(n, 0, n, 0) for n in range(len(trained))], close)
@@ -60,10 +39,11 @@ def open_separate(adam: Any, params: optax.Params, trained: Sequence[int]) -> Mo
 
 def open_packed(adam: Any, params: optax.Params, trained: Sequence[int]) -> Moments:
     """The moments in a `PackedAdamState`: a few buffers, with many leaves in each."""
+    check_count(adam.count)
     leaves = jax.tree.leaves(params)
     names = [sorted(buffers) for buffers in adam[1:]]
     mu, nu, *_ = packed_spans(adam, leaves)
-    places = [
+    spots = [
         (names[0].index(mu[i].dtype), mu[i].begin, names[1].index(nu[i].dtype), nu[i].begin)
         for i in trained
     ]
@@ -73,4 +53,4 @@ def open_packed(adam: Any, params: optax.Params, trained: Sequence[int]) -> Mome
         return [dict(zip(row, arrays, strict=True)) for row, arrays in rows]
 
     rows = zip(names, adam[1:], strict=True)
-    return Moments([[buffers[name] for name in row] for row, buffers in rows], places, close)
+    return Moments([[buffers[name] for name in row] for row, buffers in rows], spots, close)

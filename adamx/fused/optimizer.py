@@ -10,21 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.base.checks import (
-    check_gradients,
-    check_learning_rate,
-    check_number,
-    check_params,
-    check_positive,
-    explain_renamed_arguments,
-    is_none,
-)
+from adamx.base.adam_state import AdamState, AmsgradState
+from adamx.base.arguments import DecayArguments, takes
+from adamx.base.checks import check_gradients, check_params
+from adamx.base.dtypes import is_number, real_scalar
 from adamx.base.errors import InvalidType
-from adamx.base.numerics import Convention, Hyperparameters, coefficients, is_number, real_scalar
+from adamx.base.numerics import CONVENTIONS, Scalars, scalars
+from adamx.base.trees import is_none
+from adamx.fused.arguments import FusedAdamArguments, FusedAdamWArguments, StepArguments
 from adamx.fused.moments import open_packed, open_separate
 from adamx.fused.packed import PackedAdamState, PackedAmsgradState, packed_state
-from adamx.fused.step import Numbers, Place, Plan, WeightDecay, whole_step
-from adamx.transforms.adam import AdamState, AmsgradState, scale_by_adam
+from adamx.fused.plan import Plan, Row
+from adamx.fused.step import step_leaves
+from adamx.transforms.adam import scale_by_adam
 
 __all__ = ["FusedOptimizer", "fused_adam", "fused_adamw"]
 
@@ -84,24 +82,8 @@ class FusedOptimizer(NamedTuple):
         return jax.jit(self.step, donate_argnums=(1, 2), donate_argnames=names, **options)
 
 
-@explain_renamed_arguments
-def fused_adam(
-    learning_rate: optax.ScalarOrSchedule,
-    b1: chex.Numeric = 0.9,
-    b2: chex.Numeric = 0.999,
-    eps: chex.Numeric = 1e-8,
-    eps_root: chex.Numeric = 0.0,
-    mu_dtype: Any | None = None,
-    *,
-    nu_dtype: Any | None = None,
-    amsgrad: bool = False,
-    convention: Convention = "optax",
-    weight_decay: optax.ScalarOrSchedule = 0.0,
-    decoupled: bool = True,
-    mask: Any | Callable[[optax.Params], Any] | None = None,
-    clip_global_norm: chex.Numeric | None = None,
-    packed: bool = False,
-) -> FusedOptimizer:
+@takes(FusedAdamArguments)
+def fused_adam(arguments: FusedAdamArguments) -> FusedOptimizer:
     r"""Adam in one pass over memory: gradients in, parameters out.
 
     `step` computes what `adam` and `optax.apply_updates` do, with the same state, so a run may
@@ -161,40 +143,13 @@ def fused_adam(
 
     Sources: see `scale_by_adam` and `adamw`.
     """
-    where: WeightDecay = "decoupled" if decoupled else "gradient"
-    decays = callable(weight_decay) or not is_number(weight_decay) or weight_decay != 0
-    return _Fused(
-        learning_rate,
-        Hyperparameters(b1, b2, eps, eps_root),
-        mu_dtype,
-        nu_dtype,
-        amsgrad,
-        convention,
-        weight_decay,
-        where if decays else "none",
-        mask,
-        clip_global_norm,
-        packed,
-    ).pair()
+    decay = DecayArguments(arguments.weight_decay, arguments.mask)
+    is_zero = is_number(decay.weight_decay) and decay.weight_decay == 0
+    return _Fused(arguments, None if is_zero else decay, arguments.decoupled).pair()
 
 
-@explain_renamed_arguments
-def fused_adamw(
-    learning_rate: optax.ScalarOrSchedule,
-    b1: chex.Numeric = 0.9,
-    b2: chex.Numeric = 0.999,
-    eps: chex.Numeric = 1e-8,
-    eps_root: chex.Numeric = 0.0,
-    mu_dtype: Any | None = None,
-    weight_decay: optax.ScalarOrSchedule = 1e-4,
-    mask: Any | Callable[[optax.Params], Any] | None = None,
-    *,
-    nu_dtype: Any | None = None,
-    amsgrad: bool = False,
-    convention: Convention = "optax",
-    clip_global_norm: chex.Numeric | None = None,
-    packed: bool = False,
-) -> FusedOptimizer:
+@takes(FusedAdamWArguments)
+def fused_adamw(arguments: FusedAdamWArguments) -> FusedOptimizer:
     """AdamW in one pass over memory: what `adamw` and `optax.apply_updates` compute.
 
     Args:
@@ -208,66 +163,37 @@ def fused_adamw(
     Raises:
       ValueError, TypeError: as `fused_adam`.
     """
-    return _Fused(
-        learning_rate,
-        Hyperparameters(b1, b2, eps, eps_root),
-        mu_dtype,
-        nu_dtype,
-        amsgrad,
-        convention,
-        weight_decay,
-        "decoupled",
-        mask,
-        clip_global_norm,
-        packed,
-    ).pair()
+    return _Fused(arguments, arguments, decoupled=True).pair()
 
 
 class _Fused:
-    """The arguments of `fused_adam`, checked, and what they make of a state and a step."""
+    """The arguments of a whole step, and what they make of a state and a step."""
 
     def __init__(
-        self,
-        learning_rate: optax.ScalarOrSchedule,
-        hyper: Hyperparameters,
-        mu_dtype: Any | None,
-        nu_dtype: Any | None,
-        amsgrad: bool,
-        convention: Convention,
-        weight_decay: optax.ScalarOrSchedule,
-        decay: WeightDecay,
-        mask: Any,
-        clip_global_norm: chex.Numeric | None,
-        packed: bool,
+        self, arguments: StepArguments, decay: DecayArguments | None, decoupled: bool
     ) -> None:
-        check_learning_rate(learning_rate)
-        if not callable(weight_decay):
-            check_number("weight_decay", weight_decay)
-        if clip_global_norm is not None:
-            check_positive("clip_global_norm", clip_global_norm)
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.hyper, self.amsgrad = hyper, amsgrad
-        self.convention: Convention = convention
-        self.decay: WeightDecay = decay
-        self.mask, self.clip_global_norm, self.packed = mask, clip_global_norm, packed
-
-        adam = scale_by_adam(
-            *hyper, mu_dtype, nu_dtype=nu_dtype, amsgrad=amsgrad, convention=convention
-        )
-        decaying = optax.add_decayed_weights(weight_decay, mask)
+        a = self.arguments = arguments
+        self.decay, self.decoupled = decay, decoupled
         # The parts of the equivalent chain: their `init` makes the state.
         self.init_of: dict[str, Callable[[optax.Params], optax.OptState]] = {}
-        if clip_global_norm is not None:
-            self.init_of["clip"] = optax.clip_by_global_norm(clip_global_norm).init
-        if decay == "gradient":
+        if a.clip_global_norm is not None:
+            self.init_of["clip"] = optax.clip_by_global_norm(a.clip_global_norm).init
+        decaying = decay and optax.add_decayed_weights(decay.weight_decay, decay.mask)
+        if decaying and not decoupled:
             self.init_of["decay"] = decaying.init
-        init_packed = functools.partial(packed_state, mu_dtype, nu_dtype, amsgrad)
-        self.init_of["adam"] = init_packed if packed else adam.init
-        if decay == "decoupled":
+        if a.packed:
+            self.init_of["adam"] = functools.partial(
+                packed_state, a.mu_dtype, a.nu_dtype, a.amsgrad
+            )
+        else:
+            self.init_of["adam"] = scale_by_adam(
+                mu_dtype=a.mu_dtype, nu_dtype=a.nu_dtype, amsgrad=a.amsgrad
+            ).init
+        if decaying and decoupled:
             self.init_of["decay"] = decaying.init
-        self.init_of["rate"] = optax.scale_by_learning_rate(learning_rate).init
-        kinds = (PackedAdamState, PackedAmsgradState) if packed else (AdamState, AmsgradState)
-        self.state_type = kinds[amsgrad]
+        self.init_of["rate"] = optax.scale_by_learning_rate(a.learning_rate).init
+        kinds = (PackedAdamState, PackedAmsgradState) if a.packed else (AdamState, AmsgradState)
+        self.state_type = kinds[a.amsgrad]
 
     def pair(self) -> FusedOptimizer:
         return FusedOptimizer(self.init, self.step)
@@ -283,24 +209,25 @@ class _Fused:
         check_params(params)
         check_gradients(grads, params, "the parameters")
         adam = parts["adam"]
-        count = jnp.asarray(optax.safe_increment(adam.count))
 
         leaves, treedef = jax.tree.flatten(params)
         g_leaves = treedef.flatten_up_to(_with_all_nones(grads, params))
         trained = [i for i, g in enumerate(g_leaves) if g is not None]
-        moments = (open_packed if self.packed else open_separate)(adam, params, trained)
+        open_moments = open_packed if self.arguments.packed else open_separate
+        moments = open_moments(adam, params, trained)
+        count = jnp.asarray(optax.safe_increment(adam.count))
         decays = self._decays(params)
         plan = Plan(
-            tuple(Place(*moments.places[n], decays[i]) for n, i in enumerate(trained)),
-            len(moments.buffers[0]),
-            len(moments.buffers[1]),
-            self.convention,
-            self.amsgrad,
-            self.decay,
-            self.clip_global_norm is not None,
+            tuple(Row(*moments.spots[n], decays[i]) for n, i in enumerate(trained)),
+            mu_buffers=len(moments.buffers[0]),
+            nu_buffers=len(moments.buffers[1]),
+            convention=CONVENTIONS[self.arguments.convention],
+            amsgrad=self.arguments.amsgrad,
+            decoupled=self.decoupled,
+            clip=self.arguments.clip_global_norm is not None,
         )
-        buffers, stepped = whole_step(
-            functools.partial(self._numbers, count, parts),
+        buffers, stepped = step_leaves(
+            functools.partial(self._scalars, count, parts),
             moments.buffers,
             [jnp.asarray(g_leaves[i]) for i in trained],
             [jnp.asarray(leaves[i]) for i in trained],
@@ -321,9 +248,10 @@ class _Fused:
         names = list(self.init_of)
         if not isinstance(state, tuple) or len(state) != len(names):
             found = len(state) if isinstance(state, tuple) else type(state).__name__
-            raise TypeError(
-                f"state: expected a tuple of {len(names)} parts ({', '.join(names)}), as init "
-                f"makes it; found {found}"
+            raise InvalidType(
+                where="state",
+                expected=f"a tuple of {len(names)} parts ({', '.join(names)}), as init makes it",
+                found=found,
             )
         parts = dict(zip(names, state, strict=True))
         for name, part in parts.items():
@@ -334,27 +262,31 @@ class _Fused:
                 right = jax.tree.structure(part) == jax.tree.structure(like)
                 expected = type(like).__name__
             if not right:
-                raise TypeError(
-                    f"state, part {name}: expected {expected}, as init makes it with amsgrad="
-                    f"{self.amsgrad} and packed={self.packed}; found {type(part).__name__}. "
-                    "adamx.pack and adamx.unpack lead from one to the other of packed"
+                raise InvalidType(
+                    where=f"state, part {name}",
+                    expected=(
+                        f"{expected}, as init makes it with amsgrad={self.arguments.amsgrad} and "
+                        f"packed={self.arguments.packed}"
+                    ),
+                    found=type(part).__name__,
+                    remedy="adamx.pack and adamx.unpack convert between packed and ordinary states",
                 )
         return parts
 
     def _decays(self, params: optax.Params) -> list[bool]:
         """Whether weight decay applies, for each leaf."""
         leaves = jax.tree.leaves(params)
-        if self.decay == "none" or self.mask is None:
-            return [self.decay != "none"] * len(leaves)
+        if self.decay is None or self.decay.mask is None:
+            return [self.decay is not None] * len(leaves)
         # As in Optax, a tree of truths may be of a class whose objects can be called.
-        functions = jax.tree.leaves(self.mask)
+        functions = jax.tree.leaves(self.decay.mask)
         is_function = bool(functions) and all(map(callable, functions))
-        mask = self.mask(params) if is_function else self.mask
+        mask = self.decay.mask(params) if is_function else self.decay.mask
         return jax.tree.leaves(
             jax.tree.map(lambda m, part: jax.tree.map(lambda _: bool(m), part), mask, params)
         )
 
-    def _numbers(self, count: chex.ArrayDevice, parts: dict[str, Any], dtype: np.dtype) -> Numbers:
+    def _scalars(self, count: chex.ArrayDevice, parts: dict[str, Any], dtype: np.dtype) -> Scalars:
         """The scalars of the step that leads to `count`, in `dtype`."""
 
         def value(given: Any, part: str) -> Any:
@@ -362,18 +294,14 @@ class _Fused:
                 given = given(jax.tree.leaves(parts[part])[0])
             return real_scalar(given, dtype)
 
-        c = coefficients(count, count, self.hyper, dtype)
-        decays, clips = self.decay != "none", self.clip_global_norm is not None
-        return Numbers(
-            *c.b1,
-            *c.b2,
-            c.eps,
-            c.eps_root,
-            c.correction.m,
-            c.correction.v,
-            1.0 if self.learning_rate is None else -value(self.learning_rate, "rate"),
-            value(self.weight_decay, "decay") if decays else 0.0,
-            value(self.clip_global_norm, "clip") if clips else 0.0,
+        rate, max_norm = self.arguments.learning_rate, self.arguments.clip_global_norm
+        return scalars(
+            count,
+            self.arguments.hyperparameters,
+            dtype,
+            rate=1.0 if rate is None else -value(rate, "rate"),
+            weight_decay=0.0 if self.decay is None else value(self.decay.weight_decay, "decay"),
+            max_norm=0.0 if max_norm is None else value(max_norm, "clip"),
         )
 
 

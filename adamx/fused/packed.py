@@ -1,4 +1,4 @@
-"""The moments of all leaves in one buffer each, so that a step passes fewer arrays to and fro."""
+"""The moments of all leaves in one buffer each, to pass fewer arrays into and out of a step."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 
-from adamx.base.checks import check_params, leaf_name
-from adamx.base.numerics import compute_dtype, first_moment_dtype, second_moment_dtype
-from adamx.transforms.adam import AdamState, AmsgradState
+from adamx.base.adam_state import AdamState, AmsgradState, check_count, open_state
+from adamx.base.checks import check_params
+from adamx.base.dtypes import compute_dtype, first_moment_dtype, second_moment_dtype
+from adamx.base.errors import InvalidType, InvalidValue
+from adamx.base.jax_seam import is_traced
+from adamx.base.trees import leaf_name
 
 __all__ = [
     "PackedAdamState",
@@ -31,7 +33,7 @@ Buffers = dict[str, chex.ArrayDevice]
 
 
 class PackedAdamState(NamedTuple):
-    """An `AdamState` whose moments lie one behind the other.
+    """An `AdamState` whose moments are stored contiguously.
 
     Attributes:
       count: the number of steps done, an int32 scalar.
@@ -48,7 +50,7 @@ class PackedAdamState(NamedTuple):
 
 
 class PackedAmsgradState(NamedTuple):
-    """An `AmsgradState` whose moments lie one behind the other; see `PackedAdamState`."""
+    """An `AmsgradState` whose moments are stored contiguously; see `PackedAdamState`."""
 
     __module__ = "adamx"  # as users import it: what pickles and repr name
 
@@ -120,52 +122,21 @@ def pack(state: optax.OptState, params: optax.Params) -> optax.OptState:
       >>> {name: x.shape for name, x in adamx.pack(state, params)[0].mu.items()}
       {'float32': (32,)}
     """
-    keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
     _check_packable(params)
+    leaves = jax.tree.leaves(params)
 
-    def packed(adam: AdamState | AmsgradState) -> PackedAdamState | PackedAmsgradState:
+    def pack_state(adam: AdamState | AmsgradState) -> PackedAdamState | PackedAmsgradState:
         kind = PackedAmsgradState if isinstance(adam, AmsgradState) else PackedAdamState
-        fields = [buffers(field, getattr(adam, field)) for field in adam._fields[1:]]
-        result = kind(jnp.asarray(adam.count), *fields)
-        packed_spans(result, treedef.flatten_up_to(params))
-        return result
+        opened = open_state(adam, params)
+        names = [leaf_name(path) for path in opened.paths]
+        fields = [_pack_column(f, opened.columns[f], leaves, names) for f in adam._fields[1:]]
+        packed = kind(jnp.asarray(adam.count), *fields)
+        packed_spans(packed, leaves)
+        return packed
 
-    def buffers(field: str, tree: Any) -> Buffers:
-        try:
-            leaves = treedef.flatten_up_to(tree)
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{field}: expected the structure of params, {treedef}; found "
-                f"{jax.tree.structure(tree)}"
-            ) from error
-        for (path, p), leaf in zip(keyed, leaves, strict=True):
-            if jnp.shape(leaf) != jnp.shape(p):
-                raise ValueError(
-                    f"{field}/{leaf_name(path)}: expected shape {jnp.shape(p)}, like the "
-                    f"parameter; found {jnp.shape(leaf)}"
-                )
-        leaves = [jnp.asarray(leaf) for leaf in leaves]
-        dtypes = [leaf.dtype for leaf in leaves]
-        for (path, p), found in zip(keyed, dtypes, strict=True):
-            expected = _leaf_dtype(field, p, {dtype.name for dtype in dtypes})
-            if found != expected:
-                raise ValueError(
-                    f"{field}/{leaf_name(path)}: expected {expected}, since moments of several "
-                    f"dtypes are packed by the parameter's; found {found}. Convert it first"
-                )
-        found, ends = _spans([leaf.size for leaf in leaves], dtypes)
-        pieces: dict[str, list[chex.ArrayDevice]] = {name: [] for name in ends}
-        filled = dict.fromkeys(ends, 0)
-        for span, leaf in zip(found, leaves, strict=True):
-            gap = span.begin - filled[span.dtype]
-            pieces[span.dtype] += [jnp.zeros(gap, leaf.dtype), leaf.reshape(-1)]
-            filled[span.dtype] = span.begin + leaf.size
-        return {
-            name: jnp.concatenate([*pieces[name], jnp.zeros(end - filled[name], name)])
-            for name, end in ends.items()
-        }
-
-    return _replaced(state, (AdamState, AmsgradState), packed, "an AdamState or AmsgradState")
+    return _replace_nodes(
+        state, (AdamState, AmsgradState), pack_state, "an AdamState or AmsgradState"
+    )
 
 
 def unpack(state: optax.OptState, params: optax.Params) -> optax.OptState:
@@ -184,17 +155,48 @@ def unpack(state: optax.OptState, params: optax.Params) -> optax.OptState:
     """
     leaves, treedef = jax.tree.flatten(params)
 
-    def unpacked(adam: PackedAdamState | PackedAmsgradState) -> AdamState | AmsgradState:
+    def unpack_state(adam: PackedAdamState | PackedAmsgradState) -> AdamState | AmsgradState:
+        check_count(adam.count)
         kind = AmsgradState if isinstance(adam, PackedAmsgradState) else AdamState
         return kind(adam.count, *(tree(f, getattr(adam, f)) for f in adam._fields[1:]))
 
     def tree(field: str, buffers: Buffers) -> Any:
         found = leaf_spans(field, buffers, leaves)
         rows = zip(found, leaves, strict=True)
-        return treedef.unflatten([_taken(buffers[span.dtype], span, p) for span, p in rows])
+        return treedef.unflatten([_take(buffers[span.dtype], span, p) for span, p in rows])
 
     kinds = (PackedAdamState, PackedAmsgradState)
-    return _replaced(state, kinds, unpacked, "a PackedAdamState or PackedAmsgradState")
+    return _replace_nodes(state, kinds, unpack_state, "a PackedAdamState or PackedAmsgradState")
+
+
+def _pack_column(
+    field: str, column: Sequence[Any], params: Sequence[Any], names: Sequence[str]
+) -> Buffers:
+    """The buffers with the moments `field` of these parameters."""
+    leaves = [jnp.asarray(leaf) for leaf in column]
+    dtypes = [leaf.dtype for leaf in leaves]
+    for name, p, found in zip(names, params, dtypes, strict=True):
+        expected = _leaf_dtype(field, p, {dtype.name for dtype in dtypes})
+        if found != expected:
+            raise InvalidValue(
+                where=f"state: {field}/{name}",
+                expected=(
+                    f"{expected}, since moments of several dtypes are packed by the parameter's"
+                ),
+                found=found,
+                remedy="Convert it first",
+            )
+    spans, ends = _spans([leaf.size for leaf in leaves], dtypes)
+    pieces: dict[str, list[chex.ArrayDevice]] = {name: [] for name in ends}
+    filled = dict.fromkeys(ends, 0)
+    for span, leaf in zip(spans, leaves, strict=True):
+        gap = span.begin - filled[span.dtype]
+        pieces[span.dtype] += [jnp.zeros(gap, leaf.dtype), leaf.reshape(-1)]
+        filled[span.dtype] = span.begin + leaf.size
+    return {
+        name: jnp.concatenate([*pieces[name], jnp.zeros(end - filled[name], name)])
+        for name, end in ends.items()
+    }
 
 
 def _leaf_dtype(field: str, param: Any, names: set[str]) -> np.dtype:
@@ -214,9 +216,11 @@ def leaf_spans(field: str, buffers: Buffers, params: Sequence[Any]) -> list[Span
     found, ends = _spans([int(np.prod(jnp.shape(p))) for p in params], dtypes)
     sizes = {name: buffer.size for name, buffer in buffers.items()}
     if ends != sizes:
-        raise ValueError(
-            f"{field}: expected buffers of {ends or 'no'} elements for these parameters, found "
-            f"{sizes}; the state was packed for other parameters"
+        raise InvalidValue(
+            where=f"state: {field}",
+            expected=f"buffers of {ends or 'no'} elements for these parameters",
+            found=sizes,
+            remedy="the state was packed for other parameters",
         )
     return found
 
@@ -227,9 +231,11 @@ def packed_spans(
     """`leaf_spans` of each field; raise a ValueError unless nu_max lies as nu does."""
     found = [leaf_spans(field, getattr(adam, field), params) for field in adam._fields[1:]]
     if isinstance(adam, PackedAmsgradState) and found[1] != found[2]:
-        raise ValueError(
-            f"nu_max: expected the dtypes of nu for a packed state, {', '.join(adam.nu)}; found "
-            f"{', '.join(adam.nu_max)}. Convert one of them first"
+        raise InvalidValue(
+            where="state: nu_max",
+            expected=f"the dtypes of nu for a packed state, {', '.join(adam.nu)}",
+            found=", ".join(adam.nu_max),
+            remedy="Convert one of them first",
         )
     return found
 
@@ -238,26 +244,33 @@ def _check_packable(params: optax.Params) -> None:
     """Raise for a parameter that is complex or sharded."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-            raise TypeError(
-                f"{leaf_name(path)}: expected a real parameter for a packed state, found "
-                f"{jnp.result_type(leaf)}; use packed=False"
+            raise InvalidType(
+                where=leaf_name(path),
+                expected="a real parameter for a packed state",
+                found=jnp.result_type(leaf),
+                remedy="use packed=False",
             )
-        if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
+        if not isinstance(leaf, jax.Array) or is_traced(leaf):
             continue
         if not leaf.sharding.is_fully_replicated:
-            raise ValueError(
-                f"{leaf_name(path)}: expected a parameter that is not sharded, since a packed "
-                f"state has one buffer for all of them; found {leaf.sharding}; use packed=False"
+            raise InvalidValue(
+                where=leaf_name(path),
+                expected=(
+                    "a parameter that is not sharded, since a packed state has one buffer for all "
+                    "of them"
+                ),
+                found=leaf.sharding,
+                remedy="use packed=False",
             )
 
 
-def _taken(buffer: chex.ArrayDevice, span: Span, like: Any) -> chex.ArrayDevice:
+def _take(buffer: chex.ArrayDevice, span: Span, like: Any) -> chex.ArrayDevice:
     shape = jnp.shape(like)
     end = span.begin + int(np.prod(shape))
     return jax.lax.slice(buffer, [span.begin], [end]).reshape(shape)
 
 
-def _replaced(
+def _replace_nodes(
     state: optax.OptState, kinds: tuple[type, ...], replace: Callable[[Any], Any], words: str
 ) -> optax.OptState:
     """A copy of `state` with `replace(node)` for every node of these types; at least one."""
@@ -272,5 +285,7 @@ def _replaced(
 
     result = jax.tree.map(at, state, is_leaf=lambda node: isinstance(node, kinds))
     if not nodes:
-        raise ValueError(f"expected a state that holds {words}, found {type(state).__name__}")
+        raise InvalidValue(
+            where="state", expected=f"a state that holds {words}", found=type(state).__name__
+        )
     return result

@@ -14,9 +14,12 @@ from pathlib import Path
 
 import jax
 
-__all__ = ["NORM", "TARGET", "Status", "is_registered", "status"]
+__all__ = ["NORM", "STEP", "Status", "is_registered", "status"]
 
-TARGET, NORM = "adamx_step", "adamx_norm"
+# The kernel's interface: what it reads from arguments and attributes; see `kInterface` in ffi.cc.
+_INTERFACE = 2
+# The names under which XLA knows it.
+STEP, NORM = f"adamx_step_v{_INTERFACE}", f"adamx_norm_v{_INTERFACE}"
 _LIBRARY = "libadamx_native.so"
 
 
@@ -53,7 +56,7 @@ def status() -> Status:
 
 
 def is_registered() -> bool:
-    """Whether XLA knows the kernel, as `TARGET` and `NORM`; called when a step is compiled.
+    """Whether XLA knows the kernel, as `STEP` and `NORM`; called when a step is compiled.
 
     Call it before an executable that was compiled in another process is loaded.
     """
@@ -77,10 +80,17 @@ def _loaded() -> tuple[Status, ctypes.CDLL | None]:
     try:
         library = ctypes.CDLL(str(path))
         compiled = library.adamx_ffi_major(), library.adamx_ffi_minor()
+        interface = library.adamx_interface()
         library.adamx_instruction_set.restype = ctypes.c_char_p
         instruction_set = library.adamx_instruction_set().decode()
     except (OSError, AttributeError) as error:
         return Status(False, f"{path} could not be loaded: {error}"), None
+    if interface != _INTERFACE:
+        reason = (
+            f"{path} is of another version of adamx: it has interface {interface}, expected "
+            f"{_INTERFACE}. Install adamx again"
+        )
+        return Status(False, reason), None
     try:
         known = _ffi_version()
     except (OSError, KeyError) as error:
@@ -117,8 +127,8 @@ def _register() -> bool:
     library = _loaded()[1]
     assert library is not None
     try:
-        for name in (TARGET, NORM):
-            handler = jax.ffi.pycapsule(getattr(library, name))
+        for name, symbol in ((STEP, "adamx_step"), (NORM, "adamx_norm")):
+            handler = jax.ffi.pycapsule(getattr(library, symbol))
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
     except Exception as error:  # XLA's own, of several types
         _refused.append(Status(False, f"XLA refused the kernel: {error}"))

@@ -141,27 +141,25 @@ template <class T>
 struct Factors {
   T m, before_maximum, after_maximum;
 
-  Factors(const Coefficients<T>& c, const Options& options) {
-    const T corrected = 1 / c.v_correction;
-    const bool keras = options.convention == Convention::kKeras;
-    const bool maximum_of_corrected =
-        options.amsgrad && options.convention == Convention::kOptax;
-    m = keras ? Sqrt(c.v_correction) / c.m_correction : 1 / c.m_correction;
-    before_maximum = maximum_of_corrected ? corrected : 1;
-    after_maximum = keras || maximum_of_corrected ? 1 : corrected;
+  Factors(const Scalars<T>& s, const Options& options) {
+    const T corrected = 1 / s.v_correction;
+    const bool corrected_before = options.amsgrad && options.maximum_of_corrected;
+    m = options.eps_beside_corrected ? 1 / s.m_correction : Sqrt(s.v_correction) / s.m_correction;
+    before_maximum = corrected_before ? corrected : 1;
+    after_maximum = options.eps_beside_corrected && !corrected_before ? corrected : 1;
   }
 };
 
 template <class T, bool kAmsgrad, bool kDecoupled>
 void Adam(int64_t n, const T* __restrict g, T* __restrict m, T* __restrict v,
-          T* __restrict v_max, T* __restrict p, const Coefficients<T>& coefficients,
+          T* __restrict v_max, T* __restrict p, const Scalars<T>& scalars,
           const Factors<T>& factors) {
-  const Coefficients<T> c = coefficients;
+  const Scalars<T> s = scalars;
   const Factors<T> f = factors;
   for (int64_t i = 0; i < n; ++i) {
-    m[i] = MovingAverage(m[i], g[i], g[i] - m[i], c.b1, c.rest1);
+    m[i] = MovingAverage(m[i], g[i], g[i] - m[i], s.b1, s.one_minus_b1);
     const T difference = MultiplyAdd(g[i], g[i], -v[i]);
-    const T v_next = MovingAverage(v[i], g[i] * g[i], difference, c.b2, c.rest2);
+    const T v_next = MovingAverage(v[i], g[i] * g[i], difference, s.b2, s.one_minus_b2);
     v[i] = Abs(v[i]) == T(__builtin_inf()) ? v[i] : v_next;  // its average would be inf - inf
     T largest = v[i];
     if (kAmsgrad) {
@@ -169,17 +167,17 @@ void Adam(int64_t n, const T* __restrict g, T* __restrict m, T* __restrict v,
       const bool keep = v_max[i] > candidate || v_max[i] != v_max[i];  // NaN stays
       v_max[i] = largest = keep ? v_max[i] : candidate;
     }
-    T direction = m[i] * f.m / (Sqrt(largest * f.after_maximum + c.eps_root) + c.eps);
-    if (kDecoupled) direction = MultiplyAdd(c.weight_decay, p[i], direction);
-    p[i] = MultiplyAdd(c.rate, direction, p[i]);
+    T direction = m[i] * f.m / (Sqrt(largest * f.after_maximum + s.eps_root) + s.eps);
+    if (kDecoupled) direction = MultiplyAdd(s.weight_decay, p[i], direction);
+    p[i] = MultiplyAdd(s.rate, direction, p[i]);
   }
 }
 
 // What happens to the gradient before Adam sees it: clipping, then weight decay.
 template <class T>
-void Prepare(int64_t n, T* __restrict g, const T* __restrict p, const Coefficients<T>& c,
+void Prepare(int64_t n, T* __restrict g, const T* __restrict p, const Scalars<T>& s,
              bool clip, T norm, bool decays) {
-  const T max_norm = c.max_norm, weight_decay = c.weight_decay;
+  const T max_norm = s.max_norm, weight_decay = s.weight_decay;
   const T inverse = 1 / norm;
   if (clip && !(norm < max_norm))  // NaN too
     for (int64_t i = 0; i < n; ++i) g[i] = g[i] * inverse * max_norm;
@@ -188,13 +186,13 @@ void Prepare(int64_t n, T* __restrict g, const T* __restrict p, const Coefficien
 }
 
 template <class T>
-void Step(const Leaf& leaf, int64_t begin, int64_t end, const Coefficients<T>& c,
+void Step(const Leaf& leaf, int64_t begin, int64_t end, const Scalars<T>& s,
           const Options& options, double norm) {
-  const bool decays_gradient = options.decay == Decay::kGradient && leaf.decays;
-  const bool decoupled = options.decay == Decay::kDecoupled && leaf.decays;
+  const bool decays_gradient = leaf.decays && !options.decoupled;
+  const bool decoupled = leaf.decays && options.decoupled;
   const auto adam = options.amsgrad ? (decoupled ? &Adam<T, true, true> : &Adam<T, true, false>)
                                     : (decoupled ? &Adam<T, false, true> : &Adam<T, false, false>);
-  const Factors<T> factors(c, options);
+  const Factors<T> factors(s, options);
 
   Scratch<T> scratch;
   const bool as_they_lie = leaf.g.dtype == kOwn<T> && leaf.m.dtype == kOwn<T> &&
@@ -211,10 +209,10 @@ void Step(const Leaf& leaf, int64_t begin, int64_t end, const Coefficients<T>& c
     T* p = Load(leaf.p, from, n, scratch.p);
     if (options.clip || decays_gradient) {
       if (g != scratch.g) __builtin_memcpy(scratch.g, g, n * sizeof(T));
-      Prepare(n, scratch.g, p, c, options.clip, static_cast<T>(norm), decays_gradient);
+      Prepare(n, scratch.g, p, s, options.clip, static_cast<T>(norm), decays_gradient);
       g = scratch.g;
     }
-    adam(n, g, m, v, v_max, p, c, factors);
+    adam(n, g, m, v, v_max, p, s, factors);
     Store(leaf.m, from, n, m);
     Store(leaf.v, from, n, v);
     if (options.amsgrad) Store(leaf.v_max, from, n, v_max);

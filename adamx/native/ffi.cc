@@ -1,16 +1,16 @@
 // The step as custom calls of XLA: they check what they are given, and hand it on.
 //
-// adamx_step: Arguments are the coefficients in float32 and in float64 (the latter empty unless an
+// adamx_step: Arguments are the scalars of the step in float32 and in float64 (the latter empty unless an
 // array is of float64), the global norm of the gradients as a scalar of either (read where they are
 // clipped), the buffers of mu, of nu and, with AMSGrad, of nu_max, then each leaf's gradient, then
 // each leaf's parameter. Results are the moments and parameters, each in the memory of its argument.
-// `table` says for each leaf where in those buffers its moments begin: the index of mu's buffer, the
-// element in it, the same for nu (nu_max lies as nu does), and whether it decays.
+// `table` has a Row for each leaf.
 //
 // adamx_norm: Arguments are gradients, the result is their global norm, a scalar.
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -22,8 +22,20 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-constexpr int64_t kColumns = 5;
-constexpr int64_t kScalars = 3;  // arguments before the buffers: coefficients, and the norm
+// How arguments and attributes are to be read. It is in the names under which the handlers are
+// registered, so that a program that was compiled for another version does not find them.
+constexpr int kInterface = 2;
+
+// Where the moments of a leaf begin in those buffers, and whether weight decay applies to it: the
+// fields of plan.Row, in their order.
+struct Row {
+  int64_t mu_buffer, mu_element;
+  int64_t nu_buffer, nu_element;  // of nu_max too
+  int64_t decays;
+};
+
+constexpr int64_t kRowLength = sizeof(Row) / sizeof(int64_t);
+constexpr int64_t kFirstBuffer = 3;  // after the scalars, twice, and the norm
 
 ffi::Error Wrong(const std::string& what) {
   return ffi::Error(ffi::ErrorCode::kInvalidArgument, "adamx: " + what);
@@ -52,15 +64,14 @@ adamx::Array At(const Buffer& buffer, int64_t element) {
 }
 
 template <class T>
-bool ReadCoefficients(const ffi::AnyBuffer& buffer, ffi::DataType type,
-                      adamx::Coefficients<T>* coefficients) {
-  if (buffer.element_type() != type || buffer.element_count() != coefficients->kCount) return false;
-  const T* x = static_cast<const T*>(buffer.untyped_data());
-  *coefficients = {x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], x[8], x[9], x[10]};
+bool ReadScalars(const ffi::AnyBuffer& buffer, ffi::DataType type, adamx::Scalars<T>* scalars) {
+  if (buffer.element_type() != type || buffer.element_count() * sizeof(T) != sizeof *scalars)
+    return false;
+  std::memcpy(scalars, buffer.untyped_data(), sizeof *scalars);
   return true;
 }
 
-bool ReadScalar(const ffi::AnyBuffer& buffer, double* value) {
+bool ReadNumber(const ffi::AnyBuffer& buffer, double* value) {
   if (buffer.element_count() != 1) return false;
   if (buffer.element_type() == ffi::DataType::F32) {
     *value = *static_cast<const float*>(buffer.untyped_data());
@@ -89,39 +100,37 @@ ffi::Error ReadBuffers(const ffi::RemainingArgs& args, size_t first, std::vector
 }
 
 ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                       int64_t convention, int64_t decay, bool amsgrad, bool clip,
-                       int64_t mu_buffers, int64_t nu_buffers, ffi::Span<const int64_t> table) {
-  if (convention < 0 || convention > 2 || decay < 0 || decay > 2)
-    return Wrong("unknown convention or weight decay");
-  if (table.size() % kColumns != 0) return Wrong("the table has a broken row");
-  const int64_t leaf_count = table.size() / kColumns, moments = amsgrad ? 3 : 2;
+                       bool eps_beside_corrected, bool maximum_of_corrected, bool amsgrad,
+                       bool decoupled, bool clip, int64_t mu_buffers, int64_t nu_buffers, ffi::Span<const int64_t> table) {
+  if (table.size() % kRowLength != 0) return Wrong("the table has a broken row");
+  const int64_t leaf_count = table.size() / kRowLength, moments = amsgrad ? 3 : 2;
   const int64_t given = args.size();
   if (mu_buffers < 0 || nu_buffers < 0 || mu_buffers > given || nu_buffers > given)
     return Wrong("expected other numbers of buffers of moments");
   const int64_t updated = mu_buffers + nu_buffers * (moments - 1);  // buffers of moments
-  if (static_cast<int64_t>(args.size()) != kScalars + updated + 2 * leaf_count)
-    return Wrong("expected " + std::to_string(kScalars + updated + 2 * leaf_count) +
+  if (static_cast<int64_t>(args.size()) != kFirstBuffer + updated + 2 * leaf_count)
+    return Wrong("expected " + std::to_string(kFirstBuffer + updated + 2 * leaf_count) +
                  " arguments, found " + std::to_string(args.size()));
   if (static_cast<int64_t>(rets.size()) != updated + leaf_count)
     return Wrong("expected " + std::to_string(updated + leaf_count) + " results, found " +
                  std::to_string(rets.size()));
 
-  adamx::Coefficients<float> floats;
-  adamx::Coefficients<double> doubles;
+  adamx::Scalars<float> floats;
+  adamx::Scalars<double> doubles;
   const auto floats_or = args.get<ffi::AnyBuffer>(0), doubles_or = args.get<ffi::AnyBuffer>(1);
   if (!floats_or.has_value() || !doubles_or.has_value() ||
-      !ReadCoefficients(*floats_or, ffi::DataType::F32, &floats))
-    return Wrong("expected the coefficients as float32");
+      !ReadScalars(*floats_or, ffi::DataType::F32, &floats))
+    return Wrong("expected the scalars as float32");
   const bool has_doubles = doubles_or->element_count() != 0;
-  if (has_doubles && !ReadCoefficients(*doubles_or, ffi::DataType::F64, &doubles))
-    return Wrong("expected the coefficients as float64");
+  if (has_doubles && !ReadScalars(*doubles_or, ffi::DataType::F64, &doubles))
+    return Wrong("expected the scalars as float64");
 
   const auto norm_or = args.get<ffi::AnyBuffer>(2);
   double norm = 0;
-  if (!norm_or.has_value() || !ReadScalar(*norm_or, &norm)) return Wrong("expected a norm");
+  if (!norm_or.has_value() || !ReadNumber(*norm_or, &norm)) return Wrong("expected a norm");
 
   std::vector<Buffer> buffers;
-  const ffi::Error error = ReadBuffers(args, kScalars, &buffers);
+  const ffi::Error error = ReadBuffers(args, kFirstBuffer, &buffers);
   if (error.failure()) return error;
   for (int64_t i = 0; i < updated + leaf_count; ++i) {
     auto ret = rets.get<ffi::AnyBuffer>(i);
@@ -135,10 +144,11 @@ ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
 
   std::vector<adamx::Leaf> leaves(leaf_count);
   for (int64_t i = 0; i < leaf_count; ++i) {
-    const int64_t* row = table.begin() + i * kColumns;
+    Row row;
+    std::memcpy(&row, table.begin() + i * kRowLength, sizeof row);
     const Buffer& g = buffers[updated + i];
     const Buffer& p = buffers[updated + leaf_count + i];
-    const int64_t mu = row[0], nu = row[2];
+    const int64_t mu = row.mu_buffer, nu = row.nu_buffer;
     if (g.size != p.size) return Wrong("a gradient and its parameter differ in size");
     if (mu < 0 || mu >= mu_buffers || nu < 0 || nu >= nu_buffers)
       return Wrong("the table names a buffer of moments that is not there");
@@ -150,17 +160,17 @@ ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
       return true;
     };
     adamx::Leaf& leaf = leaves[i];
-    leaf = {p.size, g.array, {}, {}, {}, p.array, row[4] != 0};
-    if (!part(buffers[mu], row[1], &leaf.m) ||
-        !part(buffers[mu_buffers + nu], row[3], &leaf.v) ||
-        (amsgrad && !part(buffers[mu_buffers + nu_buffers + nu], row[3], &leaf.v_max)))
+    leaf = {p.size, g.array, {}, {}, {}, p.array, row.decays != 0};
+    if (!part(buffers[mu], row.mu_element, &leaf.m) ||
+        !part(buffers[mu_buffers + nu], row.nu_element, &leaf.v) ||
+        (amsgrad && !part(buffers[mu_buffers + nu_buffers + nu], row.nu_element, &leaf.v_max)))
       return Wrong("the moments of a leaf do not fit their buffer");
     if (!has_doubles && adamx::InDouble(leaf))
-      return Wrong("expected the coefficients as float64 beside arrays of float64");
+      return Wrong("expected the scalars as float64 beside arrays of float64");
   }
 
-  const adamx::Options options = {static_cast<adamx::Convention>(convention),
-                                  static_cast<adamx::Decay>(decay), amsgrad, clip};
+  const adamx::Options options = {eps_beside_corrected, maximum_of_corrected, amsgrad, decoupled,
+                                  clip};
   adamx::StepAll(adamx::BestKernels(), leaves, floats, has_doubles ? &doubles : nullptr, options,
                  norm, pool.num_threads(), [&](auto task) { pool.Schedule(std::move(task)); });
   return ffi::Error::Success();
@@ -200,9 +210,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(adamx_step, StepHandler,
                                   .Ctx<ffi::ThreadPool>()
                                   .RemainingArgs()
                                   .RemainingRets()
-                                  .Attr<int64_t>("convention")
-                                  .Attr<int64_t>("decay")
+                                  .Attr<bool>("eps_beside_corrected")
+                                  .Attr<bool>("maximum_of_corrected")
                                   .Attr<bool>("amsgrad")
+                                  .Attr<bool>("decoupled")
                                   .Attr<bool>("clip")
                                   .Attr<int64_t>("mu_buffers")
                                   .Attr<int64_t>("nu_buffers")
@@ -217,4 +228,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(adamx_norm, NormHandler,
 // What adamx.native asks before it registers the handler.
 ADAMX_EXPORT int adamx_ffi_major() { return XLA_FFI_API_MAJOR; }
 ADAMX_EXPORT int adamx_ffi_minor() { return XLA_FFI_API_MINOR; }
+ADAMX_EXPORT int adamx_interface() { return kInterface; }
 ADAMX_EXPORT const char* adamx_instruction_set() { return adamx::BestKernels().name; }

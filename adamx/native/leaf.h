@@ -26,36 +26,33 @@ struct Leaf {
   bool decays;              // whether weight decay applies to it
 };
 
-// The scalars of a step, in the order in which they come as an array.
+// The numbers of a step: the fields of numerics.Scalars, in their order.
 template <class T>
-struct Coefficients {
-  T b1, rest1;                     // b1 and 1 - b1, each rounded for itself
-  T b2, rest2;                     // the same for b2
-  T eps, eps_root;                 //
-  T m_correction, v_correction;    // 1 - b1^t and 1 - b2^t
-  T rate;                          // what the direction is multiplied by: minus the learning rate
-  T weight_decay;                  //
-  T max_norm;                      // the largest global norm
-  static constexpr int kCount = 11;
+struct Scalars {
+  T b1, one_minus_b1;            // each rounded for itself
+  T b2, one_minus_b2;            //
+  T eps, eps_root;               //
+  T m_correction, v_correction;  // 1 - b1^t and 1 - b2^t
+  T rate;                        // what the direction is multiplied by: minus the learning rate
+  T weight_decay;                //
+  T max_norm;                    // the largest global norm
 };
 
-enum class Convention : uint8_t { kOptax, kTorch, kKeras };
-enum class Decay : uint8_t { kNone, kGradient, kDecoupled };
-
 struct Options {
-  Convention convention;
-  Decay decay;
+  bool eps_beside_corrected;  // eps is added to the root of v / v_correction, not of v
+  bool maximum_of_corrected;  // AMSGrad keeps the maximum of v / v_correction, not of v
   bool amsgrad;
-  bool clip;
+  bool decoupled;  // weight decay shrinks the parameter, or else is added to the gradient
+  bool clip;       // by the global norm
 };
 
 // The functions of one instruction set. Both take elements [begin, end) of a leaf.
 struct Kernels {
   const char* name;
   // `norm` is the global norm of the gradients where options.clip, and unused elsewhere.
-  void (*step32)(const Leaf&, int64_t begin, int64_t end, const Coefficients<float>&,
+  void (*step32)(const Leaf&, int64_t begin, int64_t end, const Scalars<float>&,
                  const Options&, double norm);
-  void (*step64)(const Leaf&, int64_t begin, int64_t end, const Coefficients<double>&,
+  void (*step64)(const Leaf&, int64_t begin, int64_t end, const Scalars<double>&,
                  const Options&, double norm);
   double (*sum_of_squares)(const Array& g, int64_t begin, int64_t end);
 };

@@ -102,7 +102,7 @@ double SumOfSquares(const Kernels& kernels, const std::vector<Leaf>& leaves, int
 // gradients where options.clip.
 template <class Schedule>
 void StepAll(const Kernels& kernels, const std::vector<Leaf>& leaves,
-             const Coefficients<float>& floats, const Coefficients<double>* doubles,
+             const Scalars<float>& floats, const Scalars<double>* doubles,
              const Options& options, double norm, int64_t threads, Schedule&& schedule) {
   const Blocks blocks(leaves);
   ParallelFor(blocks.count(), std::min(threads, blocks.count()) - 1, schedule, [&](int64_t block) {

@@ -1,7 +1,6 @@
 """Adam as pure init/update pairs over trees of parameters, to be chained with Optax's own."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -10,51 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.base import numerics
-from adamx.base.checks import (
-    check_choice,
-    check_dtype,
-    check_gradients,
-    check_learning_rate,
-    check_number,
-    check_params,
-    check_precise_number,
-    explain_renamed_arguments,
-    is_none,
-)
-from adamx.base.numerics import (
-    CONVENTIONS,
-    Coefficients,
-    Convention,
-    Hyperparameters,
-    coefficients,
-    complex_dtype,
-    compute_dtype,
-    first_moment_dtype,
-    second_moment_dtype,
-)
-from adamx.transforms.rounding import check_key, fold_in, key_data, leaf_keys, round_at_random
+from adamx.base.adam_state import AdamState, AmsgradState, open_state
+from adamx.base.arguments import AdamArguments, AdamWArguments, DirectionArguments, takes
+from adamx.base.checks import check_gradients, check_params
+from adamx.base.dtypes import first_moment_dtype, second_moment_dtype
+from adamx.base.errors import InvalidType
+from adamx.base.numerics import CONVENTIONS, Scalars, bias_correction, scalars
+from adamx.base.random_bits import fold_in, key_data, leaf_keys
+from adamx.base.storage import CAST, CastAtRandom, Storage, step_leaf, wide_dtype
+from adamx.base.trees import is_none
 
 __all__ = ["AdamState", "AmsgradState", "adam", "adamw", "scale_by_adam"]
 
-AdamState = optax.ScaleByAdamState
-AmsgradState = optax.ScaleByAmsgradState
 
-
-@explain_renamed_arguments
-def scale_by_adam(
-    b1: chex.Numeric = 0.9,
-    b2: chex.Numeric = 0.999,
-    eps: chex.Numeric = 1e-8,
-    eps_root: chex.Numeric = 0.0,
-    mu_dtype: Any | None = None,
-    *,
-    nu_dtype: Any | None = None,
-    nu_key: chex.ArrayDevice | int | None = None,
-    nesterov: bool = False,
-    amsgrad: bool = False,
-    convention: Convention = "optax",
-) -> optax.GradientTransformationExtraArgs:
+@takes(DirectionArguments)
+def scale_by_adam(arguments: DirectionArguments) -> optax.GradientTransformationExtraArgs:
     r"""Rescale gradients by Adam: the direction, without the learning rate.
 
     With gradient :math:`g_t` at step :math:`t = 1, 2, \ldots`, and with ``b1``, ``b2``, ``eps`` and
@@ -134,128 +103,11 @@ def scale_by_adam(
     Sources: Kingma & Ba 2015, https://arxiv.org/abs/1412.6980, algorithm 1 and, for "keras", the
     form at the end of section 2; Reddi et al. 2018, https://arxiv.org/abs/1904.09237.
     """
-    check_precise_number("b1", b1, below=1)
-    check_precise_number("b2", b2, below=1)
-    check_precise_number("eps", eps)
-    check_precise_number("eps_root", eps_root)
-    check_dtype("mu_dtype", mu_dtype, jnp.inexact, "a floating-point")
-    check_dtype("nu_dtype", nu_dtype, jnp.floating, "a real floating-point")
-    check_choice("convention", convention, CONVENTIONS)
-    if nu_key is not None:
-        check_key("nu_key", nu_key)
-        if nu_dtype is None or jnp.dtype(nu_dtype) != jnp.bfloat16:
-            raise ValueError(
-                f'nu_key: expected nu_dtype="bfloat16" beside it, found {nu_dtype!r}; give that or '
-                "leave nu_key out: float32 needs none, and float16 has no room for the squares of "
-                "small gradients, however they are rounded"
-            )
-    if nesterov and convention != "optax":
-        raise ValueError(
-            f'nesterov: expected convention "optax" beside it, found {convention!r}: NAdam in '
-            "Keras and torch has a schedule for its momentum, and is another algorithm"
-        )
-    hyper = Hyperparameters(b1, b2, eps, eps_root)
-    state_type = AmsgradState if amsgrad else AdamState
-
-    def init(params: optax.Params) -> AdamState | AmsgradState:
-        check_params(params)
-        count = jnp.zeros([], jnp.int32)
-        mu = jax.tree.map(
-            lambda p: jnp.zeros_like(p, dtype=first_moment_dtype(p, mu_dtype)), params
-        )
-        nu = jax.tree.map(
-            lambda p: jnp.zeros_like(p, dtype=second_moment_dtype(p, nu_dtype)), params
-        )
-        return state_type(count, mu, nu, *([jax.tree.map(jnp.zeros_like, nu)] if amsgrad else []))
-
-    def update(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        del params, extra_args
-        if not isinstance(state, state_type):
-            raise TypeError(
-                f"state: expected {state_type.__name__}, as init made it with amsgrad={amsgrad}; "
-                f"found {type(state).__name__}"
-            )
-        check_gradients(updates, state.mu)
-        count = jnp.asarray(optax.safe_increment(state.count))
-        next_count = jnp.asarray(optax.safe_increment(count))
-
-        @functools.cache
-        def coefficients_in(dtype: np.dtype) -> Coefficients:
-            return coefficients(count, next_count, hyper, dtype)
-
-        leaves, treedef = jax.tree.flatten(updates, is_leaf=is_none)
-        rows = zip(leaves, *map(treedef.flatten_up_to, state[1:]), strict=True)
-        keys = [None] * len(leaves) if nu_key is None else _nu_keys(nu_key, count, len(leaves))
-        stepped = [
-            _step_leaf(
-                *row,
-                coefficients=coefficients_in,
-                convention=convention,
-                nesterov=nesterov,
-                nu_key=key,
-            )
-            for row, key in zip(rows, keys, strict=True)
-        ]
-        columns = zip(*stepped, strict=True) if stepped else [[]] * len(state)
-        direction, *moments = map(treedef.unflatten, columns)
-        return direction, state_type(count, *moments)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return _Direction(arguments).transformation()
 
 
-def _step_leaf(
-    g: chex.ArrayTree,
-    *moments: chex.ArrayTree,
-    coefficients: Callable[[np.dtype], Coefficients],
-    convention: Convention,
-    nesterov: bool,
-    nu_key: chex.ArrayDevice | None,
-) -> tuple[chex.ArrayTree, ...]:
-    """`numerics.step` in a dtype wide enough; the results come back in the dtypes given."""
-    if g is None:
-        return g, *moments
-    g, m, *v = map(jnp.asarray, (g, *moments))
-    real = compute_dtype(g.dtype, m.dtype, *(x.dtype for x in v))
-    wide = complex_dtype(real) if jnp.iscomplexobj(g) else real
-    # Optax keeps the second moment of complex parameters as complex numbers.
-    operands = (m.astype(wide), *(jnp.real(x).astype(real) for x in v))
-    c = coefficients(real)
-    direction, results = numerics.step(g.astype(wide), operands, c, convention, nesterov)
-    direction = direction.astype(g.dtype)
-    new = [x.astype(before.dtype) for x, before in zip(results, (m, *v), strict=True)]
-    if nu_key is not None and v[0].dtype == jnp.bfloat16:
-        new[1] = round_at_random(results[1].astype(jnp.float32), nu_key, v[0].dtype)
-    return direction, *new
-
-
-def _nu_keys(
-    nu_key: chex.ArrayDevice | int, count: chex.ArrayDevice, leaves: int
-) -> list[chex.ArrayDevice]:
-    """The keys of one step's second moments; `stochastic_round` with the same key has others."""
-    key = fold_in(key_data(nu_key), np.uint32(2**32 - 1))  # which no count reaches
-    return list(leaf_keys(key, count, leaves))
-
-
-@explain_renamed_arguments
-def adam(
-    learning_rate: optax.ScalarOrSchedule,
-    b1: chex.Numeric = 0.9,
-    b2: chex.Numeric = 0.999,
-    eps: chex.Numeric = 1e-8,
-    eps_root: chex.Numeric = 0.0,
-    mu_dtype: Any | None = None,
-    *,
-    nu_dtype: Any | None = None,
-    nu_key: chex.ArrayDevice | int | None = None,
-    nesterov: bool = False,
-    amsgrad: bool = False,
-    convention: Convention = "optax",
-) -> optax.GradientTransformationExtraArgs:
+@takes(AdamArguments)
+def adam(arguments: AdamArguments) -> optax.GradientTransformationExtraArgs:
     r"""Adam: `scale_by_adam`, then multiplication by minus the learning rate.
 
     It stands in for `optax.adam`, for `optax.nadam` with `nesterov=True` and for `optax.amsgrad`
@@ -286,41 +138,14 @@ def adam(
       >>> bool(jnp.abs(params).max() < 0.05)
       True
     """
-    check_learning_rate(learning_rate)
     return optax.chain(
-        scale_by_adam(
-            b1,
-            b2,
-            eps,
-            eps_root,
-            mu_dtype,
-            nu_dtype=nu_dtype,
-            nu_key=nu_key,
-            nesterov=nesterov,
-            amsgrad=amsgrad,
-            convention=convention,
-        ),
-        optax.scale_by_learning_rate(learning_rate),
+        _Direction(arguments).transformation(),
+        optax.scale_by_learning_rate(arguments.learning_rate),
     )
 
 
-@explain_renamed_arguments
-def adamw(
-    learning_rate: optax.ScalarOrSchedule,
-    b1: chex.Numeric = 0.9,
-    b2: chex.Numeric = 0.999,
-    eps: chex.Numeric = 1e-8,
-    eps_root: chex.Numeric = 0.0,
-    mu_dtype: Any | None = None,
-    weight_decay: optax.ScalarOrSchedule = 1e-4,
-    mask: Any | Callable[[optax.Params], Any] | None = None,
-    *,
-    nu_dtype: Any | None = None,
-    nu_key: chex.ArrayDevice | int | None = None,
-    nesterov: bool = False,
-    amsgrad: bool = False,
-    convention: Convention = "optax",
-) -> optax.GradientTransformationExtraArgs:
+@takes(AdamWArguments)
+def adamw(arguments: AdamWArguments) -> optax.GradientTransformationExtraArgs:
     r"""Adam with decoupled weight decay: the parameters also shrink by :math:`\alpha\lambda\theta`.
 
     It stands in for `optax.adamw`, and for `optax.nadamw` with `nesterov=True`: same arguments,
@@ -345,22 +170,99 @@ def adamw(
     Source: Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101, algorithm 2, with the
     schedule multiplier in the learning rate.
     """
-    check_learning_rate(learning_rate)
-    if not callable(weight_decay):
-        check_number("weight_decay", weight_decay)
     return optax.chain(
-        scale_by_adam(
-            b1,
-            b2,
-            eps,
-            eps_root,
-            mu_dtype,
-            nu_dtype=nu_dtype,
-            nu_key=nu_key,
-            nesterov=nesterov,
-            amsgrad=amsgrad,
-            convention=convention,
-        ),
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
+        _Direction(arguments).transformation(),
+        optax.add_decayed_weights(arguments.weight_decay, arguments.mask),
+        optax.scale_by_learning_rate(arguments.learning_rate),
     )
+
+
+class _Direction:
+    """The arguments of `scale_by_adam`, and the pair of functions that they mean."""
+
+    def __init__(self, arguments: DirectionArguments) -> None:
+        self.arguments = arguments
+        self.convention = CONVENTIONS[arguments.convention]
+        self.state_type = AmsgradState if arguments.amsgrad else AdamState
+
+    def transformation(self) -> optax.GradientTransformationExtraArgs:
+        return optax.GradientTransformationExtraArgs(self.init, self.update)
+
+    def init(self, params: optax.Params) -> AdamState | AmsgradState:
+        check_params(params)
+
+        def zeros(dtype_of: Any, given: Any) -> Any:
+            return jax.tree.map(lambda p: CAST.zeros(p, dtype_of(p, given)), params)
+
+        mu = zeros(first_moment_dtype, self.arguments.mu_dtype)
+        nu = [
+            zeros(second_moment_dtype, self.arguments.nu_dtype) for _ in self.state_type._fields[2:]
+        ]
+        return self.state_type(jnp.zeros([], jnp.int32), mu, *nu)
+
+    def update(
+        self,
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params, extra_args
+        if not isinstance(state, self.state_type):
+            raise InvalidType(
+                where="state",
+                expected=(
+                    f"{self.state_type.__name__}, as init made it with "
+                    f"amsgrad={self.arguments.amsgrad}"
+                ),
+                found=type(state).__name__,
+            )
+        open_state(state)
+        check_gradients(updates, state.mu)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        next_count = jnp.asarray(optax.safe_increment(count))
+        hyper = self.arguments.hyperparameters
+
+        @functools.cache
+        def scalars_in(dtype: np.dtype) -> tuple[Scalars, chex.ArrayDevice | None]:
+            ahead = self.arguments.nesterov
+            return scalars(count, hyper, dtype), (
+                bias_correction(hyper.b1, next_count, dtype) if ahead else None
+            )
+
+        leaves, treedef = jax.tree.flatten(updates, is_leaf=is_none)
+        rows = zip(*map(treedef.flatten_up_to, state[1:]), strict=True)
+        stepped = []
+        for g, stored, storages in zip(
+            leaves, rows, self.storages(count, len(leaves)), strict=True
+        ):
+            if g is None:
+                stepped.append((g, *stored))
+                continue
+            g = jnp.asarray(g)
+            wide = wide_dtype([g], stored, storages)
+            s, m_correction_next = scalars_in(jnp.finfo(wide).dtype)
+            direction, moments = step_leaf(
+                g.astype(wide), stored, storages, s, self.convention, m_correction_next
+            )
+            stepped.append((direction.astype(g.dtype), *moments))
+        columns = zip(*stepped, strict=True) if stepped else [[]] * len(state)
+        direction, *moments = map(treedef.unflatten, columns)
+        return direction, self.state_type(count, *moments)
+
+    def storages(self, count: chex.ArrayDevice, leaves: int) -> list[list[Storage]]:
+        """For each leaf, how its moments are kept after the step that leads to `count`."""
+        moments = len(self.state_type._fields) - 1
+        if self.arguments.nu_key is None:
+            return [[CAST] * moments] * leaves
+        keys = _nu_keys(self.arguments.nu_key, count, leaves)
+        # AMSGrad's maximum is rounded to nearest: at random it would only rise.
+        return [[CAST, CastAtRandom(key), *[CAST] * (moments - 2)] for key in keys]
+
+
+def _nu_keys(
+    nu_key: chex.ArrayDevice | int, count: chex.ArrayDevice, leaves: int
+) -> list[chex.ArrayDevice]:
+    """The keys of one step's second moments; `stochastic_round` with the same key has others."""
+    key = fold_in(key_data(nu_key), np.uint32(2**32 - 1))  # which no count reaches
+    return list(leaf_keys(key, count, leaves))

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import adamx
-from adamx.base import numerics
+from adamx.base import dtypes, numerics
 from tests import reference
 
 VARIANTS = [
@@ -103,7 +103,7 @@ def test_equals_the_reference(tree, hyper, variant, seed):
 
 
 def check_leaf(dtype, gradients, hyper, direction, mu, nu, nu_max=None):
-    wide = numerics.compute_dtype(jnp.dtype(dtype))
+    wide = dtypes.compute_dtype(jnp.dtype(dtype))
     assert (direction.dtype, mu.dtype, nu.dtype) == (jnp.dtype(dtype), jnp.dtype(dtype), wide)
     *_, exact = reference.adam(gradients, **hyper)
     # Ten roundings of m to a multiple of the dtype's smallest number, which float16 makes felt.
@@ -123,12 +123,9 @@ def check_leaf(dtype, gradients, hyper, direction, mu, nu, nu_max=None):
 def test_bias_correction(b, traced):
     t = np.array([1, 2, 10, 1000, 10**6, 2**31 - 1])
     exact = 1 - np.longdouble(np.float32(b) if traced else b) ** t
-    hyper = numerics.Hyperparameters(b, b, 1e-8, 0.0)
-    if traced:
-        hyper = hyper._replace(b1=jnp.float32(b), b2=jnp.float32(b))
-    ours = numerics.bias_correction(jnp.asarray(t), jnp.asarray(t), hyper, jnp.dtype("float32"))
-    np.testing.assert_allclose(ours.v, exact, rtol=4e-7)
-    np.testing.assert_array_equal(ours.m, ours.v)
+    b = jnp.float32(b) if traced else b
+    ours = numerics.bias_correction(b, jnp.asarray(t), jnp.dtype("float32"))
+    np.testing.assert_allclose(ours, exact, rtol=4e-7)
 
 
 @pytest.mark.parametrize("b", [1 - 1e-8, 1 - 1e-12])

@@ -114,7 +114,7 @@ def test_states_that_cannot_be_packed():
         adamx.pack(optax.sgd(0.1).init(PARAMS), PARAMS)
     with pytest.raises(ValueError, match="expected a state that holds a PackedAdamState"):
         adamx.unpack(STATE, PARAMS)
-    with pytest.raises(ValueError, match=r"mu: expected the structure of params"):
+    with pytest.raises(ValueError, match=r"mu: expected the structure of the parameters"):
         adamx.pack(STATE, {"kernel": PARAMS["kernel"]})
     other = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(3)}
     with pytest.raises(ValueError, match=r"mu/kernel: expected shape \(3, 2\), .* found \(2, 3\)"):

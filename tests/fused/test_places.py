@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adamx
+from adamx import native
 from tests.state.test_sharding import COLLECTIVES
 
 PROMOTES = True  # Optax's parts do
@@ -54,7 +55,7 @@ def test_outside_of_jit(optimizer):
 @BOTH
 def test_one_call_for_the_whole_tree(optimizer):
     text = text_of(jax.jit(optimizer.step).lower(GRADS, PARAMS, optimizer.init(PARAMS)))
-    assert len(re.findall(r'custom_call_target="adamx_step"', text)) == 1
+    assert len(re.findall(rf'custom_call_target="{native.STEP}"', text)) == 1
 
 
 @BOTH

@@ -65,6 +65,7 @@ class LeafArrays {
 
   int64_t size() const { return arrays_[kG].size(); }
   bool decays() const { return decays_; }
+  void set_decays(bool decays) { decays_ = decays; }
   GuardedArray& operator[](int place) { return arrays_[place]; }
   const GuardedArray& operator[](int place) const { return arrays_[place]; }
 

@@ -37,30 +37,39 @@ struct Test {
 std::vector<const Kernels*> EveryKernels();
 
 inline void RunStep(const Kernels& kernels, const Leaf& leaf, int64_t begin, int64_t end,
-                    const Coefficients<float>& c, const Options& options, double norm) {
+                    const Scalars<float>& c, const Options& options, double norm) {
   kernels.step32(leaf, begin, end, c, options, norm);
 }
 inline void RunStep(const Kernels& kernels, const Leaf& leaf, int64_t begin, int64_t end,
-                    const Coefficients<double>& c, const Options& options, double norm) {
+                    const Scalars<double>& c, const Options& options, double norm) {
   kernels.step64(leaf, begin, end, c, options, norm);
 }
 
-// Every convention, place of weight decay, with and without AMSGrad and clipping.
+// A framework's convention, without AMSGrad and clipping, with decoupled weight decay.
+constexpr Options kOptax = {true, true, false, true, false};
+constexpr Options kTorch = {true, false, false, true, false};
+constexpr Options kKeras = {false, false, false, true, false};
+
+constexpr Options With(Options options, bool amsgrad, bool decoupled, bool clip) {
+  options.amsgrad = amsgrad, options.decoupled = decoupled, options.clip = clip;
+  return options;
+}
+
+// Every convention and kind of weight decay, with and without AMSGrad and clipping.
 inline std::vector<Options> EveryOptions() {
   std::vector<Options> all;
-  for (Convention convention : {Convention::kOptax, Convention::kTorch, Convention::kKeras})
-    for (Decay decay : {Decay::kNone, Decay::kGradient, Decay::kDecoupled})
+  for (const Options& convention : {kOptax, kTorch, kKeras})
+    for (bool decoupled : {false, true})
       for (bool amsgrad : {false, true})
-        for (bool clip : {false, true}) all.push_back({convention, decay, amsgrad, clip});
+        for (bool clip : {false, true}) all.push_back(With(convention, amsgrad, decoupled, clip));
   return all;
 }
 
 inline std::string Describe(const Options& options) {
-  constexpr const char* kConventions[] = {"optax", "torch", "keras"};
-  constexpr const char* kDecays[] = {"no decay", "decay of the gradient", "decoupled decay"};
-  return std::string(kConventions[static_cast<int>(options.convention)]) + ", " +
-         kDecays[static_cast<int>(options.decay)] + (options.amsgrad ? ", AMSGrad" : "") +
-         (options.clip ? ", clip" : "");
+  return std::string(options.eps_beside_corrected ? "corrected eps" : "uncorrected eps") +
+         (options.maximum_of_corrected ? ", corrected maximum" : ", uncorrected maximum") +
+         (options.decoupled ? ", decoupled decay" : ", decay of the gradient") +
+         (options.amsgrad ? ", AMSGrad" : "") + (options.clip ? ", clip" : "");
 }
 
 // Numbers that are the same on every machine: splitmix64.

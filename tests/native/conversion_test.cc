@@ -10,13 +10,13 @@ namespace {
 
 constexpr int64_t kAllBits = 1 << 16;
 constexpr Dtype kDtypesOf16Bits[] = {Dtype::kBfloat16, Dtype::kFloat16};
-constexpr Options kPlain = {Convention::kOptax, Decay::kNone, false, false};
+constexpr Options kPlain = kOptax;  // on leaves without weight decay
 
 template <class T>
-Coefficients<T> Copying() {
+Scalars<T> Copying() {
   Hyperparameters h;
   h.b1 = 0;
-  Coefficients<T> c = Rounded<T>(h);
+  Scalars<T> c = Rounded<T>(h);
   c.rate = T(-0.0);
   return c;
 }
@@ -27,7 +27,7 @@ void TestRoundTrips(const Kernels& kernels, Dtype dtype) {
   const Format format = FormatOf(dtype);
   Dtypes dtypes = AllOf(kDtypeOf<T>);
   dtypes[kP] = dtype;
-  LeafArrays arrays(kAllBits, dtypes);
+  LeafArrays arrays(kAllBits, dtypes, false);
   for (int64_t i = 0; i < kAllBits; ++i) {
     for (int place : {kG, kM, kV}) arrays[place].Set(i, 0);
     arrays[kP].SetBits16(i, static_cast<uint16_t>(i));
@@ -48,7 +48,7 @@ template <class T>
 void TestLoads(const Kernels& kernels, Dtype dtype) {
   Dtypes dtypes = AllOf(kDtypeOf<T>);
   dtypes[kG] = dtype;
-  LeafArrays arrays(kAllBits, dtypes);
+  LeafArrays arrays(kAllBits, dtypes, false);
   for (int64_t i = 0; i < kAllBits; ++i) {
     for (int place : {kM, kV, kP}) arrays[place].Set(i, 0);
     arrays[kG].SetBits16(i, static_cast<uint16_t>(i));
@@ -106,7 +106,7 @@ void TestStores(const Kernels& kernels, Dtype dtype) {
   const int64_t size = static_cast<int64_t>(values.size());
   Dtypes dtypes = AllOf(kDtypeOf<T>);
   dtypes[kM] = dtype;
-  LeafArrays arrays(size, dtypes);
+  LeafArrays arrays(size, dtypes, false);
   for (int64_t i = 0; i < size; ++i) {
     for (int place : {kM, kV, kP}) arrays[place].Set(i, 0);
     std::memcpy(arrays[kG].data() + i * sizeof(T), &values[i], sizeof(T));

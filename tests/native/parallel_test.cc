@@ -93,8 +93,8 @@ class Tree {
       leaves.push_back(leaf.leaf(options.amsgrad));
       in_double |= InDouble(leaves.back());
     }
-    const Coefficients<float> floats = Rounded<float>({});
-    const Coefficients<double> doubles = Rounded<double>({});
+    const Scalars<float> floats = Rounded<float>({});
+    const Scalars<double> doubles = Rounded<double>({});
     double norm = 0;
     if (options.clip) {
       const double sum = SumOfSquares(kernels, leaves, threads, schedule);
@@ -116,8 +116,8 @@ void CheckSameTree(const Tree& found, const Tree& expected, const std::string& w
     CheckSame(found.leaves()[i], expected.leaves()[i], what + ", leaf " + std::to_string(i));
 }
 
-constexpr Options kClipped = {Convention::kOptax, Decay::kDecoupled, true, true};
-constexpr Options kAnother = {Convention::kKeras, Decay::kGradient, false, false};
+constexpr Options kClipped = With(kOptax, /*amsgrad=*/true, /*decoupled=*/true, /*clip=*/true);
+constexpr Options kAnother = With(kKeras, false, /*decoupled=*/false, false);
 constexpr auto kNoPool = [](auto) {};
 
 Tree SteppedAlone(uint64_t seed) {
@@ -150,7 +150,7 @@ TEST(LeavesOfATree) {
 
 // The gradients of all leaves are clipped by their norm together, whatever their dtypes.
 TEST(GlobalNorm) {
-  const Options options = {Convention::kOptax, Decay::kNone, false, true};
+  const Options options = With(kOptax, false, true, /*clip=*/true);
   const Hyperparameters h;
   for (bool with_doubles : {false, true}) {
     const Tree before(1, with_doubles);

@@ -80,7 +80,7 @@ struct Hyperparameters {
 };
 
 template <class T>
-Coefficients<T> Rounded(const Hyperparameters& h) {
+Scalars<T> Rounded(const Hyperparameters& h) {
   auto round = [](long double x) { return static_cast<T>(x); };
   return {round(h.b1), round(1 - h.b1), round(h.b2), round(1 - h.b2), round(h.eps),
           round(h.eps_root), round(1 - std::pow(h.b1, h.t)), round(1 - std::pow(h.b2, h.t)),
@@ -112,27 +112,27 @@ struct AsInNumerics {
 };
 
 template <class R, class Average>
-Expected<R> Reference(const Element<R>& x, const Coefficients<R>& c, const Options& options,
+Expected<R> Reference(const Element<R>& x, const Scalars<R>& c, const Options& options,
                       bool decays, R norm, Average average) {
   using std::fabs, std::fmax, std::sqrt;
   Element<R> y = x, scale;
 
   if (options.clip && !(norm < c.max_norm)) y.g = x.g / norm * c.max_norm;
   scale.g = fabs(y.g);
-  if (options.decay == Decay::kGradient && decays) {
+  if (!options.decoupled && decays) {
     y.g += c.weight_decay * x.p;
     scale.g += fabs(c.weight_decay * x.p);  // a sum, as it is to be squared
   }
 
-  y.m = average(x.m, y.g, c.b1, c.rest1);
-  scale.m = fmax(fabs(c.b1 * x.m), c.rest1 * scale.g);
-  y.v = std::isinf(x.v) ? x.v : average(x.v, y.g * y.g, c.b2, c.rest2);
-  scale.v = fmax(fabs(c.b2 * x.v), c.rest2 * scale.g * scale.g);
+  y.m = average(x.m, y.g, c.b1, c.one_minus_b1);
+  scale.m = fmax(fabs(c.b1 * x.m), c.one_minus_b1 * scale.g);
+  y.v = std::isinf(x.v) ? x.v : average(x.v, y.g * y.g, c.b2, c.one_minus_b2);
+  scale.v = fmax(fabs(c.b2 * x.v), c.one_minus_b2 * scale.g * scale.g);
 
   // The second moment under the root, and how much larger its scale is than itself.
   R root_of = y.v, excess = scale.v / (fabs(y.v) + c.eps_root);
-  const bool correct_first = options.convention == Convention::kOptax && options.amsgrad;
-  const bool correct_last = options.convention != Convention::kKeras && !correct_first;
+  const bool correct_first = options.maximum_of_corrected && options.amsgrad;
+  const bool correct_last = options.eps_beside_corrected && !correct_first;
   if (correct_first) root_of /= c.v_correction;
   scale.v_max = 0;
   if (options.amsgrad) {
@@ -143,14 +143,14 @@ Expected<R> Reference(const Element<R>& x, const Coefficients<R>& c, const Optio
   }
   if (correct_last) root_of /= c.v_correction;
 
-  const bool keras = options.convention == Convention::kKeras;
+  const bool keras = !options.eps_beside_corrected;
   const R m_factor = keras ? sqrt(c.v_correction) / c.m_correction : R(1);
   const R m_divisor = keras ? R(1) : c.m_correction;
   const R denominator = sqrt(root_of + c.eps_root) + c.eps;
   R direction = y.m * m_factor / m_divisor / denominator;
   R direction_scale = fmax(scale.m * m_factor / m_divisor / fabs(denominator),
                            fabs(direction) * fmax(R(1), excess));
-  if (options.decay == Decay::kDecoupled && decays) {
+  if (options.decoupled && decays) {
     direction += c.weight_decay * x.p;
     direction_scale = fmax(direction_scale, fabs(c.weight_decay * x.p));
   }

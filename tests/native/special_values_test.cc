@@ -30,10 +30,14 @@ LeafArrays Combinations(const std::vector<T>& values) {
   return arrays;
 }
 
-std::vector<Options> OptionsWithoutClipping() {
-  std::vector<Options> all;
-  for (const Options& options : EveryOptions())
-    if (!options.clip) all.push_back(options);
+// The options, and whether the leaf has weight decay.
+std::vector<std::pair<Options, bool>> WithoutClipping() {
+  std::vector<std::pair<Options, bool>> all;
+  for (const Options& options : EveryOptions()) {
+    if (options.clip) continue;
+    all.emplace_back(options, true);
+    if (options.decoupled) all.emplace_back(options, false);  // without decay both kinds are one
+  }
   return all;
 }
 
@@ -63,14 +67,15 @@ void TestCombinations(const std::vector<T>& values) {
   const LeafArrays before = Combinations<T>(values);
   std::vector<Element<T>> elements;
   for (int64_t i = 0; i < before.size(); ++i) elements.push_back(before.At<T>(i));
-  for (const Options& options : OptionsWithoutClipping())
+  for (const auto& [options, decays] : WithoutClipping())
     for (const Hyperparameters& h : EveryHyperparameters()) {
-      const Coefficients<T> c = Rounded<T>(h);
+      const Scalars<T> c = Rounded<T>(h);
       std::vector<Expected<T>> expected;
       for (const Element<T>& x : elements)
-        expected.push_back(Reference(x, c, options, true, T(0), AsInNumerics()));
+        expected.push_back(Reference(x, c, options, decays, T(0), AsInNumerics()));
       for (const Kernels* kernels : EveryKernels()) {
         LeafArrays found = before;
+        found.set_decays(decays);
         RunStep(*kernels, found.leaf(options.amsgrad), 0, before.size(), c, options, 0);
         for (int64_t i = 0; i < before.size(); ++i) {
           const Element<T>& x = elements[i];
@@ -107,7 +112,7 @@ TEST(SpecialValuesInDouble) {
 
 void StepHere(const Kernels& kernels, LeafArrays& arrays, const Hyperparameters& h,
               const Options& options) {
-  const Coefficients<double> doubles = Rounded<double>(h);
+  const Scalars<double> doubles = Rounded<double>(h);
   const std::vector<Leaf> leaves = {arrays.leaf(options.amsgrad)};
   const auto no_pool = [](auto) {};
   const double norm = options.clip ? std::sqrt(SumOfSquares(kernels, leaves, 1, no_pool)) : 0;
@@ -117,10 +122,10 @@ void StepHere(const Kernels& kernels, LeafArrays& arrays, const Hyperparameters&
 // A v that overflows, here one of half precision, stays infinite, and its parameter where it is.
 TEST(InfiniteSecondMoment) {
   for (const Kernels* kernels : EveryKernels())
-    for (const Options& options : OptionsWithoutClipping()) {
-      if (options.decay != Decay::kNone) continue;
+    for (const auto& [options, decays] : WithoutClipping()) {
+      if (decays) continue;
       const Dtype f32 = Dtype::kFloat32, f16 = Dtype::kFloat16;
-      LeafArrays arrays(1, {f32, f32, f16, f16, f32});
+      LeafArrays arrays(1, {f32, f32, f16, f16, f32}, false);
       for (int place = 0; place < kPlaces; ++place) arrays[place].Set(0, 1);
       arrays[kG].Set(0, 1e4);
       StepHere(*kernels, arrays, {}, options);
@@ -138,7 +143,7 @@ TEST(InfiniteSecondMoment) {
 
 // The global norm: of NaN it makes NaN of everything, and of infinity 0, but for infinity itself.
 TEST(ClipsSpecialValues) {
-  const Options options = {Convention::kOptax, Decay::kNone, false, true};
+  const Options options = With(kOptax, false, true, /*clip=*/true);
   Hyperparameters h;
   h.b1 = 0.5L;  // from m = 0: half of the gradient
   const double nan = std::numeric_limits<double>::quiet_NaN(), infinity = kInfinity<double>;
@@ -206,8 +211,9 @@ void TestFlushed(Dtype dtype) {
       zeros[place].Set(i, std::fabs(x) < smallest ? std::copysign(0.0, x) : x);
     }
   for (const Kernels* kernels : EveryKernels())
-    for (const Options& options : OptionsWithoutClipping()) {
+    for (const auto& [options, decays] : WithoutClipping()) {
       LeafArrays found = before, expected = zeros;
+      found.set_decays(decays), expected.set_decays(decays);
       StepHere(*kernels, found, {}, options);
       StepHere(*kernels, expected, {}, options);
       for (int place : {kM, kV, kVMax, kP}) {
@@ -232,7 +238,7 @@ TEST(SubnormalsAreZero) {
 TEST(SubnormalHalvesAreKept) {
   Dtypes dtypes = AllOf(Dtype::kFloat32);
   dtypes[kG] = dtypes[kP] = Dtype::kFloat16;
-  LeafArrays arrays(0x400, dtypes);
+  LeafArrays arrays(0x400, dtypes, false);
   Hyperparameters h;
   h.b1 = 0, h.learning_rate = 0;
   for (const Kernels* kernels : EveryKernels()) {
@@ -240,7 +246,7 @@ TEST(SubnormalHalvesAreKept) {
       for (int place : {kM, kV}) arrays[place].Set(i, 0);
       for (int place : {kG, kP}) arrays[place].SetBits16(i, static_cast<uint16_t>(i));
     }
-    StepHere(*kernels, arrays, h, {Convention::kOptax, Decay::kNone, false, false});
+    StepHere(*kernels, arrays, h, kOptax);
     for (int64_t i = 0; i < arrays.size(); ++i) {
       CHECK(arrays[kP].Bits16(i) == i, "%04x", arrays[kP].Bits16(i));
       CHECK(arrays[kM].Get(i) == static_cast<double>(i) * 0x1p-24, "%g", arrays[kM].Get(i));

@@ -94,7 +94,7 @@ TEST(StepInDouble) { TestAgainstReference<double, long double>("double", kBounds
 template <class T>
 void TestPieces() {
   constexpr int64_t kSize = 20001;
-  const Coefficients<T> c = Rounded<T>({});
+  const Scalars<T> c = Rounded<T>({});
   LeafArrays before(kSize, AllOf(kDtypeOf<T>));
   before.FillRandom(1);
   Random random(2);
@@ -134,7 +134,7 @@ TEST(Pieces) {
 template <class T>
 void TestMixture(const Dtypes& dtypes, int64_t size, const Options& options, uint64_t seed) {
   const std::vector<Hyperparameters> every = EveryHyperparameters();
-  const Coefficients<T> c = Rounded<T>(every[seed % every.size()]);
+  const Scalars<T> c = Rounded<T>(every[seed % every.size()]);
   LeafArrays before(size, dtypes);
   before.FillRandom(seed);
   for (const Kernels* kernels : EveryKernels()) {

@@ -97,9 +97,10 @@ F32 = jnp.float32
 NUMBERS = jnp.array([0.9, 0.1, 0.999, 0.001, 1e-8, 0.0, 0.1, 0.001, -1e-3, 0.0, 0.0], F32)
 ONE = jnp.ones((), F32)
 ATTRIBUTES = {
-    "convention": np.int64(0),
-    "decay": np.int64(0),
+    "eps_beside_corrected": np.bool_(True),
+    "maximum_of_corrected": np.bool_(True),
     "amsgrad": np.bool_(False),
+    "decoupled": np.bool_(True),
     "clip": np.bool_(False),
     "mu_buffers": np.int64(1),
     "nu_buffers": np.int64(1),
@@ -113,7 +114,7 @@ def call(operands, aliases=None, **changed):
     attributes = ATTRIBUTES | changed
     aliases = aliases or {3: 0, 4: 1, 6: 2}
     results = [jax.ShapeDtypeStruct(operands[i].shape, operands[i].dtype) for i in aliases]
-    target = jax.ffi.ffi_call(native.TARGET, results, input_output_aliases=aliases)
+    target = jax.ffi.ffi_call(native.STEP, results, input_output_aliases=aliases)
     return jax.block_until_ready(jax.jit(lambda *x: target(*x, **attributes))(*operands))
 
 
@@ -132,9 +133,9 @@ def test_handler_takes_what_is_right():
 @pytest.mark.parametrize(
     ("given", "changed", "message"),
     [
-        ({"numbers": NUMBERS[:-1]}, {}, "expected the coefficients as float32"),
-        ({"numbers": NUMBERS.astype("bfloat16")}, {}, "expected the coefficients as float32"),
-        ({"wide": NUMBERS}, {}, "expected the coefficients as float64"),
+        ({"numbers": NUMBERS[:-1]}, {}, "expected the scalars as float32"),
+        ({"numbers": NUMBERS.astype("bfloat16")}, {}, "expected the scalars as float32"),
+        ({"wide": NUMBERS}, {}, "expected the scalars as float64"),
         ({"norm": jnp.ones(2)}, {}, "expected a norm"),
         ({"norm": jnp.int32(1)}, {}, "expected a norm"),
         ({"sizes": (4, 4, 3, 4)}, {}, "a gradient and its parameter differ in size"),
@@ -142,8 +143,6 @@ def test_handler_takes_what_is_right():
         ({"sizes": (4, 3, 4, 4)}, {}, "the moments of a leaf do not fit their buffer"),
         ({"dtypes": (F32, F32, jnp.int32, F32)}, {}, "argument 5 has a dtype"),
         ({"dtypes": (F32, F32, F32, jnp.int8)}, {}, "argument 6 has a dtype"),
-        ({}, {"convention": np.int64(3)}, "unknown convention"),
-        ({}, {"decay": np.int64(-1)}, "unknown convention or weight decay"),
         ({}, {"amsgrad": np.bool_(True)}, "expected 8 arguments, found 7"),
         ({}, {"mu_buffers": np.int64(2)}, "expected 8 arguments, found 7"),
         ({}, {"nu_buffers": np.int64(-1)}, "expected other numbers of buffers"),
@@ -167,7 +166,7 @@ def test_handler_refuses_results_elsewhere():
     with pytest.raises(Exception, match="expected 3 results, found 2"):
         call(operands(), aliases={3: 0, 4: 1})
     results = [jax.ShapeDtypeStruct((4,), F32)] * 3
-    target = jax.ffi.ffi_call(native.TARGET, results)
+    target = jax.ffi.ffi_call(native.STEP, results)
     with pytest.raises(Exception, match="result 0 does not lie in its argument's memory"):
         jax.block_until_ready(jax.jit(lambda *x: target(*x, **ATTRIBUTES))(*operands()))
 
@@ -191,8 +190,8 @@ def test_handler_of_the_norm():
             jax.block_until_ready(norm(result, *given))
 
 
-def test_handler_refuses_float64_without_its_coefficients():
-    with jax.enable_x64(True), pytest.raises(Exception, match="coefficients as float64 beside"):
+def test_handler_refuses_float64_without_its_scalars():
+    with jax.enable_x64(True), pytest.raises(Exception, match="scalars as float64 beside"):
         call(operands(dtypes=(F32, F32, F32, jnp.float64)))
 
 

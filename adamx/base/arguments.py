@@ -1,0 +1,225 @@
+"""The arguments of Adam: stated once, with their checks, and taken as one structure.
+
+A public function is written with one argument, a dataclass, and `takes` gives it the signature of
+that class: `help` and type checkers see every argument. Classes are put together from the ones
+here; the fields of a class come after those of the classes to its right.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import chex
+import jax.numpy as jnp
+import optax
+
+from adamx.base.checks import (
+    check_choice,
+    check_dtype,
+    check_learning_rate,
+    check_number,
+    check_precise_number,
+)
+from adamx.base.errors import InvalidType, InvalidValue
+from adamx.base.numerics import CONVENTIONS, ConventionName, Hyperparameters
+from adamx.base.random_bits import check_key
+
+__all__ = [
+    "AdamArguments",
+    "AdamWArguments",
+    "Arguments",
+    "DirectionArguments",
+    "MomentArguments",
+    "RateArguments",
+    "takes",
+]
+
+_P = ParamSpec("_P")
+_A = TypeVar("_A")
+_R = TypeVar("_R")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Arguments:
+    """The root of all of them: each class checks its own fields after those to its right."""
+
+    def __post_init__(self) -> None:
+        """Raise for a value out of range or of the wrong type."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RateArguments(Arguments):
+    """The step size."""
+
+    learning_rate: optax.ScalarOrSchedule
+
+    def __post_init__(self) -> None:
+        """See `Arguments`."""
+        super().__post_init__()
+        check_learning_rate(self.learning_rate)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MomentArguments(Arguments):
+    """What every form of Adam takes: Optax's arguments in its order, then adamx's by keyword."""
+
+    b1: chex.Numeric = 0.9
+    b2: chex.Numeric = 0.999
+    eps: chex.Numeric = 1e-8
+    eps_root: chex.Numeric = 0.0
+    mu_dtype: Any | None = None
+    _: dataclasses.KW_ONLY
+    nu_dtype: Any | None = None
+    amsgrad: bool = False
+    convention: ConventionName = "optax"
+
+    def __post_init__(self) -> None:
+        """See `Arguments`."""
+        super().__post_init__()
+        check_precise_number("b1", self.b1, below=1)
+        check_precise_number("b2", self.b2, below=1)
+        check_precise_number("eps", self.eps)
+        check_precise_number("eps_root", self.eps_root)
+        check_dtype("mu_dtype", self.mu_dtype, jnp.inexact, "a floating-point")
+        check_dtype("nu_dtype", self.nu_dtype, jnp.floating, "a real floating-point")
+        check_choice("convention", self.convention, tuple(CONVENTIONS))
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """The numbers of them."""
+        return Hyperparameters(self.b1, self.b2, self.eps, self.eps_root)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DirectionArguments(MomentArguments):
+    """The arguments of `scale_by_adam`."""
+
+    _: dataclasses.KW_ONLY
+    nu_key: chex.ArrayDevice | int | None = None
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        """See `Arguments`."""
+        super().__post_init__()
+        if self.nu_key is not None:
+            check_key("nu_key", self.nu_key)
+            if self.nu_dtype is None or jnp.dtype(self.nu_dtype) != jnp.bfloat16:
+                raise InvalidValue(
+                    where="nu_key",
+                    expected='nu_dtype="bfloat16" beside it',
+                    found=repr(self.nu_dtype),
+                    remedy=(
+                        "give that or leave nu_key out: float32 needs none, and float16 has no "
+                        "room for the squares of small gradients, however they are rounded"
+                    ),
+                )
+        if self.nesterov and self.convention != "optax":
+            raise InvalidValue(
+                where="nesterov",
+                expected='convention "optax" beside it',
+                found=(
+                    f"{self.convention!r}: NAdam in Keras and torch has a schedule for its "
+                    "momentum, and is another algorithm"
+                ),
+            )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AdamArguments(DirectionArguments, RateArguments):
+    """The arguments of `adam`."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DecayArguments(Arguments):
+    """Decoupled weight decay, as in `optax.adamw`."""
+
+    weight_decay: optax.ScalarOrSchedule = 1e-4
+    mask: Any | Callable[[optax.Params], Any] | None = None
+
+    def __post_init__(self) -> None:
+        """See `Arguments`."""
+        super().__post_init__()
+        if not callable(self.weight_decay):
+            check_number("weight_decay", self.weight_decay)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AdamWArguments(DecayArguments, AdamArguments):
+    """The arguments of `adamw`."""
+
+
+def takes(kind: Callable[_P, _A]) -> Callable[[Callable[[_A], _R]], Callable[_P, _R]]:
+    """Give a function of one structure the signature of that structure's class, `kind`.
+
+    The function that comes out raises a TypeError for an argument that it does not have, with the
+    right name for one of another framework.
+    """
+    signature = inspect.signature(kind)
+
+    def decorate(function: Callable[[_A], _R]) -> Callable[_P, _R]:
+        @functools.wraps(function)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            _check_names(function.__name__, kwargs, list(signature.parameters))
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise InvalidType(where=f"{function.__name__}()", problem=f"{error}") from None
+            return function(kind(*args, **kwargs))
+
+        returned = inspect.signature(function).return_annotation
+        annotations = {name: p.annotation for name, p in signature.parameters.items()}
+        call.__annotations__ = annotations | {"return": returned}
+        del call.__wrapped__  # whose signature is the structure
+        call.__signature__ = signature.replace(return_annotation=returned)  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
+        return call
+
+    return decorate
+
+
+# The names that other frameworks have for an argument.
+_RENAMED = {
+    "lr": "learning_rate",
+    "alpha": "learning_rate",
+    "beta1": "b1",
+    "beta2": "b2",
+    "beta_1": "b1",
+    "beta_2": "b2",
+    "epsilon": "eps",
+    "clip_norm": "clip_global_norm",
+    "global_clipnorm": "clip_global_norm",
+    "max_grad_norm": "clip_global_norm",
+    "use_nesterov": "nesterov",
+}
+
+# Arguments of other frameworks for which there is something else.
+_ELSEWHERE = {
+    "lr": "the learning rate is an argument of adamx.adam and adamx.adamw",
+    "learning_rate": "it is an argument of adamx.adam and adamx.adamw",
+    "betas": "b1 and b2 are two arguments",
+    "decay": "as learning rate, give adamx.inverse_time_decay(learning_rate, decay)",
+    "weight_decay": (
+        "for decoupled decay use adamx.adamw; for that of torch.optim.Adam chain "
+        "optax.add_decayed_weights before adamx.adam"
+    ),
+    "mask": "wrap the transformation in optax.masked",
+    "clipnorm": (
+        "in TensorFlow 1.1 this is the norm of all gradients: chain optax.clip_by_global_norm "
+        "before; later Keras clips each variable by its own norm, which Optax does not have"
+    ),
+    "global_clipnorm": "chain optax.clip_by_global_norm before",
+    "clipvalue": "chain optax.clip before",
+    "maximize": "chain optax.scale(-1.0) before",
+}
+
+
+def _check_names(function: str, given: dict[str, Any], known: list[str]) -> None:
+    for name in given:
+        if name not in known:
+            new = _RENAMED.get(name)
+            hint = f"here it is {new}" if new in known else _ELSEWHERE.get(name)
+            raise InvalidType(
+                problem=f"{function}() has no argument {name!r}{f': {hint}' if hint else ''}",
+                remedy=f"Its arguments are {', '.join(known)}",
+            )

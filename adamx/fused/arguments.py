@@ -1,0 +1,43 @@
+"""The arguments of a whole step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import optax
+
+from adamx.base.arguments import DecayArguments, MomentArguments, RateArguments
+from adamx.base.checks import check_positive
+
+__all__ = ["FusedAdamArguments", "FusedAdamWArguments", "StepArguments"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepArguments(MomentArguments, RateArguments):
+    """What both forms of a whole step take."""
+
+    _: dataclasses.KW_ONLY
+    clip_global_norm: chex.Numeric | None = None
+    packed: bool = False
+
+    def __post_init__(self) -> None:
+        """See `Arguments`."""
+        super().__post_init__()
+        if self.clip_global_norm is not None:
+            check_positive("clip_global_norm", self.clip_global_norm)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FusedAdamArguments(StepArguments):
+    """The arguments of `fused_adam`."""
+
+    _: dataclasses.KW_ONLY
+    weight_decay: optax.ScalarOrSchedule = 0.0
+    decoupled: bool = True
+    mask: Any | Callable[[optax.Params], Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FusedAdamWArguments(DecayArguments, StepArguments):
+    """The arguments of `fused_adamw`."""

@@ -1,0 +1,91 @@
+"""A whole step in JAX's own operations, from and to the operands of the compiled kernel."""
+
+from collections.abc import Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adamx.base.clipping import clip_to_norm, global_norm
+from adamx.base.numerics import Scalars, by_parts
+from adamx.base.storage import CAST, step_leaf, wide_dtype
+from adamx.base.trees import split_list
+from adamx.fused.plan import Plan
+
+__all__ = ["run"]
+
+
+def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
+    """The next moments and parameters; see `adamx.fused.step.step_leaves` for the operands."""
+    vectors, buffers = operands[:2], operands[2:]
+    mu, nu, nu_max, grads, params = split_list(buffers, plan.operand_counts())
+    scalars = {vector.dtype: Scalars(*vector) for vector in vectors if vector.size}
+    norm = global_norm(grads) if plan.clip else None
+    # The parts of each buffer that change, and where they begin.
+    columns = [mu, nu, nu_max][: 3 if plan.amsgrad else 2]
+    changed = [[[] for _ in column] for column in columns]
+    for i, row in enumerate(plan.rows):
+        of_nu = row.nu_buffer, row.nu_element
+        spots = [(row.mu_buffer, row.mu_element), of_nu, of_nu][: len(columns)]
+        g, p, shape = grads[i], params[i], params[i].shape
+        if any(column[b].shape != shape for column, (b, _) in zip(columns, spots, strict=True)):
+            # A part of a flat buffer is quick to address only in its own, flat shape.
+            g, p = g.reshape(-1), p.reshape(-1)
+        moments = [
+            column[buffer].reshape(p.shape)
+            if column[buffer].size == p.size
+            else jax.lax.slice(column[buffer], [at], [at + p.size])
+            for column, (buffer, at) in zip(columns, spots, strict=True)
+        ]
+        p, moments = _step_parameter(g, moments, p, scalars, norm, plan, row.decays)
+        params[i] = p.reshape(shape)
+        for column, (buffer, at), moment in zip(changed, spots, moments, strict=True):
+            column[buffer].append((at, moment))
+    after = [
+        _replace_parts(buffer, parts)
+        for column, rows in zip(columns, changed, strict=True)
+        for buffer, parts in zip(column, rows, strict=True)
+    ]
+    return [*after, *params]
+
+
+def _step_parameter(
+    g: chex.ArrayDevice,
+    moments: Sequence[chex.ArrayDevice],
+    p: chex.ArrayDevice,
+    scalars: dict[np.dtype, Scalars],
+    norm: chex.ArrayDevice | None,
+    plan: Plan,
+    decays: bool,
+) -> tuple[chex.ArrayDevice, list[chex.ArrayDevice]]:
+    storages = [CAST] * len(moments)
+    wide = wide_dtype([g, p], moments, storages)
+    s = scalars[jnp.finfo(wide).dtype]
+    x, theta = g.astype(wide), p.astype(wide)
+    decay = by_parts(jnp.multiply, theta, s.weight_decay)
+    if norm is not None:
+        x = clip_to_norm(x, norm, s.max_norm)
+    if decays and not plan.decoupled:
+        x = x + decay
+    direction, stepped = step_leaf(x, moments, storages, s, plan.convention)
+    if decays and plan.decoupled:
+        direction = direction + decay
+    theta = theta + by_parts(jnp.multiply, direction, s.rate)
+    return theta.astype(p.dtype), stepped
+
+
+def _replace_parts(
+    buffer: chex.ArrayDevice, parts: Sequence[tuple[int, chex.ArrayDevice]]
+) -> chex.ArrayDevice:
+    """The buffer with these parts, which begin at rising elements, instead of its own."""
+    if len(parts) == 1 and parts[0][1].shape == buffer.shape:
+        return parts[0][1]
+    # Computed before they are put together: XLA would compute them within the concatenation, with
+    # a choice among all of them for each element.
+    arrays = jax.lax.optimization_barrier([part.reshape(-1) for _, part in parts])
+    pieces, end = [], 0
+    for (at, _), part in zip(parts, arrays, strict=True):
+        pieces += [buffer[end:at], part]
+        end = at + part.size
+    return jnp.concatenate([*pieces, buffer[end:]])

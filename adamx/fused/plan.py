@@ -1,0 +1,43 @@
+"""What is fixed about a whole step when it is compiled."""
+
+from typing import NamedTuple
+
+from adamx.base.numerics import Convention
+
+__all__ = ["Plan", "Row"]
+
+
+class Row(NamedTuple):
+    """One leaf: where its moments begin, and whether weight decay applies to it.
+
+    The compiled kernel reads these numbers in this order (`native/ffi.cc`).
+    """
+
+    mu_buffer: int
+    mu_element: int
+    nu_buffer: int  # nu_max lies in its buffer as nu does
+    nu_element: int
+    decays: bool
+
+
+class Plan(NamedTuple):
+    """What is computed, and on which leaves."""
+
+    rows: tuple[Row, ...]  # one for each leaf; parts of one buffer in rising order
+    mu_buffers: int
+    nu_buffers: int
+    convention: Convention
+    amsgrad: bool
+    decoupled: bool  # weight decay shrinks the parameter, or else is added to the gradient
+    clip: bool  # by the global norm of the gradients
+
+    def operand_counts(self) -> list[int]:
+        """How many arrays there are of mu, nu, nu_max, gradients and parameters, in this order."""
+        leaves = len(self.rows)
+        return [
+            self.mu_buffers,
+            self.nu_buffers,
+            self.nu_buffers if self.amsgrad else 0,
+            leaves,
+            leaves,
+        ]
