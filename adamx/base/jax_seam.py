@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 import jax
+from jax import interpreters
 from jax.core import Tracer
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 __all__ = ["Target", "define_operation", "is_traced", "varies_over"]
 
@@ -68,8 +68,30 @@ def define_operation(
         `plain` or a function that computes the same.
 
     Returns:
-      The operation, to be called like `plain`.
+      The operation, to be called like `plain`. Where JAX no longer has what it is made of, `plain`
+      itself, which warns once.
     """
+    try:
+        return _define(name, plain, abstract, choose)
+    except (AttributeError, TypeError) as error:
+        lost = f"{error}"
+
+        @functools.wraps(plain)
+        def run(*operands: Any, plan: Any) -> list[Any]:
+            _warn_of_change(lost)
+            return plain(*operands, plan=plan)
+
+        return run
+
+
+def _define(
+    name: str,
+    plain: _Run,
+    abstract: Callable[..., list[Any]],
+    choose: Callable[..., _Run],
+) -> _Run:
+    modules: Any = interpreters
+    ad, batching, mlir = modules.ad, modules.batching, modules.mlir
     primitive = Primitive(name)
     primitive.multiple_results = True
 
@@ -114,7 +136,7 @@ def _target(platform: str, ctx: Any) -> Target:
         by_hand = hasattr(axes, "mesh") or hasattr(axes, "axis_env")
         devices = None if by_hand else int(axes.num_devices)
     except (AttributeError, TypeError) as error:
-        _warn_of_change(repr(error))
+        _warn_of_change(f"{error}")
         return Target(platform, None, is_export=False)
     return Target(platform, devices, is_export)
 
@@ -123,8 +145,8 @@ def _target(platform: str, ctx: Any) -> Target:
 def _warn_of_change(what: str) -> None:
     """Once: a program that was fast would be slow, with the same numbers."""
     warnings.warn(
-        f"JAX {jax.__version__} does not tell adamx what a step is compiled for ({what}): the step "
-        "is computed in JAX's own operations instead of the compiled kernel. The numbers are the "
-        "same; for the speed, use a newer adamx or an older JAX",
+        f"JAX {jax.__version__} lacks what adamx needs to run its compiled kernel ({what}): a step "
+        "is computed in JAX's own operations. The numbers are the same; for the speed, use a newer "
+        "adamx or an older JAX",
         stacklevel=2,
     )

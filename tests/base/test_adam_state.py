@@ -1,0 +1,104 @@
+"""The one check of an Adam state: what it refuses, and that everything that takes a state asks it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamx
+from adamx.base.adam_state import open_state
+
+PARAMS = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+OPTIMIZER = adamx.fused_adam(1e-3, amsgrad=True)
+STATE = OPTIMIZER.init(PARAMS)[0]
+
+
+def changed(field, leaf):
+    tree = {"dense": {"kernel": leaf, "bias": getattr(STATE, field)["dense"]["bias"]}}
+    return STATE._replace(**{field: tree})
+
+
+FAULTS = {
+    "a float count": (
+        STATE._replace(count=jnp.zeros([])),
+        "count: expected an integer scalar, .*float32",
+    ),
+    "a vector of counts": (
+        STATE._replace(count=jnp.zeros(2, jnp.int32)),
+        r"count: expected an integer scalar, found int32 of shape \(2,\)",
+    ),
+    "a negative count": (
+        STATE._replace(count=jnp.int32(-3)),
+        "count: expected .*at least 0, found -3",
+    ),
+    "no count": (STATE._replace(count=None), "count: expected an integer scalar, found NoneType"),
+    "nu of another shape": (
+        changed("nu", jnp.zeros((1, 3))),
+        r"nu/dense/kernel: expected shape \(2, 3\), like the .*, found \(1, 3\)",
+    ),
+    "nu_max of another shape": (
+        changed("nu_max", jnp.zeros(())),
+        r"nu_max/dense/kernel: expected shape \(2, 3\), like the .*, found \(\)",
+    ),
+    "nu of another structure": (
+        STATE._replace(nu={"dense": {"kernel": jnp.ones((2, 3))}}),
+        "nu: expected the structure of the .*missing: dense/bias",
+    ),
+    "nu of integers": (
+        changed("nu", jnp.ones((2, 3), jnp.int32)),
+        "nu/dense/kernel: expected floating-point numbers.*found int32",
+    ),
+    "a complex nu": (
+        changed("nu", jnp.ones((2, 3), jnp.complex64)),
+        "nu/dense/kernel: expected floating-point numbers.*found complex64",
+    ),
+    "mu of integers": (
+        changed("mu", jnp.ones((2, 3), jnp.int32)),
+        "mu/dense/kernel: expected floating-point numbers.*found int32",
+    ),
+}
+
+USES = {
+    "update": lambda adam: adamx.scale_by_adam(amsgrad=True).update(PARAMS, adam),
+    "step": lambda adam: OPTIMIZER.step(PARAMS, PARAMS, (adam, optax.EmptyState())),
+    "pack": lambda adam: adamx.pack(adam, PARAMS),
+    "to_numpy": adamx.to_numpy,
+    "get_weights": adamx.get_weights,
+    "checkpoint": lambda adam: adamx.checkpoint.Checkpoint.from_state(
+        PARAMS, adam, adamx.AdamConfig(amsgrad=True)
+    ),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_use_of_a_state_refuses_it_in_the_same_words(use, fault):
+    state, message = FAULTS[fault]
+    with pytest.raises((ValueError, TypeError), match=f"^state: {message}"):
+        USES[use](state)
+
+
+@pytest.mark.parametrize("use", ["update", "step", "pack"])
+def test_shapes_are_checked_under_jit(use):
+    state, message = FAULTS["nu of another shape"]
+    with pytest.raises(ValueError, match=message):
+        jax.jit(USES[use])(state)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_is_right_passes(use):
+    USES[use](STATE)
+    USES[use](jax.device_get(STATE))
+
+
+def test_an_open_state_closes_to_itself():
+    opened = open_state(STATE, PARAMS)
+    assert [len(column) for column in opened.columns.values()] == [2, 2, 2]
+    closed = opened.close(STATE.count, opened.columns)
+    assert jax.tree.structure(closed) == jax.tree.structure(STATE)
+    jax.tree.map(np.testing.assert_array_equal, closed, STATE)
+
+
+def test_a_negative_count_is_not_waited_for_in_a_trace():
+    jax.eval_shape(USES["update"], STATE._replace(count=jax.ShapeDtypeStruct((), jnp.int32)))

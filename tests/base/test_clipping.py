@@ -1,0 +1,62 @@
+"""Clipping by norm beside Optax's, and in 16 bits beside float64."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adamx
+from adamx.base.clipping import clip_array, clip_to_norm, global_norm
+from adamx.keras import Adam
+
+PROMOTES = True  # Optax's clipping does
+
+
+def random(shape, dtype, scale=1.0):
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape) * scale).astype(dtype)
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 100.0])
+def test_float32_equals_optax(max_norm):
+    grads = [random((3, 4), "float32"), random(7, "float32")]
+    ours = [clip_to_norm(g, global_norm(grads), max_norm) for g in grads]
+    clip = optax.clip_by_global_norm(max_norm)
+    theirs, _ = clip.update(grads, clip.init(grads))
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_16_bits_are_rounded_once(dtype, scale):
+    """Squares of 1e3 overflow float16, and factors of 1e-6 underflow it."""
+    grads = [random(50, dtype, scale), random((4, 5), dtype, scale)]
+    exact = [np.asarray(g, np.float64) for g in grads]
+    norm = np.sqrt(sum(np.sum(g**2) for g in exact))
+    max_norm = 0.1 * float(norm)
+    places = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).smallest_subnormal)
+    for g, x in zip(grads, exact, strict=True):
+        error = np.abs(
+            np.asarray(clip_to_norm(g, global_norm(grads), max_norm), np.float64) - x / 10
+        )
+        assert np.all(error <= 0.51 * places[0] * np.abs(x / 10) + 0.51 * places[1])
+        own = np.sqrt(np.sum(x**2))
+        error = np.abs(np.asarray(clip_array(g, 0.1 * float(own)), np.float64) - x / 10)
+        assert np.all(error <= 0.51 * places[0] * np.abs(x / 10) + 0.51 * places[1])
+
+
+@pytest.mark.parametrize("limit", ["clip_norm", "clip_global_norm"])
+def test_large_gradients_in_float16(limit):
+    """They became 0: the norm was infinite."""
+    tx = adamx.AdamConfig(**{limit: 1.0}, b1=0.0).transformation()
+    g = jnp.full(100, 300.0, jnp.float16)  # of norm 3,000
+    _, state = tx.update(g, tx.init(g), g)
+    adam = next(part for part in state if isinstance(part, adamx.AdamState))
+    np.testing.assert_allclose(np.asarray(adam.mu, np.float64), 0.1, rtol=1e-3)
+
+
+def test_large_gradients_in_float16_in_keras():
+    optimizer = Adam(clipnorm=1.0)
+    params = jnp.ones(100, jnp.float16)
+    found = optimizer.get_gradients(lambda p: jnp.sum(p * jnp.float16(300)), params)
+    np.testing.assert_allclose(np.asarray(found, np.float64), 0.1, rtol=1e-3)
