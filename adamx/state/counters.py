@@ -1,0 +1,247 @@
+"""Whose steps each integer scalar of an Optax state counts.
+
+Adam's count can be set to any step, and a schedule that counts the same steps has to follow it.
+Which counters those are is told by what holds them:
+
+- In a state of Adam, `count` is Adam's.
+- In a wrapper, or another state of Optax that counts in a way of its own, it is what `_ROLES` says.
+- In any other node, `count` counts the calls of `update` of the transformation that the node
+  belongs to. Alone, it is a schedule's or a random key's and follows Adam. Beside floating-point
+  arrays, it counts what went into them (for the bias correction of an average, say), and stays as
+  they do. In a node that holds other counters it is a wrapper's, which may pass on some calls only.
+- All others are unknown, and an error if Adam's count changes.
+
+A *gate* is a wrapper that passes only some calls of `update` on to the transformation it holds.
+Counters of calls agree only if they are behind the same gates.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import KeyPath, all_leaves, keystr, tree_flatten_with_path, tree_leaves_with_path
+
+from adamx.base.trees import listed
+from adamx.base.errors import InvalidValue
+from adamx.transforms.adam import AdamState, AmsgradState
+
+__all__ = ["Counter", "find_counters", "find_following"]
+
+Kind = Literal["adam", "follows", "stays", "unknown"]
+
+# The gates around a counter: for each the path of its node, and what reaches the other side.
+_Gates = tuple[tuple[KeyPath, str], ...]
+
+# What a field of a known node is. Any other word names a gate: the field counts, or the states in
+# it count, only the calls that pass it. Fields without a word hold states like any other node.
+_CALLS = "calls"  # counts every call
+_OWN = "own"  # neither follows Adam nor holds a counter that does
+
+_INJECTED = {"count": _CALLS, "hyperparams": _OWN}
+
+# Of `contrib` Optax promises nothing, and () stands for a class that is gone: nothing is one.
+_ROLES: tuple[tuple[Any, Mapping[str, str]], ...] = (
+    # Gates
+    (
+        optax.MultiStepsState,
+        {
+            "mini_step": _OWN,
+            "acc_grads": _OWN,
+            "skip_state": _OWN,
+            "gradient_step": "emitted",
+            "inner_opt_state": "emitted",
+        },
+    ),
+    (
+        optax.ApplyIfFiniteState,
+        {"notfinite_count": _OWN, "total_notfinite": _OWN, "inner_state": "finite"},
+    ),
+    (optax.ConditionallyTransformState, {"step": _CALLS, "inner_state": "chosen"}),
+    (optax.ConditionallyMaskState, {"step": _CALLS, "inner_state": "chosen"}),
+    (
+        getattr(optax.contrib, "SAMState", ()),
+        {
+            "steps_since_sync": _OWN,
+            "cache": _OWN,
+            "opt_state": "synchronizing",
+            "adv_state": "adversarial",
+        },
+    ),
+    # Wrappers that pass every call on
+    (optax.InjectStatefulHyperparamsState, _INJECTED),
+    (getattr(optax, "InjectHyperparamsState", ()), _INJECTED),  # deprecated since 0.1.9
+    (optax.LookaheadState, {"steps_since_sync": _OWN}),
+    (optax.MonitorState, {"measurements": _OWN}),
+    # What was measured last, and averages whose counts have other names
+    (optax.SnapshotState, {"measurement": _OWN}),
+    (optax.ScaleByBacktrackingLinesearchState, {"info": _OWN}),
+    (optax.ScaleByZoomLinesearchState, {"info": _OWN}),
+    (
+        getattr(optax.contrib, "ReduceLROnPlateauState", ()),
+        {"plateau_count": _OWN, "cooldown_count": _OWN, "count": _OWN},
+    ),
+    (optax.ScaleByAdanState, {"t": _OWN}),
+    (getattr(optax.contrib, "ScaleBySimplifiedAdEMAMixState", ()), {"t": _OWN}),
+    (getattr(optax.contrib, "ScaleByAdemamixState", ()), {"count": _OWN, "count_m2": _OWN}),
+)
+
+
+class Counter(NamedTuple):
+    """An integer scalar of a state.
+
+    Attributes:
+      path: of the leaf in the state.
+      name: the class that holds it, and the path from there: `ScaleByScheduleState.count`.
+      kind: Adam's count, one that follows it, one that stays, or unknown.
+      gates: those that it is behind.
+    """
+
+    path: KeyPath
+    name: str
+    kind: Kind
+    gates: _Gates
+
+
+def find_counters(state: optax.OptState, shape: tuple[int, ...] = ()) -> list[Counter]:
+    """Every integer scalar of `state`.
+
+    Args:
+      state: of any Optax transformation.
+      shape: of Adam's count, which in an ensemble made by `jax.vmap` is an array.
+    """
+    return _visit(state, _Position((), type(state).__name__, (), ()), shape, "unknown")
+
+
+def find_following(state: optax.OptState, shape: tuple[int, ...] = ()) -> set[KeyPath]:
+    """The paths of the counters in `state` that go with Adam's.
+
+    Raises:
+      InvalidValue: an integer scalar is unknown, or one counts the calls on the other side of a
+        gate, whose number is not known.
+    """
+    counters = find_counters(state, shape)
+    unknown = [_full_name(counter) for counter in counters if counter.kind == "unknown"]
+    if unknown:
+        raise InvalidValue(
+            where=listed(unknown),
+            expected="integers that are known to count Adam's steps, or not to",
+            found="an integer scalar of unknown meaning, which may have to change with Adam's "
+            "count",
+            remedy="Pass the part of the state that holds Adam without it, and set it yourself. "
+            "The state was left as it was",
+        )
+    gates = {counter.gates for counter in counters if counter.kind == "adam"}
+    following = [counter for counter in counters if counter.kind == "follows"]
+    for counter in following:
+        if counter.gates not in gates:
+            raise InvalidValue(
+                where=_full_name(counter),
+                expected="a counter of the steps that Adam counts",
+                found="one on the other side of a wrapper that passes on only some of its calls, "
+                "whose number is not known here",
+                remedy="Pass the part of the state within the wrapper. The state was left as it "
+                "was",
+            )
+    return {counter.path for counter in following}
+
+
+def _full_name(counter: Counter) -> str:
+    return f"state{keystr(counter.path)}: {counter.name}"
+
+
+class _Position(NamedTuple):
+    """Where a node is: its path, the innermost class there with named fields, and the gates."""
+
+    path: KeyPath
+    owner: str
+    of_owner: KeyPath
+    gates: _Gates
+
+    def enter(self, key: KeyPath, child: Any, gate: str | None = None) -> "_Position":
+        gates = (*self.gates, (self.path, gate)) if gate else self.gates
+        path = (*self.path, *key)
+        if type(child) in (tuple, list, dict) or _is_boxed(child):
+            return self._replace(path=path, gates=gates)
+        return _Position(path, type(child).__name__, path, gates)
+
+    def counter(self, rest: KeyPath, kind: Kind) -> Counter:
+        path = (*self.path, *rest)
+        return Counter(path, self.owner + keystr(path[len(self.of_owner) :]), kind, self.gates)
+
+
+def _visit(node: Any, at: _Position, shape: tuple[int, ...], kind: Kind) -> list[Counter]:
+    """The counters in a node; of this kind, if it is a counter itself, or stays as it is."""
+    scalars = _integer_scalars(node, shape)
+    if not scalars:
+        return []
+    if kind == "stays":
+        return [at.counter(rest, kind) for rest in scalars]
+    if _is_boxed(node):
+        # One count for a whole ensemble cannot follow a count for each member.
+        fits = np.shape(jax.tree.leaves(node)[0]) == shape
+        return [at.counter(scalars[0], kind if fits else "unknown")]
+    if isinstance(node, AdamState | AmsgradState):
+        return [at.counter(scalars[0], "adam")]
+    children = tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]
+    named = [(keystr(key, simple=True), key, child) for key, child in children]
+    roles = next((roles for known, roles in _ROLES if isinstance(node, known)), None)
+    if roles is None:
+        return _visit_by_protocol(named, at, shape)
+    found: list[Counter] = []
+    for name, key, child in named:
+        role = roles.get(name)
+        gate = None if role in (_CALLS, _OWN) else role
+        kind = "unknown" if role is None else "stays" if role == _OWN else "follows"
+        found += _visit(child, at.enter(key, child, gate), shape, kind)
+    return found
+
+
+def _visit_by_protocol(
+    children: list[tuple[str, KeyPath, Any]], at: _Position, shape: tuple[int, ...]
+) -> list[Counter]:
+    """The counters in a node of a class that is not in `_ROLES`."""
+    found: list[Counter] = []
+    counts: list[tuple[KeyPath, Any]] = []
+    has_arrays = is_wrapper = False
+    for name, key, child in children:
+        if name == "count" and _is_boxed(child):
+            counts.append((key, child))
+            continue
+        within = _visit(child, at.enter(key, child), shape, "unknown")
+        if any(counter.kind in ("adam", "follows") for counter in within):
+            is_wrapper = True
+        elif any(jnp.issubdtype(_dtype(leaf), np.inexact) for leaf in jax.tree.leaves(child)):
+            has_arrays = True
+        found += within
+    kind = "stays" if has_arrays else "unknown" if is_wrapper else "follows"
+    for key, child in counts:
+        found += _visit(child, at.enter(key, child), shape, kind)
+    return found
+
+
+def _is_boxed(node: Any) -> bool:
+    """Whether it is a leaf, or a box around one, as Flax has them, and not a state."""
+    if all_leaves([node]):
+        return True
+    if isinstance(node, tuple | list | dict) or dataclasses.is_dataclass(node):
+        return False
+    paths = [path for path, _ in tree_leaves_with_path(node)]
+    return len(paths) == 1 and len(paths[0]) == 1 and keystr(paths[0], simple=True) != "count"
+
+
+def _integer_scalars(tree: Any, shape: tuple[int, ...]) -> list[KeyPath]:
+    """The paths of the leaves that may be counters."""
+    return [
+        path
+        for path, leaf in tree_leaves_with_path(tree)
+        if jnp.issubdtype(_dtype(leaf), np.integer) and np.shape(leaf) in ((), shape)
+    ]
+
+
+def _dtype(leaf: Any) -> Any:
+    """Its dtype; that of a Python number, too."""
+    return leaf.dtype if hasattr(leaf, "dtype") else np.dtype(type(leaf))
