@@ -16,7 +16,7 @@ Counters of calls agree only if they are behind the same gates.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -124,33 +124,29 @@ def find_following(state: optax.OptState, shape: tuple[int, ...] = ()) -> set[Ke
         gate, whose number is not known.
     """
     counters = find_counters(state, shape)
-    unknown = [_full_name(counter) for counter in counters if counter.kind == "unknown"]
-    if unknown:
+    if unknown := [counter for counter in counters if counter.kind == "unknown"]:
         raise InvalidValue(
-            where=listed(unknown),
-            expected="integers that are known to count Adam's steps, or not to",
-            found="an integer scalar of unknown meaning, which may have to change with Adam's "
-            "count",
+            where=_listed(unknown),
+            expected="integers that are known to count Adam's steps, or known not to",
+            found="an integer scalar that may have to change with Adam's count",
             remedy="Pass the part of the state that holds Adam without it, and set it yourself. "
             "The state was left as it was",
         )
     gates = {counter.gates for counter in counters if counter.kind == "adam"}
     following = [counter for counter in counters if counter.kind == "follows"]
-    for counter in following:
-        if counter.gates not in gates:
-            raise InvalidValue(
-                where=_full_name(counter),
-                expected="a counter of the steps that Adam counts",
-                found="one on the other side of a wrapper that passes on only some of its calls, "
-                "whose number is not known here",
-                remedy="Pass the part of the state within the wrapper. The state was left as it "
-                "was",
-            )
+    if apart := [counter for counter in following if counter.gates not in gates]:
+        raise InvalidValue(
+            where=_listed(apart),
+            expected="a counter of the steps that Adam counts",
+            found="one on the other side of a wrapper that passes on only some of its calls, whose "
+            "number is not known here",
+            remedy="Pass the part of the state within the wrapper. The state was left as it was",
+        )
     return {counter.path for counter in following}
 
 
-def _full_name(counter: Counter) -> str:
-    return f"state{keystr(counter.path)}: {counter.name}"
+def _listed(counters: Iterable[Counter]) -> str:
+    return listed(f"state{keystr(counter.path)}: {counter.name}" for counter in counters)
 
 
 class _Position(NamedTuple):

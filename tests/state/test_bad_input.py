@@ -180,7 +180,7 @@ def test_no_adam_state():
 
 def test_two_adam_states_of_the_same_parameters():
     state = HOLDERS["schedule"].init(PARAMS)
-    message = "mu/dense/bias: expected Adam states that share out one tree .* found 2 that overlap"
+    message = "mu/dense/bias: expected Adam states that split one tree .* found 2 that overlap"
     with pytest.raises(ValueError, match=message):
         adamx.get_weights((state, state))
 
