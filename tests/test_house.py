@@ -125,8 +125,7 @@ def test_rooms():
     """Few enough to hold in the head, and none that the order does not know."""
     rooms = {room_of(module) for module in MODULES} - {""}
     assert len(rooms) <= MOST_ROOMS
-    assert rooms <= set(ROOMS)
-    assert {path.name for path in HOUSE.glob("*.py")} == {"__init__.py", "__main__.py"}
+    check_none(f"adamx/{room} is not in the order of rooms" for room in sorted(rooms - {*ROOMS}))
 
 
 def test_a_room_imports_only_rooms_below_it():
@@ -143,10 +142,13 @@ def test_no_cycle_within_a_room(room):
     for found in INNER:
         if found.source in graph and found.target in graph:
             graph[found.source].add(found.target)
+    cycle: list[str] = []
     try:
-        list(graphlib.TopologicalSorter(graph).static_order())
+        graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
-        pytest.fail(" imports ".join(reversed(error.args[1])), pytrace=False)
+        cycle = error.args[1][::-1]
+    if cycle:
+        pytest.fail(" imports ".join(cycle), pytrace=False)
 
 
 def test_the_core_of_checkpoint_names_no_format():

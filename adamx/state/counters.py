@@ -25,8 +25,8 @@ import numpy as np
 import optax
 from jax.tree_util import KeyPath, all_leaves, keystr, tree_flatten_with_path, tree_leaves_with_path
 
-from adamx.base.trees import listed
 from adamx.base.errors import InvalidValue
+from adamx.base.trees import listed
 from adamx.transforms.adam import AdamState, AmsgradState
 
 __all__ = ["Counter", "find_counters", "find_following"]

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.core import Tracer
 from jax.tree_util import (
     KeyPath,
     tree_flatten_with_path,
@@ -15,6 +14,7 @@ from jax.tree_util import (
 )
 
 from adamx.base.errors import InvalidValue
+from adamx.base.jax_seam import is_traced
 from adamx.base.trees import path_name
 from adamx.state.counters import find_following
 from adamx.transforms.adam import AdamState, AmsgradState
@@ -127,7 +127,7 @@ def _checked(name: str, leaf: Any) -> Any:
 
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         raise fail(type(leaf).__name__, "take a state that init made from the parameters")
-    if isinstance(leaf, Tracer):
+    if is_traced(leaf):
         raise fail("one that is being traced", "call this outside of jit")
     if isinstance(leaf, jax.Array) and leaf.is_deleted():
         raise fail(

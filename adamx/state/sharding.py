@@ -3,20 +3,20 @@
 import math
 import warnings
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol, TextIO
+from typing import Any, Protocol
 
 import chex
 import jax
 import numpy as np
 import optax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.jax_seam import varies_over
-from adamx.base.trees import is_none, leaf_name, listed, path_name
+from adamx.base.trees import is_none, leaf_name, listed
 from adamx.fused.packed import PackedAdamState, PackedAmsgradState
 
-__all__ = ["describe_sharding", "reduce_scatter", "zero_sharding"]
+__all__ = ["align", "axis_names_in", "dtype_of", "reduce_scatter", "zero_sharding"]
 
 Axis = str | tuple[str, ...]
 
@@ -101,7 +101,7 @@ def zero_sharding(
         return NamedSharding(mesh, PartitionSpec())
 
     shardings = jax.tree_util.tree_map_with_path(sharding, state)
-    used = {n for s in jax.tree.leaves(shardings) for entry in s.spec for n in _names(entry)}
+    used = {n for s in jax.tree.leaves(shardings) for entry in s.spec for n in axis_names_in(entry)}
     splittable = any(np.ndim(leaf) and _is_inexact(leaf) for leaf in jax.tree.leaves(state))
     if not used & set(axes) and _size(mesh, axes) > 1 and splittable:
         warnings.warn(
@@ -164,115 +164,30 @@ def reduce_scatter(grads: optax.Updates, shardings: chex.ArrayTree, axis: Axis) 
             )
         whole = list(axes)
         for dimension, entry in enumerate(sharding.spec):
-            split = tuple(name for name in _names(entry) if name in axes)
+            split = tuple(name for name in axis_names_in(entry) if name in axes)
             if split:
                 g = jax.lax.psum_scatter(g, split, scatter_dimension=dimension, tiled=True)
                 g = g / jax.lax.axis_size(split)
                 whole = [name for name in whole if name not in split]
         return jax.lax.pmean(g, tuple(whole)) if whole else g
 
-    keyed, given, treedef = _beside(grads, shardings, NamedSharding)
+    keyed, given, treedef = align(grads, shardings, NamedSharding)
     return treedef.unflatten(
         part(path, g, sharding) for (path, g), sharding in zip(keyed, given, strict=True)
     )
 
 
-class _Row(NamedTuple):
-    """What `describe_sharding` prints of one leaf."""
-
-    name: str
-    array: str
-    split: str
-    held: int  # bytes on each device
-    total: int  # bytes of the whole array
-    replicated: bool
-
-
-def describe_sharding(
-    tree: chex.ArrayTree, shardings: chex.ArrayTree | None = None, *, file: TextIO | None = None
-) -> None:
-    """Print what each device holds: the bytes of each leaf, of all, and of what is not split.
-
-    Args:
-      tree: arrays, or their shapes as of `jax.eval_shape`: parameters, a state, or both.
-      shardings: a sharding for each leaf, as of `zero_sharding`; None for those that the leaves
-        have. A leaf without one counts as replicated.
-      file: where to print; None for standard output.
-
-    Raises:
-      ValueError: `shardings` of another structure than `tree`; a dimension that the devices do not
-        divide.
-      TypeError: something else than a sharding among `shardings`.
-
-    Example:
-      >>> import adamx, jax, jax.numpy as jnp
-      >>> mesh = jax.sharding.AbstractMesh((8,), ("data",))
-      >>> tx, params = adamx.scale_by_adam(), {"w": jnp.ones((30, 64))}
-      >>> shardings = adamx.zero_sharding(params, mesh, "data", transformation=tx)
-      >>> adamx.describe_sharding(jax.eval_shape(tx.init, params), shardings)
-      leaf   array           split over  bytes per device
-      count  int32[]         replicated                 4
-      mu/w   float32[30,64]  -, data                  960
-      nu/w   float32[30,64]  -, data                  960
-      each device holds 1,924 bytes of 15,364; replicated are 4 of them (0.2%)
-    """
-    if shardings is None:
-        keyed = jax.tree_util.tree_leaves_with_path(tree)
-        given = [getattr(leaf, "sharding", None) for _, leaf in keyed]
-    else:
-        keyed, given, _ = _beside(tree, shardings, Sharding)
-    leaves = zip(keyed, given, strict=True)
-    rows = [_row(path, leaf, s) for (path, leaf), s in leaves if leaf is not None]
-
-    titles = ("leaf", "array", "split over", "bytes per device")
-    lines = [titles, *((row.name, row.array, row.split, f"{row.held:,}") for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for *words, held in lines:
-        cells = [word.ljust(width) for word, width in zip(words, widths[:-1], strict=True)]
-        print(*cells, held.rjust(widths[-1]), sep="  ", file=file)
-    held, total = sum(row.held for row in rows), sum(row.total for row in rows)
-    copies = sum(row.held for row in rows if row.replicated)
-    print(
-        f"each device holds {held:,} bytes of {total:,}; replicated are {copies:,} of them "
-        f"({copies / max(held, 1):.1%})",
-        file=file,
-    )
-
-
-def _row(path: jax.tree_util.KeyPath, leaf: Any, sharding: Any) -> _Row:
-    shape = np.shape(leaf)
-    dtype = _dtype(leaf)
-    held = shape if sharding is None else sharding.shard_shape(shape)
-    if sharding is None:
-        split = "replicated"
-    elif sharding.num_devices == 1:
-        split = "one device"
-    elif sharding.is_fully_replicated:
-        split = "replicated"
-    elif isinstance(sharding, NamedSharding):
-        split = ", ".join("+".join(_names(entry)) or "-" for entry in sharding.spec)
-    else:
-        split = type(sharding).__name__
-    return _Row(
-        path_name(path) or ".",
-        f"{dtype}[{','.join(map(str, shape))}]",
-        split,
-        math.prod(held) * dtype.itemsize,
-        math.prod(shape) * dtype.itemsize,
-        split == "replicated",
-    )
-
-
-def _dtype(leaf: Any) -> Any:
+def dtype_of(leaf: Any) -> Any:
+    """The dtype of an array, or that which JAX gives to a number."""
     return leaf.dtype if hasattr(leaf, "dtype") else jax.numpy.result_type(leaf)
 
 
 def _is_inexact(leaf: Any) -> bool:
     """Whether it may be a moment: a count, a key or a mask is of another dtype."""
-    return jax.numpy.issubdtype(_dtype(leaf), np.inexact)
+    return jax.numpy.issubdtype(dtype_of(leaf), np.inexact)
 
 
-def _beside(tree: Any, shardings: Any, kind: type) -> tuple[list[Any], list[Any], Any]:
+def align(tree: Any, shardings: Any, kind: type) -> tuple[list[Any], list[Any], Any]:
     """The leaves of `tree` with their paths, what `shardings` has for them, and the structure."""
     keyed, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)
     try:
@@ -297,8 +212,11 @@ def _axes(mesh: Mesh | AbstractMesh, axis: Axis) -> tuple[str, ...]:
     axes = (axis,) if isinstance(axis, str) else tuple(axis)
     unknown = [name for name in axes if name not in mesh.axis_names]
     if unknown or not axes:
-        expected = f"one or several of the mesh's axes {mesh.axis_names}"
-        raise InvalidValue(where="axis", expected=expected, found=repr(axis))
+        raise InvalidValue(
+            where="axis",
+            expected=f"one or several of the mesh's axes {mesh.axis_names}",
+            found=repr(axis),
+        )
     return axes
 
 
@@ -306,7 +224,7 @@ def _size(mesh: Mesh | AbstractMesh, axes: Iterable[str]) -> int:
     return math.prod(mesh.shape[name] for name in axes)
 
 
-def _names(entry: Any) -> tuple[str, ...]:
+def axis_names_in(entry: Any) -> tuple[str, ...]:
     """The mesh axes in one entry of a PartitionSpec."""
     if entry is None:
         return ()
@@ -328,7 +246,7 @@ def _spec(
                 remedy="give the mesh that the parameters are on",
             )
         entries[: len(sharding.spec)] = sharding.spec
-    return tuple(map(_names, entries))
+    return tuple(map(axis_names_in, entries))
 
 
 def _split(
