@@ -38,13 +38,20 @@ def array_name(field: str, path: jax.tree_util.KeyPath) -> str:
     return f"{field}/{path_name(path)}" if path else field
 
 
-def open_state(adam: AdamState | AmsgradState, params: optax.Params | None = None) -> OpenState:
+def open_state(
+    adam: AdamState | AmsgradState,
+    params: optax.Params | None = None,
+    *,
+    is_ensemble_allowed: bool = False,
+) -> OpenState:
     """The moments of `adam` beside each leaf of a tree, after the check of all of them.
 
     Args:
       adam: the state; its arrays may be traced.
       params: the tree of parameters that the state must fit; None where there are none, and the
         second moments must fit the first ones.
+      is_ensemble_allowed: whether the count may be an array of counts, by whose shape that of every
+        moment then begins: what `jax.vmap` makes of a state.
 
     Raises:
       InvalidValue: moments of another structure or shape; a negative count, where its value can be
@@ -52,7 +59,8 @@ def open_state(adam: AdamState | AmsgradState, params: optax.Params | None = Non
       InvalidType: moments that are no floating-point numbers, or complex ones beside something
         real; a count that is no integer scalar.
     """
-    check_count(adam.count)
+    members = _ensemble_shape(adam) if is_ensemble_allowed else ()
+    check_count(adam.count, members)
     tree, owner = (adam.mu, "first moment") if params is None else (params, "parameter")
     keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
     columns: dict[str, list[Any]] = {}
@@ -69,15 +77,23 @@ def open_state(adam: AdamState | AmsgradState, params: optax.Params | None = Non
     return OpenState(treedef, [path for path, _ in keyed], columns)
 
 
-def check_count(count: Any) -> None:
-    """Raise unless `count` is an integer scalar of at least 0; see `open_state`."""
+def check_count(count: Any, shape: tuple[int, ...] = ()) -> None:
+    """Raise unless `count` is an integer of at least 0, or an array of some; see `open_state`."""
     leaves = jax.tree.leaves(count)  # Flax keeps an array within a node
     value: Any = leaves[0] if len(leaves) == 1 else None
-    if not _is_integer(value) or jnp.shape(value) != ():
+    if not _is_integer(value) or jnp.shape(value) != shape:
         raise InvalidType(where="state: count", expected="an integer scalar", found=_words(value))
-    if _is_at_hand(value) and int(np.asarray(value)) < 0:
-        found = int(np.asarray(value))
+    if _is_at_hand(value) and np.any(np.asarray(value) < 0):
+        found = np.asarray(value).min()
         raise InvalidValue(where="state: count", expected="a number of at least 0", found=found)
+
+
+def _ensemble_shape(adam: AdamState | AmsgradState) -> tuple[int, ...]:
+    """The shape of the count, if that of every moment begins with it."""
+    leaves = jax.tree.leaves(adam.count)
+    shape = jnp.shape(leaves[0]) if len(leaves) == 1 else ()
+    moments = jax.tree.leaves(adam[1:])
+    return shape if all(jnp.shape(x)[: len(shape)] == shape for x in moments) else ()
 
 
 def _is_integer(x: Any) -> bool:

@@ -13,11 +13,11 @@ from jax.tree_util import (
     tree_map_with_path,
 )
 
+from adamx.base.adam_state import AdamState, AmsgradState, check_count, open_state
 from adamx.base.errors import InvalidValue
 from adamx.base.jax_seam import is_traced
 from adamx.base.trees import path_name
 from adamx.state.counters import find_following
-from adamx.transforms.adam import AdamState, AmsgradState
 
 __all__ = ["named_arrays", "replace_arrays"]
 
@@ -33,7 +33,11 @@ def named_arrays(state: optax.OptState) -> dict[str, Any]:
         with the same path; something else than an array, or one that is traced or was deleted.
     """
     states = _adam_states(state)
-    counts = [_checked("count", jax.tree.leaves(adam.count)[0]) for adam in states]
+    counts = []
+    for adam in states:
+        if len(jax.tree.leaves(adam.count)) != 1:
+            check_count(adam.count)
+        counts.append(_checked("count", jax.tree.leaves(adam.count)[0]))
     steps = [np.asarray(count) for count in counts]
     if any(not np.array_equal(steps[0], other) for other in steps):
         raise InvalidValue(
@@ -51,6 +55,8 @@ def named_arrays(state: optax.OptState) -> dict[str, Any]:
                     "two parameters have this path", where=name, remedy="rename one of them"
                 )
             arrays[name] = _checked(name, leaf)
+    for adam in states:
+        open_state(adam, is_ensemble_allowed=True)
     return arrays
 
 

@@ -1,4 +1,4 @@
-"""The one check of an Adam state: what it refuses, and that everything that takes a state asks it."""
+"""The one check of an Adam state: what it refuses, and that all that takes a state asks it."""
 
 import jax
 import jax.numpy as jnp
