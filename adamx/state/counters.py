@@ -234,7 +234,7 @@ def _integer_scalars(tree: Any, shape: tuple[int, ...]) -> list[KeyPath]:
     return [
         path
         for path, leaf in tree_leaves_with_path(tree)
-        if jnp.issubdtype(_dtype(leaf), np.integer) and np.shape(leaf) in ((), shape)
+        if np.shape(leaf) in ((), shape) and jnp.issubdtype(_dtype(leaf), np.integer)
     ]
 
 

@@ -70,7 +70,7 @@ def replace_arrays(
     Counters that go with Adam's count move on by as many steps.
 
     Args:
-      state: holds an Adam state; is not changed.
+      state: one that `named_arrays` takes; is not changed.
       arrays: the new arrays. All names of `named_arrays(state)`.
       fit: makes a new leaf of the present one and the new array.
 
@@ -78,7 +78,8 @@ def replace_arrays(
       InvalidValue: the count changes, and for some integer scalar of `state` it is not known by
         how much it has to change, as in `find_following`.
     """
-    steps = np.asarray(arrays["count"], np.int64) - np.asarray(named_arrays(state)["count"])
+    before = jax.tree.leaves(_adam_states(state)[0].count)[0]
+    steps = np.asarray(arrays["count"], np.int64) - np.asarray(before)
     following = find_following(state, steps.shape) if np.any(steps) else set()
     names = _names_by_path(state)
 
