@@ -67,14 +67,14 @@ def set_weights(state: optax.OptState, weights: Iterable[np.ndarray]) -> optax.O
             found="a mapping",
             remedy="use from_numpy",
         )
-    names, values = list(named_arrays(state)), list(weights)
-    if len(values) != len(names):
+    leaves, values = named_arrays(state), list(weights)
+    if len(values) != len(leaves):
         raise InvalidValue(
-            expected=f"{len(names)} arrays ({listed(names)})",
+            expected=f"{len(leaves)} arrays ({listed(leaves)})",
             found=len(values),
             remedy=_UNCHANGED,
         )
-    return from_numpy(state, dict(zip(names, values, strict=True)))
+    return _replace(state, leaves, dict(zip(leaves, values, strict=True)))
 
 
 def to_numpy(state: optax.OptState) -> dict[str, np.ndarray]:
@@ -129,8 +129,14 @@ def from_numpy(state: optax.OptState, arrays: Mapping[str, np.ndarray]) -> optax
             f"unknown: {listed(unknown) or 'none'}",
             remedy=_UNCHANGED,
         )
-    converted = {name: _converted(name, leaf, arrays[name]) for name, leaf in leaves.items()}
-    return replace_arrays(state, converted, _place)
+    return _replace(state, leaves, arrays)
+
+
+def _replace(
+    state: optax.OptState, leaves: Mapping[str, Any], arrays: Mapping[str, Any]
+) -> optax.OptState:
+    converted = {name: _convert(name, leaf, arrays[name]) for name, leaf in leaves.items()}
+    return replace_arrays(state, converted, _copy_like)
 
 
 def _to_host(name: str, leaf: Any) -> np.ndarray:
@@ -146,7 +152,7 @@ def _to_host(name: str, leaf: Any) -> np.ndarray:
     return array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
 
 
-def _converted(name: str, leaf: Any, value: Any) -> np.ndarray:
+def _convert(name: str, leaf: Any, value: Any) -> np.ndarray:
     """`value` with `leaf`'s shape and dtype."""
     dtype = np.dtype(leaf.dtype)
 
@@ -181,7 +187,7 @@ def _converted(name: str, leaf: Any, value: Any) -> np.ndarray:
     return array
 
 
-def _place(leaf: Any, array: np.ndarray) -> Any:
+def _copy_like(leaf: Any, array: np.ndarray) -> Any:
     """A copy of `array` with the dtype, and on the devices, of `leaf`."""
     array = array.astype(leaf.dtype)
     if not isinstance(leaf, jax.Array):
