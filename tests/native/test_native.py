@@ -53,7 +53,7 @@ def test_turned_off():
 def test_nothing_is_loaded_before_a_step():
     program = """
 import json, adamx
-before = adamx.native._loaded.cache_info().currsize
+before = adamx.native.loader._loaded.cache_info().currsize
 optimizer = adamx.fused_adam(0.1)
 maps = open("/proc/self/maps").read() if __import__("os").path.exists("/proc/self/maps") else ""
 print(json.dumps([before, "adamx_native" in maps]))
@@ -63,7 +63,7 @@ print(json.dumps([before, "adamx_native" in maps]))
 
 BROKEN = """
 from pathlib import Path
-import adamx.native as native
+import adamx.native.loader as loader
 {change}
 """
 
@@ -71,10 +71,11 @@ import adamx.native as native
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("native._LIBRARY = 'nothing.so'", "not compiled: there was no C++ compiler"),
-        ("native._LIBRARY = '__init__.py'", "could not be loaded: "),
-        ("native._ffi_version = lambda: (0, 0)", "jaxlib has 0.0: install adamx again"),
-        ("native._ffi_version = lambda: (1, 9)", "jaxlib has 1.9: install adamx again"),
+        ("loader._LIBRARY = 'nothing.so'", "not compiled: there was no C++ compiler"),
+        ("loader._LIBRARY = '__init__.py'", "could not be loaded: "),
+        ("loader._INTERFACE = 1", "is of another version of adamx: it has interface 2, expected 1"),
+        ("loader._ffi_version = lambda: (0, 0)", "jaxlib has 0.0: install adamx again"),
+        ("loader._ffi_version = lambda: (1, 9)", "jaxlib has 1.9: install adamx again"),
         (
             "def refuse(*args, **kwargs): raise ValueError('too old')\n"
             "import jax; jax.ffi.register_ffi_target = refuse",

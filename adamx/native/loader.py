@@ -1,0 +1,134 @@
+"""Loading the compiled kernel, and telling XLA of it.
+
+Nothing is loaded before a step is first compiled, or `status` asks.
+"""
+
+import ctypes
+import dataclasses
+import functools
+import os
+import re
+import sys
+from pathlib import Path
+
+import jax
+
+__all__ = ["NORM", "STEP", "Status", "is_registered", "status"]
+
+# The kernel's interface: what it reads from arguments and attributes; see `kInterface` in ffi.cc.
+_INTERFACE = 2
+# The names under which XLA knows it.
+STEP, NORM = f"adamx_step_v{_INTERFACE}", f"adamx_norm_v{_INTERFACE}"
+_LIBRARY = "libadamx_native.so"
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """Whether the compiled kernel is used; true where it is.
+
+    Attributes:
+      in_use: whether `adamx.fused_adam` calls it, where it applies.
+      reason: why, or why not and what to do.
+      instruction_set: the one that was chosen for this processor ("avx512", "avx2", "baseline");
+        None where the kernel is not in use.
+    """
+
+    in_use: bool
+    reason: str
+    instruction_set: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.in_use
+
+
+def status() -> Status:
+    """Whether the compiled kernel is in use and, if not, why.
+
+    JAX's backends are not initialised by it.
+
+    Example:
+      >>> import adamx
+      >>> bool(adamx.native.status()) == adamx.native.status().in_use
+      True
+    """
+    return _refused[0] if _refused else _loaded()[0]
+
+
+def is_registered() -> bool:
+    """Whether XLA knows the kernel, as `STEP` and `NORM`; called when a step is compiled.
+
+    Call it before an executable that was compiled in another process is loaded.
+    """
+    return bool(_loaded()[0]) and _register()
+
+
+@functools.cache
+def _loaded() -> tuple[Status, ctypes.CDLL | None]:
+    if os.environ.get("ADAMX_NATIVE") == "0":
+        return Status(False, "turned off by the environment variable ADAMX_NATIVE=0"), None
+    # An editable installation has the library in another folder than this file.
+    paths = [Path(folder) / _LIBRARY for folder in sys.modules[__package__ or ""].__path__]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        reason = (
+            "not compiled: there was no C++ compiler when adamx was installed, or it failed. "
+            "Install one and run `pip install --force-reinstall --no-deps --no-cache-dir -v` for "
+            "adamx again"
+        )
+        return Status(False, reason), None
+    try:
+        library = ctypes.CDLL(str(path))
+        compiled = library.adamx_ffi_major(), library.adamx_ffi_minor()
+        interface = library.adamx_interface()
+        library.adamx_instruction_set.restype = ctypes.c_char_p
+        instruction_set = library.adamx_instruction_set().decode()
+    except (OSError, AttributeError) as error:
+        return Status(False, f"{path} could not be loaded: {error}"), None
+    if interface != _INTERFACE:
+        reason = (
+            f"{path} is of another version of adamx: it has interface {interface}, expected "
+            f"{_INTERFACE}. Install adamx again"
+        )
+        return Status(False, reason), None
+    try:
+        known = _ffi_version()
+    except (OSError, KeyError) as error:
+        return Status(False, f"jaxlib's version of the interface is not known: {error!r}"), None
+    if compiled[0] != known[0] or compiled[1] > known[1]:
+        reason = (
+            f"compiled for version {_dotted(compiled)} of XLA's foreign function interface, and "
+            f"jaxlib has {_dotted(known)}: install adamx again beside this jaxlib"
+        )
+        return Status(False, reason), None
+    return Status(True, f"{path.name}, compiled for {instruction_set}", instruction_set), library
+
+
+def _ffi_version() -> tuple[int, int]:
+    """The version of the interface that jaxlib has, as its header tells.
+
+    It is asked before anything is registered: a library that is too new fails only when the backend
+    is initialised, and takes the backend with it.
+    """
+    header = Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h"
+    numbers = dict(re.findall(r"#define XLA_FFI_API_(MAJOR|MINOR) (\d+)", header.read_text()))
+    return int(numbers["MAJOR"]), int(numbers["MINOR"])
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+_refused: list[Status] = []  # empty unless XLA refused the handler
+
+
+@functools.cache
+def _register() -> bool:
+    library = _loaded()[1]
+    assert library is not None
+    try:
+        for name, symbol in ((STEP, "adamx_step"), (NORM, "adamx_norm")):
+            handler = jax.ffi.pycapsule(getattr(library, symbol))
+            jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    except Exception as error:  # XLA's own, of several types
+        _refused.append(Status(False, f"XLA refused the kernel: {error}"))
+    return not _refused
