@@ -1,8 +1,7 @@
 """Adam for JAX, complete."""
 
-from importlib import metadata as _metadata
-
 from adamx import checkpoint, keras, native
+from adamx.base.version import __version__
 from adamx.config.adam_config import AdamConfig
 from adamx.fused.optimizer import FusedOptimizer, fused_adam, fused_adamw
 from adamx.fused.packed import PackedAdamState, PackedAmsgradState, pack, unpack
@@ -13,11 +12,6 @@ from adamx.transforms.adam import AdamState, AmsgradState, adam, adamw, scale_by
 from adamx.transforms.rounding import StochasticRoundState, stochastic_round
 from adamx.transforms.schedules import inverse_time_decay
 
-try:
-    __version__ = _metadata.version("adamx")
-except _metadata.PackageNotFoundError:  # a source tree that was not installed
-    __version__ = "unknown"
-
 __all__ = [
     "AdamConfig",
     "AdamState",
@@ -26,6 +20,7 @@ __all__ = [
     "PackedAdamState",
     "PackedAmsgradState",
     "StochasticRoundState",
+    "__version__",
     "adam",
     "adamw",
     "checkpoint",

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adamx import __version__
 from adamx.base.trees import listed
+from adamx.base.version import __version__
 from adamx.checkpoint import FORMATS, Checkpoint, CheckpointError, load
 from adamx.checkpoint.api import write
 from adamx.checkpoint.compare import brought, differences, measured
