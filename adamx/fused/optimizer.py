@@ -42,6 +42,18 @@ class FusedOptimizer(NamedTuple):
       init: `init(params)` returns the state.
       step: `step(grads, params, state)` returns the next parameters and the next state. Donate
         `params` and `state`, as `jit` does, so that they are changed in place.
+
+    Example:
+      >>> import adamx, jax, jax.numpy as jnp
+      >>> optimizer = adamx.fused_adam(learning_rate=0.1)
+      >>> params = jnp.array([1.0, -2.0])
+      >>> state = optimizer.init(params)
+      >>> step = optimizer.jit()
+      >>> for _ in range(100):
+      ...     grads = jax.grad(lambda x: jnp.sum(x**2))(params)
+      ...     params, state = step(grads, params, state)
+      >>> bool(jnp.abs(params).max() < 0.05)
+      True
     """
 
     __module__ = "adamx"  # as users import it: what pickles and repr name
@@ -52,34 +64,24 @@ class FusedOptimizer(NamedTuple):
     def jit(self, **options: Any) -> jax.stages.Wrapped:
         """The compiled step, which changes parameters and state in place.
 
-        This is `jax.jit(step, donate_argnums=(1, 2))`, for keyword arguments too. JAX gives each
-        result the memory of the first donated argument not yet taken that has its shape and dtype.
-        Parameters and state go in and come out in the same order, so each array keeps its memory.
-        The arrays that were passed in are deleted; gradients are not.
+        JAX gives each result the memory of the first donated argument left that has its shape and
+        dtype. Arguments and results of `step` are in the same order, so each array stays where it
+        is: `jit()` is `jax.jit(step, donate_argnums=(1, 2))`. The arrays of `params` and `state`
+        that were passed in are deleted; gradients are kept.
 
         Args:
-          **options: further arguments of `jax.jit`, such as `out_shardings`.
+          **options: further arguments of `jax.jit`: `out_shardings`, say.
 
         Returns:
-          The jitted `step`.
+          `step`, compiled for each structure, shape and dtype at its first call. Parameters and
+          state are donated, whether they are given by position or by name.
 
         Raises:
-          TypeError: for `donate_argnums`, `donate_argnames`, and what `jax.jit` does not take.
-
-        Example:
-          >>> import adamx, jax, jax.numpy as jnp
-          >>> params = jnp.array([1.0, -2.0])
-          >>> optimizer = adamx.fused_adam(learning_rate=0.1)
-          >>> state = optimizer.init(params)
-          >>> step = optimizer.jit()
-          >>> for _ in range(100):
-          ...     grads = jax.grad(lambda x: jnp.sum(x**2))(params)
-          ...     params, state = step(grads, params, state)
-          >>> bool(jnp.abs(params).max() < 0.05)
-          True
+          TypeError: for an option that `jax.jit` does not have, and for those of donation.
         """
-        names = ("params", "state")
-        return jax.jit(self.step, donate_argnums=(1, 2), donate_argnames=names, **options)
+        return jax.jit(
+            self.step, donate_argnums=(1, 2), donate_argnames=("params", "state"), **options
+        )
 
 
 @takes(FusedAdamArguments)
