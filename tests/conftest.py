@@ -1,4 +1,7 @@
+import atexit
 import os
+import shutil
+import tempfile
 
 import hypothesis
 import jax
@@ -11,6 +14,16 @@ if os.environ.get("CI"):
 
 # Eight devices, so that sharding can be tested; everything else runs on the first.
 jax.config.update("jax_num_cpu_devices", 8)
+
+# A program is compiled once in a run of the tests, whichever process needs it first. Of the
+# processes of a run the first one comes here without a folder, and removes it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="adamx-compiled-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", compiled)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture(autouse=True)
