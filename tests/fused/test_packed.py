@@ -23,9 +23,9 @@ def params_of(dtypes):
 
 
 def stepped(tx, params):
-    state = tx.init(params)
+    state, update = tx.init(params), jax.jit(tx.update)
     for _ in range(2):
-        _, state = tx.update(jax.tree.map(lambda p: 0.1 * p, params), state, params)
+        _, state = update(jax.tree.map(lambda p: 0.1 * p, params), state, params)
     return state
 
 

@@ -62,7 +62,7 @@ def test_agrees_with_finite_differences(options):
 def test_finite_with_default_eps(options, dtype):
     tx = adamx.adam(0.1, **options)
     data = jnp.asarray(DATA, dtype)
-    gradient = jax.grad(lambda x: loss_after_two_steps(tx, x, data))(jnp.asarray(X, dtype))
+    gradient = jax.jit(jax.grad(lambda x: loss_after_two_steps(tx, x, data)))(jnp.asarray(X, dtype))
     assert np.all(np.isfinite(gradient))
     assert gradient[0] != 0
 
@@ -97,7 +97,7 @@ def test_by_hyperparameters(mode):
         return loss_after_two_steps(tx, jnp.asarray(X, hyper.dtype), jnp.asarray(DATA, hyper.dtype))
 
     hyper = np.array([0.1, 0.8, 0.95])
-    ours = mode(final)(jnp.asarray(hyper, "float32"))
+    ours = jax.jit(mode(final))(jnp.asarray(hyper, "float32"))
     with jax.enable_x64(True):
         exact = central_differences(final, hyper)
     np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-8)  # 4e-5 measured
@@ -121,7 +121,7 @@ def test_second_derivative_through_scan(options):
 
     hyper = np.array([0.1, 0.95])
     found = [
-        mode(jnp.asarray(hyper, "float32"))
+        jax.jit(mode)(jnp.asarray(hyper, "float32"))
         for mode in (
             jax.hessian(final),
             jax.jacrev(jax.jacrev(final)),
@@ -138,4 +138,4 @@ def test_second_derivative_through_scan(options):
 def test_second_derivative_is_finite():
     tx = adamx.adam(0.1, eps=EPS)
     hessian = jax.hessian(lambda x: loss_after_two_steps(tx, x, jnp.asarray(DATA, "float32")))
-    assert np.all(np.isfinite(hessian(jnp.asarray(X, "float32"))))
+    assert np.all(np.isfinite(jax.jit(hessian)(jnp.asarray(X, "float32"))))

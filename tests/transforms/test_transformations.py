@@ -72,8 +72,9 @@ def test_vmap_over_an_ensemble(options):
         return jax.lax.fori_loop(0, 10, lambda _, carry: step(*carry), (params, state))
 
     together = jax.jit(jax.vmap(train))(rates, b1s, members)
+    train_one = jax.jit(train)
     for i in range(3):
-        alone = train(rates[i], b1s[i], jax.tree.map(lambda p, i=i: p[i], members))
+        alone = train_one(rates[i], b1s[i], jax.tree.map(lambda p, i=i: p[i], members))
         chex.assert_trees_all_close(
             alone, jax.tree.map(lambda x, i=i: x[i], together), rtol=1e-5, atol=1e-6
         )
