@@ -2,10 +2,12 @@
 
     pytest -m fuzz tests/fuzz
 
-A file that fails is made again by `python -m tests.fuzz FORMAT NUMBER`.
+ADAMX_FUZZ_FILES sets how many files of each format. A file that fails is made again by
+`python -m tests.fuzz FORMAT NUMBER`.
 """
 
 import collections
+import os
 
 import numpy as np
 import pytest
@@ -18,8 +20,8 @@ from tests.fuzz.harness import Tally, Worker, outcomes
 
 pytestmark = pytest.mark.fuzz
 
-FILES = 2_000
-FLIPS = 20_000
+FILES = int(os.environ.get("ADAMX_FUZZ_FILES", "2000"))
+FLIPS = 10 * FILES
 
 
 @pytest.mark.parametrize("name", FORMATS)
