@@ -1,7 +1,11 @@
-"""The tests on every interpreter found, and with the oldest packages that pyproject.toml allows."""
+"""The tests on every interpreter found, with the oldest packages allowed, and beside others.
+
+Each session installs one wheel, built once, and runs in a copy of the checkout without its sources.
+"""
 
 import platform
 import shutil
+import tempfile
 from glob import glob
 from pathlib import Path
 
@@ -9,7 +13,9 @@ import nox
 
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
-
+ROOT = Path(__file__).parent.resolve()
+nox.options.envdir = str(ROOT / ".nox")  # sessions leave this folder
+WHEELS = tempfile.TemporaryDirectory(prefix="adamx-wheel-")
 TORCH = "torch==2.13.0"  # the CPU build is enough
 TF11 = (
     "tensorflow==1.1.0",
@@ -20,27 +26,70 @@ TF11 = (
     "six==1.15.0",
 )
 EXTRAS = ("checkpoint", "test", "examples")
-ALL_TESTS = ("pytest", "--numprocesses=2")
+PYTEST = ("pytest", "--numprocesses=2")
+ALL_TESTS = (*PYTEST, "--pyargs", "tests", "adamx")  # the package for its doctests
+COPIED = ("tests", "examples", "benchmarks", "docs", ".ci", "README.md", "pyproject.toml")
 KERNEL_IN_USE = "import adamx; print(adamx.native.status()); assert adamx.native.status()"
 EXAMPLES = ("train_digits", "conventions", "keras_facade", "resume_from_keras")
+SHORT = {"ADAMX_FUZZ_FILES": "400"}  # of each format: every edit three times and more
+
+
+def build_wheel(session: nox.Session) -> Path:
+    """The wheel of this checkout, built by the first session that asks; it is for every Python."""
+    folder = Path(WHEELS.name)
+    if not any(folder.iterdir()):
+        session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
+    [wheel] = folder.glob("adamx-*.whl")
+    return wheel
+
+
+def install(session: nox.Session, extras: str, *packages: str) -> None:
+    """Install the wheel and other packages, and leave the sources for a copy of the tests."""
+    session.chdir(ROOT)
+    session.install(f"adamx[{extras}] @ {build_wheel(session).as_uri()}", *packages)
+    session.chdir(copy_checkout(session))
+    session.run("python", "-c", KERNEL_IN_USE)
+
+
+def copy_checkout(session: nox.Session) -> Path:
+    """Copy what tests and examples need, and nothing that Python would import as adamx."""
+    copy = Path(session.create_tmp()).resolve() / "checkout"
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir()
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+        else:
+            shutil.copy(ROOT / name, copy)
+    return copy
+
+
+def run_live(session: nox.Session, pattern: str, **variables: str) -> None:
+    """Run the comparisons with another framework, with these environment variables."""
+    files = sorted(glob(f"tests/live/{pattern}"))
+    session.run(*PYTEST, "-m", "live", *files, *session.posargs, env=variables)
 
 
 @nox.session(python=["3.11", "3.12", "3.13"])
 def tests(session: nox.Session) -> None:
     """The newest packages; Python 3.12 and later get a newer JAX than 3.11 does."""
-    session.install("-e", ".[test]")
+    install(session, "test")
     session.run("python", "-c", "import jax; print('jax', jax.__version__)")
     session.run(*ALL_TESTS, *session.posargs)
 
 
 @nox.session(python="3.11")
 def lowest(session: nox.Session) -> None:
-    """The oldest packages allowed, of the extras too."""
+    """The oldest packages allowed, of the extras too.
+
+    All tests: the bounds are those of JAX and of every package that the tests import.
+    """
     project = nox.project.load_toml("pyproject.toml")["project"]
     extras = project["optional-dependencies"]
     bounds = [*project["dependencies"], *(b for e in EXTRAS for b in extras[e])]
     pinned = [bound.replace(">=", "==") for bound in bounds if not bound.startswith("adamx[")]
-    session.install("-e", ".", *pinned)
+    install(session, ",".join(EXTRAS), *pinned)
     session.run(*ALL_TESTS, *session.posargs)
     for example in EXAMPLES:
         session.run("python", f"examples/{example}.py", "--out", session.create_tmp())
@@ -79,38 +128,21 @@ def run_kernel_tests(
     session.run(*emulator, str(build / "adamx_kernel_test"), external=True)
 
 
-@nox.session(python="3.13")
-def wheel(session: nox.Session) -> None:
-    """The wheel, installed in an environment without the sources, runs the tests."""
-    folder = Path(session.create_tmp()).resolve()
-    session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), ".")
-    [built] = folder.glob("adamx-*.whl")
-    session.install(f"adamx[test] @ {built.as_uri()}")
-    copy = folder / "checkout"
-    shutil.rmtree(copy, ignore_errors=True)
-    copy.mkdir()
-    for name in ("tests", "examples", "benchmarks", "docs", ".ci"):
-        shutil.copytree(name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("README.md", "pyproject.toml"):
-        shutil.copy(name, copy)
-    built.unlink()
-    with session.chdir(copy):
-        session.run("python", "-c", KERNEL_IN_USE)
-        session.run(*ALL_TESTS, "tests", *session.posargs)
-
-
 @nox.session(python="3.11")
 def without_kernel(session: nox.Session) -> None:
     """An installation where nothing compiles, and the fused step in plain form."""
     session.install("-e", ".[test]", env={"CXX": "/bin/false"})
     session.run("python", "-c", KERNEL_IN_USE.replace("status()", "status().in_use is False"))
-    session.run("pytest", "tests/fused", "tests/native", "tests/test_readme.py", *session.posargs)
+    session.run(*PYTEST, "tests/fused", "tests/native", "tests/test_readme.py", *session.posargs)
+
+
+# ---- Several devices and processes ---------------------------------------------------------------
 
 
 @nox.session(python="3.12")
 def scaling(session: nox.Session) -> None:
     """Several connected processes, and the examples of what is larger than one device."""
-    session.install("-e", ".[test,examples]")
+    install(session, "test,examples")
     session.run("pytest", "-m", "processes", "tests", *session.posargs)
     session.run("python", "examples/data_parallel.py")
     session.run("python", "examples/preemptible.py", "--out", session.create_tmp())
@@ -121,45 +153,53 @@ def scaling(session: nox.Session) -> None:
 def tpu(session: nox.Session) -> None:
     """What the compiler for TPUs makes of a step; it needs no TPU."""
     if platform.machine() != "x86_64":
-        session.skip(f"the compiler for TPUs is there for x86_64, not for {platform.machine()}")
-    session.install("-e", ".[test]", "jax[tpu]")
+        session.warn(f"the compiler for TPUs is there for x86_64, not for {platform.machine()}")
+        return
+    install(session, "test", "jax[tpu]")
     session.run("pytest", "-m", "live", "tests/live/test_tpu.py", *session.posargs)
 
 
-@nox.session(python="3.11")
-def fuzz(session: nox.Session) -> None:
-    """Mutated and damaged checkpoints; writers and runs that are killed. -rP prints the counts."""
-    session.install("-e", ".[test,examples]", TORCH)
-    session.run(
-        *ALL_TESTS, "-m", "fuzz", "-rP", "--show-capture=stdout", "tests/fuzz", *session.posargs
-    )
+@nox.session(python="3.12")
+def devices(session: nox.Session) -> None:
+    """The two above, one after the other in one environment."""
+    for part in (scaling, tpu):
+        part(session)
+
+
+# ---- Other frameworks and their files ------------------------------------------------------------
 
 
 @nox.session(python="3.11")
 def torch(session: nox.Session) -> None:
     """The files of torch, the comparison with it, and its column in the table of accuracy."""
-    session.install("-e", ".[test,examples]", TORCH)
+    install(session, "test,examples", TORCH)
     session.run("python", "-m", "benchmarks.accuracy")
-    session.run("pytest", "tests/checkpoint", "tests/cli", *session.posargs)
-    session.run("pytest", "-m", "live", *glob("tests/live/test_torch*.py"), *session.posargs)
+    session.run(*PYTEST, "tests/checkpoint", "tests/cli", *session.posargs)
+    run_live(session, "test_torch*.py")
     session.run("python", "examples/resume_from_torch.py", "--out", session.create_tmp())
+
+
+@nox.session(python="3.11")
+def fuzz(session: nox.Session) -> None:
+    """Mutated and damaged checkpoints; writers and runs that are killed. -rP prints the counts."""
+    install(session, "test,examples", TORCH)
+    options = ("-m", "fuzz", "-rP", "--show-capture=stdout")
+    session.run(*PYTEST, *options, "tests/fuzz", *session.posargs, env=SHORT)
+
+
+@nox.session(python="3.11")
+def fuzz_long(session: nox.Session) -> None:
+    """Five times as many mutated files. For changes of the readers; .ci/run leaves it out."""
+    install(session, "test,examples", TORCH)
+    options = ("-m", "fuzz", "-rP", "--show-capture=stdout")
+    session.run(*PYTEST, *options, "tests/fuzz/test_fuzz.py", *session.posargs)
 
 
 @nox.session(python="3.11")
 def keras3(session: nox.Session) -> None:
     """The comparison with Keras 3, which runs on JAX, and its way with the files written for it."""
-    session.install("-e", ".[test]", "keras>=3.15")
-    files = glob("tests/live/test_keras3*.py")
-    session.run("pytest", "-m", "live", *files, *session.posargs, env={"KERAS_BACKEND": "jax"})
-
-
-@nox.session(python="3.11")
-def tf_keras(session: nox.Session) -> None:
-    """tf_keras's way with the files written for it, where TensorFlow installs."""
-    session.install("tensorflow-cpu", "tf_keras")
-    session.install("-e", ".[test]")
-    files = glob("tests/live/test_tf_keras*.py")
-    session.run("pytest", "-m", "live", *files, *session.posargs)
+    install(session, "test", "keras>=3.15")
+    run_live(session, "test_keras3*.py", KERAS_BACKEND="jax")
 
 
 @nox.session(python="3.11")
@@ -167,11 +207,28 @@ def tf11(session: nox.Session) -> None:
     """TensorFlow 1.1's way with the files written for it, where its last CPython is found."""
     python = shutil.which("python3.6")
     if python is None:
-        session.skip("TensorFlow 1.1 needs CPython 3.6, which was not found")
+        session.warn("TensorFlow 1.1 needs CPython 3.6, which was not found")
+        return
     folder = Path(session.create_tmp()).resolve() / "tf11"
     session.run(python, "-m", "venv", str(folder), external=True)
     session.run(str(folder / "bin/pip"), "install", "--no-deps", *TF11, external=True)
-    session.install("-e", ".[test]")
-    env = {"ADAMX_TF11_PYTHON": str(folder / "bin/python")}
-    files = glob("tests/live/test_tf11*.py")
-    session.run("pytest", "-m", "live", *files, *session.posargs, env=env)
+    install(session, "test")
+    run_live(session, "test_tf11*.py", ADAMX_TF11_PYTHON=str(folder / "bin/python"))
+
+
+@nox.session(python="3.11")
+def frameworks(session: nox.Session) -> None:
+    """Torch, the fuzzing, Keras 3 and TensorFlow 1.1, one after the other in one environment."""
+    for part in (torch, fuzz, keras3, tf11):
+        part(session)
+
+
+@nox.session(python="3.11")
+def tf_keras(session: nox.Session) -> None:
+    """tf_keras's way with the files written for it, where TensorFlow installs.
+
+    In an environment of its own: TensorFlow bounds packages that the others have newer.
+    """
+    session.install("tensorflow-cpu", "tf_keras")
+    install(session, "test")
+    run_live(session, "test_tf_keras*.py")
