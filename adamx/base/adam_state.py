@@ -65,15 +65,15 @@ def open_state(
     keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
     columns: dict[str, list[Any]] = {}
     for field in adam._fields[1:]:
-        moments = getattr(adam, field)
-        try:
-            columns[field] = treedef.flatten_up_to(moments)
-        except (ValueError, TypeError) as error:
-            raise _other_structure(field, moments, tree, owner) from error
+        columns[field], structure = jax.tree.flatten(getattr(adam, field))
+        if structure != treedef:
+            difference = describe_difference(getattr(adam, field), tree)
+            raise InvalidValue(
+                where=f"state: {field}",
+                problem=f"expected the structure of the {owner}s, found another one: {difference}",
+            )
         for (path, like), moment in zip(keyed, columns[field], strict=True):
-            if not jax.tree_util.all_leaves([moment]):
-                raise _other_structure(field, moments, tree, owner)
-            _check_moment(array_name(field, path), moment, like, owner)
+            _check_moment(field, path, moment, like, owner)
     return OpenState(treedef, [path for path, _ in keyed], columns)
 
 
@@ -116,27 +116,19 @@ def _is_at_hand(x: Any) -> bool:
     return all(device.platform == "cpu" for device in x.devices())
 
 
-def _check_moment(name: str, moment: Any, like: Any, owner: str) -> None:
+def _check_moment(
+    field: str, path: jax.tree_util.KeyPath, moment: Any, like: Any, owner: str
+) -> None:
     kind = number_kind(moment)
     if kind != "real" and (kind != "complex" or number_kind(like) != "complex"):
         raise InvalidType(
-            where=f"state: {name}",
+            where=f"state: {array_name(field, path)}",
             expected=f"floating-point numbers, complex ones only beside a complex {owner}",
             found=getattr(moment, "dtype", kind),
         )
     if jnp.shape(moment) != jnp.shape(like):
         raise InvalidValue(
-            where=f"state: {name}",
+            where=f"state: {array_name(field, path)}",
             expected=f"shape {jnp.shape(like)}, like the {owner}",
             found=jnp.shape(moment),
         )
-
-
-def _other_structure(field: str, found: Any, expected: Any, owner: str) -> InvalidValue:
-    return InvalidValue(
-        where=f"state: {field}",
-        problem=(
-            f"expected the structure of the {owner}s, found another one: "
-            f"{describe_difference(found, expected)}"
-        ),
-    )
