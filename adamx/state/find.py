@@ -81,11 +81,17 @@ def replace_arrays(
     before = jax.tree.leaves(_adam_states(state)[0].count)[0]
     steps = np.asarray(arrays["count"], np.int64) - np.asarray(before)
     following = find_following(state, steps.shape) if np.any(steps) else set()
-    names = _names_by_path(state)
+    adams = {
+        path for path, node in tree_leaves_with_path(state, is_leaf=_is_adam) if _is_adam(node)
+    }
+    depths = {len(path) for path in adams}
 
     def replace(path: KeyPath, leaf: Any) -> Any:
-        if path in names:
-            return fit(leaf, arrays[names[path]])
+        for depth in depths:
+            if path[:depth] in adams:
+                field, rest = path[depth].name, path[depth + 1 :]
+                # Flax has each leaf in a box, which makes its path longer.
+                return fit(leaf, arrays["count" if field == "count" else _name(field, rest)])
         if path not in following:
             return leaf
         count = np.asarray(leaf)
@@ -93,18 +99,6 @@ def replace_arrays(
         return int(after) if isinstance(leaf, int) else fit(leaf, after)
 
     return tree_map_with_path(replace, state)
-
-
-def _names_by_path(state: optax.OptState) -> dict[KeyPath, str]:
-    """By the path of each leaf of an Adam state, its name in `named_arrays`."""
-    names = {}
-    for path, adam in tree_leaves_with_path(state, is_leaf=_is_adam):
-        if _is_adam(adam):
-            for (field, *rest), _ in tree_leaves_with_path(adam):
-                # Flax has counts in boxes, which have paths of their own.
-                name = _name(field.name, tuple(rest)) if field.name != "count" else "count"
-                names[*path, field, *rest] = name
-    return names
 
 
 def _adam_states(state: optax.OptState) -> list[Any]:
