@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from adamx.base.checks import check_choice
 from adamx.checkpoint.checkpoint import Checkpoint, Order
-from adamx.checkpoint.errors import CheckpointError, Progress, naming_file, replacing
+from adamx.checkpoint.errors import CheckpointError, name_file
 from adamx.checkpoint.formats.adamx_safetensors import read_adamx, write_adamx
 from adamx.checkpoint.formats.keras_archive import (
     read_archive,
@@ -17,7 +17,9 @@ from adamx.checkpoint.formats.keras_archive import (
 )
 from adamx.checkpoint.formats.keras_h5 import is_whole_model, read_h5, write_h5
 from adamx.checkpoint.formats.torch_save import LEGACY_SIGNATURE, read_torch, write_torch
+from adamx.checkpoint.untrusted.account import Progress
 from adamx.checkpoint.untrusted.hdf5 import SIGNATURE, Reader
+from adamx.checkpoint.writing.atomic import replace_file
 from adamx.config.adam_config import AdamConfig
 
 __all__ = ["FORMATS", "Format", "load", "save", "write"]
@@ -84,9 +86,9 @@ def load(
         check_choice("format", format, FORMATS)
     if config is not None and not isinstance(config, AdamConfig):
         raise TypeError(f"config: expected an AdamConfig, found {type(config).__name__}")
-    with naming_file(path, "file"):
+    with name_file(path, "file"):
         kind = format or _told_format(path)
-    with naming_file(path, f"{kind} file"):
+    with name_file(path, f"{kind} file"):
         return _READERS[kind](path, config, progress)
 
 
@@ -154,11 +156,11 @@ def write(
             "of training; it gives the architecture, the order and the names"
         )
     if source is not None:
-        with naming_file(source, "file"):
+        with name_file(source, "file"):
             found = _told_format(source)
         if found != kind:
             raise CheckpointError(f"{source}: expected a {kind} file as template, found {found}")
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         if kind == "safetensors":
             write_adamx(temporary, checkpoint, progress)
             left: list[str] = []

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from adamx.base.trees import listed
-from adamx.checkpoint.errors import Progress
+from adamx.checkpoint.untrusted.account import Progress
 from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_schedules import KerasSchedule
 

@@ -10,7 +10,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-from adamx.checkpoint.errors import plain_text
 from tests.fuzz import adamx_files, archives, pickles
 from tests.fuzz.cases import FORMATS
 
@@ -90,7 +89,7 @@ def _many_names(file: h5py.File) -> None:
 
 def _models_within_models() -> bytes:
     """Layers whose names each begin with those of fifty models."""
-    config = plain_text(archives.members(_keras())["config.json"])
+    config = archives.members(_keras())["config.json"].decode()
     model: dict[str, Any] = {"config": {"layers": [{"class_name": "a", "config": {}}] * 500}}
     for _ in range(50):
         within = {"layers": [{**model, "class_name": "Sequential"}], "name": "x" * 20_000}

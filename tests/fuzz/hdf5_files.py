@@ -9,7 +9,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-from adamx.checkpoint.errors import plain_text
 from tests.fuzz.mangling import pick
 
 __all__ = [
@@ -114,7 +113,9 @@ def any_names(file: h5py.File, rng: np.random.RandomState) -> tuple[Any, str, li
     pairs = itertools.product(nodes, ("weight_names", "layer_names", "name"))
     found = [(group, name) for group, name in pairs if np.size(group.attrs.get(name, ()))]
     group, name = pick(rng, found or [(nodes[-1], "name")])
-    names = [plain_text(n) for n in np.ravel(group.attrs.get(name, "x"))]
+    names = [
+        n.decode() if isinstance(n, bytes) else str(n) for n in np.ravel(group.attrs.get(name, "x"))
+    ]
     return group, name, names
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adamx.checkpoint.errors import Account, CheckpointError
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.untrusted.account import Account
 from adamx.checkpoint.untrusted.pickle_scan import check_pickle
 from adamx.checkpoint.untrusted.zip_reader import SIGNATURE, Member, content, members, verify
 

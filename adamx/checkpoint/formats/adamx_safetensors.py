@@ -12,14 +12,8 @@ from typing import Any, get_args
 import numpy as np
 
 from adamx.checkpoint.checkpoint import Checkpoint, Framework
-from adamx.checkpoint.errors import (
-    Account,
-    CheckpointError,
-    Progress,
-    account_for_json,
-    parsed_json,
-    require,
-)
+from adamx.checkpoint.errors import CheckpointError, require
+from adamx.checkpoint.untrusted.account import Account, Progress, charge_json, parse_json
 from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_schedules import KerasSchedule
 
@@ -93,7 +87,7 @@ def read_adamx(path: Path, config: AdamConfig | None, progress: Progress | None)
             raise CheckpointError(
                 "the checksum is wrong: the file was damaged after it was written"
             )
-    described = parsed_json(metadata["checkpoint"], account)
+    described = parse_json(metadata["checkpoint"], account)
     if described["version"] != _VERSION:
         raise CheckpointError(
             f"expected version {_VERSION} of the format, found {described['version']!r:.20}; "
@@ -125,7 +119,7 @@ def _checked_header(path: Path) -> Account:
             raise ValueError(f"its header is said to have {length} bytes")
         header = file.read(length)
     account.allow(_PER_ARRAY * header.count(b'"data_offsets"'))
-    account_for_json(header, account)
+    charge_json(header, account)
     account.spend(size - _LENGTH - length)
     return account
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from adamx.checkpoint.checkpoint import Checkpoint, Order
-from adamx.checkpoint.errors import Account, CheckpointError, Progress, naming_file, parsed_json
+from adamx.checkpoint.errors import CheckpointError, name_file
 from adamx.checkpoint.fitting import fitted
 from adamx.checkpoint.formats._keras_layers import (
     Layer,
@@ -32,8 +32,10 @@ from adamx.checkpoint.formats._keras_slots import (
     pack,
     unpack,
 )
+from adamx.checkpoint.untrusted.account import Account, Progress, parse_json
 from adamx.checkpoint.untrusted.hdf5 import Reader
 from adamx.checkpoint.untrusted.zip_reader import Member, content, members, stream, verify
+from adamx.checkpoint.writing.hdf5_copy import copy_hdf5
 from adamx.checkpoint.writing.zip_writer import large_member
 from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_config import Generation
@@ -131,7 +133,7 @@ def write_archive(
     progress: Progress | None,
 ) -> list[str]:
     """Write a copy of a `.keras` file with the values of `checkpoint`; return what was left out."""
-    with naming_file(template, "template"):
+    with name_file(template, "template"):
         target = read_archive(template, None, None, values=False)
     result, left = fitted(checkpoint, target, order)
     parts = _parts(template)
@@ -163,7 +165,7 @@ def write_weights(
 ) -> list[str]:
     """Write a copy of a `.weights.h5` file with the values of `checkpoint`."""
     any_rate = dataclasses.replace(checkpoint.config, learning_rate=0.0, decay=0.0)
-    with naming_file(template, "template"):
+    with name_file(template, "template"):
         target = read_weights(template, any_rate, None, values=False)
     result, left = fitted(checkpoint, target, order)
     keras_settings(result, {})
@@ -271,7 +273,7 @@ def _write_numbered(
     arrays = {place: checkpoint.params[variable.name] for place, variable in variables.items()}
     for index, array in enumerate(pack(checkpoint, layout)):
         arrays[f"{_OPTIMIZER}/{index}"] = array
-    template.copy_with(target, arrays, {}, whole=_OPTIMIZER)
+    copy_hdf5(template, target, arrays, texts={}, whole=_OPTIMIZER)
 
 
 def _major(version: str) -> int:
@@ -296,7 +298,7 @@ def _parts(path: Path) -> dict[str, Member]:
 
 
 def _json(path: Path, member: Member, account: Account) -> dict[str, Any]:
-    value = parsed_json(content(path, member), account)
+    value = parse_json(content(path, member), account)
     if not isinstance(value, dict):
         raise CheckpointError(f"{member.name}: expected a JSON object, found another value")
     return value

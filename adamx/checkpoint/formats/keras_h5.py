@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from adamx.checkpoint.checkpoint import Checkpoint, Order
-from adamx.checkpoint.errors import CheckpointError, Progress, naming_file, parsed_json
+from adamx.checkpoint.errors import CheckpointError, name_file
 from adamx.checkpoint.fitting import fitted
 from adamx.checkpoint.formats._keras_layers import NOT_TRAINED, layers_of
 from adamx.checkpoint.formats._keras_slots import (
@@ -21,7 +21,9 @@ from adamx.checkpoint.formats._keras_slots import (
     pack,
     unpack,
 )
+from adamx.checkpoint.untrusted.account import Progress, parse_json
 from adamx.checkpoint.untrusted.hdf5 import Reader
+from adamx.checkpoint.writing.hdf5_copy import copy_hdf5
 from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_config import Generation, told_generation
 
@@ -92,7 +94,7 @@ def write_h5(
     progress: Progress | None,
 ) -> list[str]:
     """Write a copy of a whole model's file with the values of `checkpoint`."""
-    with naming_file(template, "template"):
+    with name_file(template, "template"):
         target = read_h5(template, None, None, values=False)
     result, left = fitted(checkpoint, target, order)
     with Reader.open(template, progress) as reader:
@@ -110,7 +112,7 @@ def write_h5(
         arrays = {place: result.params[name] for name, place in described.weights.items()}
         arrays |= dict(zip(described.slots, pack(result, layout), strict=True))
         training = json.dumps(described.training)
-        reader.copy_with(path, arrays, {_TRAINING: training}, whole=_OPTIMIZER)
+        copy_hdf5(reader, path, arrays, texts={_TRAINING: training}, whole=_OPTIMIZER)
     return left
 
 
@@ -123,7 +125,7 @@ def _described(reader: Reader, config: AdamConfig | None) -> _Described:
             "expected optimizer_weights and training_config, found a file without the state of an "
             "optimizer; save the compiled model with include_optimizer=True"
         )
-    training = parsed_json(stored, reader.account)
+    training = parse_json(stored, reader.account)
     optimizer = training.get("optimizer_config") if isinstance(training, dict) else None
     if not isinstance(optimizer, dict) or not isinstance(optimizer.get("config"), dict):
         raise CheckpointError("training_config: expected an optimizer_config, found none")
@@ -249,7 +251,7 @@ def _sorted_names(
       None where number and shapes do not agree with what the model's configuration says.
     """
     stored = reader.text(reader.root, "model_config")
-    layers = layers_of(parsed_json(stored, reader.account)) if stored else []
+    layers = layers_of(parse_json(stored, reader.account)) if stored else []
     is_trained = {layer.name.rpartition("/")[2]: layer.trained for layer in layers}
 
     def trains(name: str, layer: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from adamx.base.trees import listed
 from adamx.checkpoint.checkpoint import Checkpoint, Order
-from adamx.checkpoint.errors import CheckpointError, Progress, naming_file, require
+from adamx.checkpoint.errors import CheckpointError, name_file, require
 from adamx.checkpoint.fitting import fitted, in_layout
 from adamx.checkpoint.formats._keras_slots import convention_hint, whole_number
 from adamx.checkpoint.formats._torch_checks import (
@@ -21,6 +21,7 @@ from adamx.checkpoint.formats._torch_checks import (
     verify_members,
 )
 from adamx.checkpoint.formats._torch_objects import model_and_names, optimizers, tensors
+from adamx.checkpoint.untrusted.account import Progress
 from adamx.config.adam_config import AdamConfig
 
 __all__ = ["LEGACY_SIGNATURE", "read_torch", "write_torch"]
@@ -54,7 +55,7 @@ def write_torch(
         left = [f"params/{name}" for name in checkpoint.params] + list(checkpoint.extra)
         torch.save(_state_dict_alone(checkpoint, order, drain), path)
         return left
-    with naming_file(template, "template"):
+    with name_file(template, "template"):
         target, saved, state_dict, model = _read(template, checkpoint.config, values=False)
     result, left = fitted(checkpoint, target, order)
     groups = state_dict["param_groups"]

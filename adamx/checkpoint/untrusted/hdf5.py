@@ -1,20 +1,20 @@
-"""HDF5 files that nobody vouches for: no link is followed out of them, no claimed size believed."""
+"""Untrusted HDF5 files: no link is followed out of them, no stated size is trusted."""
 
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 
 import numpy as np
 
-from adamx.checkpoint.errors import Account, CheckpointError, Progress, require
-from adamx.checkpoint.matching import precision_problems
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.untrusted.account import Account, Progress
 from adamx.checkpoint.untrusted.hdf5_file import SIGNATURE, File, Group
 from adamx.checkpoint.untrusted.hdf5_messages import BFLOAT16, Dataset
 
-__all__ = ["SIGNATURE", "Reader", "in_natural_order"]
+__all__ = ["SIGNATURE", "Reader", "natural_order_key"]
 
 
 class Reader:
@@ -31,12 +31,12 @@ class Reader:
         values: bool = True,
         account: Account | None = None,
     ) -> None:
-        self._stream = stream
+        self.stream = stream
         self._file = File(stream, account)
         self.account = self._file.account
         self.root = self._file.root
         self._left = self._size = self._file.size
-        self._progress = progress
+        self.progress = progress
         self._values = values
 
     @classmethod
@@ -111,8 +111,8 @@ class Reader:
             kind = BFLOAT16 if is_bfloat16 else dtype.newbyteorder("=")
             return np.broadcast_to(np.zeros((), kind), dataset.shape)
         array = self._file.read(dataset)
-        if self._progress:
-            self._progress(array.nbytes)
+        if self.progress:
+            self.progress(array.nbytes)
         if is_bfloat16:
             return array.view(BFLOAT16)
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
@@ -141,55 +141,12 @@ class Reader:
             parts.append(part[1])
         return [text for part in parts for text in part] if parts else None
 
-    def copy_with(
-        self,
-        target: Path | BinaryIO,
-        arrays: Mapping[str, np.ndarray],
-        texts: Mapping[str, str],
-        whole: str,
-    ) -> None:
-        """Write a copy of the file in which some arrays are others.
-
-        Args:
-          target: the new file, or a stream that can be read, written and seek.
-          arrays: by path.
-          texts: attributes of the root to replace.
-          whole: a group that has those of `arrays` alone.
-        """
-        h5py = require("h5py", "writing HDF5")
-        self.datasets(self.root)  # raises where links lead out of the file, or in circles
-        with h5py.File(self._stream, "r") as old, h5py.File(target, "w") as new:
-            self._copy(old, new, "", arrays, whole)
-            for path in arrays:
-                if path not in new:
-                    new[path] = arrays[path]
-                    if arrays[path].dtype == BFLOAT16:
-                        new[path].attrs["dtype"] = "bfloat16"
-            for name, text in texts.items():
-                new.attrs[name] = np.bytes_(text.encode("utf-8"))
-
-    def _copy(
-        self, old: Any, new: Any, prefix: str, arrays: Mapping[str, np.ndarray], whole: str
-    ) -> None:
-        _copy_attributes(old, new)
-        for name, node in old.items():
-            path = f"{prefix}{name}"
-            if not hasattr(node, "shape"):
-                self._copy(node, new.create_group(name), f"{path}/", arrays, whole)
-            elif path in arrays and node.shape == arrays[path].shape:
-                created = new.create_dataset(name, data=as_stored(path, arrays[path], node.dtype))
-                _copy_attributes(node, created)
-                if self._progress:
-                    self._progress(arrays[path].nbytes)
-            elif path not in arrays and prefix != f"{whole}/":
-                old.copy(name, new)
-
     def _walk(
         self, group: Group, prefix: str, above: set[int], found: dict[str, Group | Dataset]
     ) -> None:
         if group.address in above or len(above) > _DEEPEST:
             raise CheckpointError(f"{group.name}: groups within one another without end")
-        for name in sorted(group.links, key=in_natural_order):
+        for name in sorted(group.links, key=natural_order_key):
             node = self._file.child(group, name)
             assert node is not None
             found[prefix + name] = node
@@ -205,21 +162,6 @@ _LEAST_PER_OBJECT = 150  # bytes: its header, and a link to it
 _PATH = 150  # bytes of memory that a path takes beside its letters
 
 
-def _copy_attributes(old: Any, new: Any) -> None:
-    """With their own types: TensorFlow 1.1 wants its texts as bytes."""
-    for name in old.attrs:
-        new.attrs.create(name, old.attrs[name], dtype=old.attrs.get_id(name).dtype)
-
-
-def in_natural_order(name: str) -> list[tuple[int, str]]:
+def natural_order_key(name: str) -> list[tuple[int, str]]:
     """A key that sorts 2 before 10."""
     return [(int(digits or 0), text) for digits, text in re.findall(r"(\d{1,18})|(\D+)", name)]
-
-
-def as_stored(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """`array` in the dtype of the dataset that it replaces."""
-    if array.dtype == BFLOAT16 and dtype.kind == "V":
-        return np.ascontiguousarray(array).view(dtype)
-    if problems := precision_problems(name, array, dtype):
-        raise CheckpointError(problems[0])
-    return array.astype(dtype, copy=False)

@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from adamx.checkpoint.errors import Account, CheckpointError
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.untrusted.account import Account
 from adamx.checkpoint.untrusted.hdf5_messages import (
     ATTRIBUTE,
     CONTINUATION,

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from struct import unpack
 from typing import Any, BinaryIO, NamedTuple
 
-from adamx.checkpoint.errors import Account, CheckpointError
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.untrusted.account import Account
 
 __all__ = ["check_pickle"]
 

@@ -1,0 +1,79 @@
+"""Copies of HDF5 files in which some arrays are others."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from adamx.checkpoint.errors import CheckpointError, require
+from adamx.checkpoint.matching import precision_problems
+from adamx.checkpoint.untrusted.account import Progress
+from adamx.checkpoint.untrusted.hdf5 import Reader
+from adamx.checkpoint.untrusted.hdf5_messages import BFLOAT16
+
+__all__ = ["copy_hdf5"]
+
+_Arrays = Mapping[str, np.ndarray]
+
+
+def copy_hdf5(
+    source: Reader,
+    target: Path | BinaryIO,
+    arrays: _Arrays,
+    *,
+    texts: Mapping[str, str],
+    whole: str,
+) -> None:
+    """Write a copy of a file in which some arrays are others.
+
+    Args:
+      source: the open file.
+      target: the new file, or a stream that can be read, written and seek.
+      arrays: by path.
+      texts: attributes of the root to replace.
+      whole: a group that has those of `arrays` alone.
+    """
+    h5py = require("h5py", "writing HDF5")
+    source.datasets(source.root)  # raises where links lead out of the file, or in circles
+    with h5py.File(source.stream, "r") as old, h5py.File(target, "w") as new:
+        _copy_group(old, new, "", arrays, whole, source.progress)
+        for path in arrays:
+            if path not in new:
+                new[path] = arrays[path]
+                if arrays[path].dtype == BFLOAT16:
+                    new[path].attrs["dtype"] = "bfloat16"
+        for name, text in texts.items():
+            new.attrs[name] = np.bytes_(text.encode("utf-8"))
+
+
+def _copy_group(
+    old: Any, new: Any, prefix: str, arrays: _Arrays, whole: str, progress: Progress | None
+) -> None:
+    _copy_attributes(old, new)
+    for name, node in old.items():
+        path = f"{prefix}{name}"
+        if not hasattr(node, "shape"):
+            _copy_group(node, new.create_group(name), f"{path}/", arrays, whole, progress)
+        elif path in arrays and node.shape == arrays[path].shape:
+            data = _convert(path, arrays[path], node.dtype)
+            _copy_attributes(node, new.create_dataset(name, data=data))
+            if progress:
+                progress(arrays[path].nbytes)
+        elif path not in arrays and prefix != f"{whole}/":
+            old.copy(name, new)
+
+
+def _copy_attributes(old: Any, new: Any) -> None:
+    """With their own types: TensorFlow 1.1 wants its texts as bytes."""
+    for name in old.attrs:
+        new.attrs.create(name, old.attrs[name], dtype=old.attrs.get_id(name).dtype)
+
+
+def _convert(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`array` in the dtype of the dataset that it replaces."""
+    if array.dtype == BFLOAT16 and dtype.kind == "V":
+        return np.ascontiguousarray(array).view(dtype)
+    if problems := precision_problems(name, array, dtype):
+        raise CheckpointError(problems[0])
+    return array.astype(dtype, copy=False)
