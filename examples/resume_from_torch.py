@@ -166,10 +166,10 @@ def main() -> None:
         for name, shape in SHAPES.items()
     }
     # torch's Linear holds its weights the other way round, as (outputs, inputs).
-    transform = adamx.checkpoint.torch_linear
+    layout = adamx.checkpoint.torch_linear
     checkpoint = adamx.checkpoint.load(DATA / "digits_torch.pt")
-    params = checkpoint.params_like(zeros, order=ORDER, transform=transform)
-    transformation, state = checkpoint.restore(params, order=ORDER, transform=transform)
+    params = checkpoint.params_like(zeros, order=ORDER, layout=layout)
+    transformation, state = checkpoint.restore(params, order=ORDER, layout=layout)
 
     first, last = checkpoint.count, checkpoint.count + uninterrupted.size
     kept = train(transformation, params, state, first, last)

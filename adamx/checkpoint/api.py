@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from adamx.base.checks import check_choice
-from adamx.checkpoint.checkpoint import Checkpoint, Order
+from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError, name_file
 from adamx.checkpoint.formats.adamx_safetensors import read_adamx, write_adamx
 from adamx.checkpoint.formats.keras_archive import (
@@ -17,6 +17,7 @@ from adamx.checkpoint.formats.keras_archive import (
 )
 from adamx.checkpoint.formats.keras_h5 import is_whole_model, read_h5, write_h5
 from adamx.checkpoint.formats.torch_save import LEGACY_SIGNATURE, read_torch, write_torch
+from adamx.checkpoint.matching import Order
 from adamx.checkpoint.untrusted.account import Progress
 from adamx.checkpoint.untrusted.hdf5 import SIGNATURE, Reader
 from adamx.checkpoint.writing.atomic import replace_file

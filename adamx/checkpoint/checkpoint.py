@@ -2,10 +2,9 @@
 
 import dataclasses
 import warnings
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,31 +12,19 @@ import numpy as np
 import optax
 
 from adamx.base.trees import listed, path_name
+from adamx.checkpoint.consistency import check_moments
 from adamx.checkpoint.errors import CheckpointError
-from adamx.checkpoint.layouts import (
-    AS_IN_TORCH,
-    Transform,
-    leaves_of,
-    on_host,
-    transformed,
-)
-from adamx.checkpoint.matching import (
-    assign,
-    check_order,
-    check_pairs,
-    precision_problems,
-    role,
-    transposes,
-)
+from adamx.checkpoint.frameworks import FRAMEWORKS, Framework
+from adamx.checkpoint.layouts import Layout, choose_layout, lay_out
+from adamx.checkpoint.matching import Order, check_order, check_pairs
+from adamx.checkpoint.precision import check_losses, find_losses
+from adamx.checkpoint.trees import assign_to_tree, copy_to_host, list_leaves
 from adamx.config.adam_config import AdamConfig
 from adamx.state.arrays import from_numpy, to_numpy
 from adamx.state.find import named_arrays
 from adamx.transforms.rounding import StochasticRoundState
 
-__all__ = ["Checkpoint", "Framework", "Order"]
-
-Framework = Literal["tf1", "tf_keras_legacy", "tf_keras", "keras3", "torch", "jax"]
-Order = Sequence[str] | Mapping[str, str]
+__all__ = ["Checkpoint"]
 
 _MOMENTS = ("mu", "nu", "nu_max")
 
@@ -60,8 +47,8 @@ class Checkpoint:
       mu: the first moments by name. Shapes and dtypes are the file's.
       nu: the second moments by name.
       nu_max: AMSGrad's maxima by name; empty without AMSGrad.
-      transformed: whether `from_state` was given a transform, so that arrays called `kernel` may
-        stand otherwise than in JAX.
+      transformed: whether `from_state` was given a layout, so that arrays called `kernel` may not
+        be in JAX's.
       extra: what Adam's state has no place for: Keras's averages of the weights as
         `average/<name>`, and their `ema_momentum`.
 
@@ -91,41 +78,18 @@ class Checkpoint:
         for field, arrays in own.items():
             object.__setattr__(self, field, MappingProxyType(arrays))
         object.__setattr__(self, "names", tuple(self.names))
-        known = set(self.names)
-        if len(known) != len(self.names):
-            twice = [name for name, count in Counter(self.names).items() if count > 1]
-            raise CheckpointError(f"{listed(twice)}: expected every name once")
-        if self.config.amsgrad and self.config.convention == "optax" and self.framework != "jax":
+        convention = FRAMEWORKS[self.framework].convention
+        if self.config.amsgrad and self.config.convention == "optax" != convention:
             raise CheckpointError(
-                f"config: expected the convention of {self.framework} with AMSGrad, found "
-                "'optax', whose maxima are of the second moment without its bias"
+                where="config",
+                expected=f"the convention of {self.framework} with AMSGrad",
+                found="'optax', whose maxima are of the second moment without its bias",
+                argument="config",
             )
         if self.count < 0:
-            raise CheckpointError(f"count: expected at least 0, found {self.count}")
-        problems = [f"{n}: moments of no variable" for n in self.mu if n not in known]
-        for field in _MOMENTS[1:]:
-            wanted = self.mu if field == "nu" or self.config.amsgrad else {}
-            arrays = getattr(self, field)
-            problems += [f"{field}/{n}: missing beside mu/{n}" for n in wanted if n not in arrays]
-            problems += [
-                f"{field}/{name}: not expected beside amsgrad={self.config.amsgrad}"
-                if name in self.mu
-                else f"{field}/{name}: there is no mu/{name}"
-                for name in arrays
-                if name not in wanted
-            ]
-            problems += [
-                f"{field}/{n}: expected shape {a.shape} as mu/{n}, found {arrays[n].shape}"
-                for n, a in wanted.items()
-                if n in arrays and arrays[n].shape != a.shape
-            ]
-        problems += [
-            f"{n}: expected moments of shape {self.params[n].shape} as the weight, found {a.shape}"
-            for n, a in self.mu.items()
-            if n in self.params and self.params[n].shape != a.shape
-        ]
-        if problems:
-            raise CheckpointError("\n  ".join(["the moments do not fit together:", *problems]))
+            raise CheckpointError(where="count", expected="at least 0", found=self.count)
+        others = {"nu": self.nu, "nu_max": self.nu_max}
+        check_moments(self.names, self.params, self.mu, others, self.config.amsgrad)
 
     @classmethod
     def from_state(
@@ -135,7 +99,8 @@ class Checkpoint:
         config: AdamConfig,
         *,
         order: Sequence[str] | None = None,
-        transform: Transform | None = None,
+        layout: Layout | None = None,
+        transform: Layout | None = None,
     ) -> Self:
         """The checkpoint of a run in JAX.
 
@@ -144,7 +109,8 @@ class Checkpoint:
           state: any Optax state that holds an Adam state for them; see `adamx.to_numpy`.
           config: the hyperparameters. They are not in the state: give those of the run.
           order: the tree's paths in the order that the checkpoint is to have; None for the tree's.
-          transform: applied to weights and moments alike, with the path, as in `restore`.
+          layout: applied to weights and moments alike, with the path, as in `restore`.
+          transform: the old name of `layout`; deprecated.
 
         Returns:
           A checkpoint with framework "jax", and the paths as names. bfloat16 comes as float32.
@@ -157,8 +123,9 @@ class Checkpoint:
           UserWarning: parameters were rounded by `adamx.stochastic_round`, which no configuration
             can say: `restore` needs its `transformation`.
         """
+        layout = choose_layout(layout, transform)
         arrays = to_numpy(state)
-        leaves = leaves_of(params)
+        leaves = list_leaves(params)
         moments = {
             field: {
                 name.removeprefix(f"{field}/"): array
@@ -168,16 +135,20 @@ class Checkpoint:
             for field in _MOMENTS
         }
         if "mu" in arrays:
-            raise CheckpointError("params: expected a tree with paths, found a single array")
+            raise CheckpointError(
+                where="params", expected="a tree with paths", found="a single array"
+            )
         paths = list(leaves)
         if order is not None:
             paths = check_order(order, [len(leaves)], "each leaf of params")
             if unknown := sorted(set(paths) - leaves.keys()):
                 raise CheckpointError(
-                    f"order: {listed(unknown)}: not among the paths of params, which are "
-                    f"{listed(leaves, most=1000)}"
+                    f"{listed(unknown)}: not among the paths of params, which are "
+                    f"{listed(leaves, most=1000)}",
+                    where="order",
+                    argument="order",
                 )
-        weights = on_host(leaves)
+        weights = copy_to_host(leaves)
         if _rounds_at_random(state):
             warnings.warn(
                 "state: parameters are rounded by stochastic_round, which is not in a checkpoint: "
@@ -189,7 +160,7 @@ class Checkpoint:
         def put(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             known = [path for path in paths if path in values]
             known += [path for path in values if path not in paths]
-            return {p: values[p] if transform is None else transform(p, values[p]) for p in known}
+            return {path: lay_out(path, values[path], layout) for path in known}
 
         return cls(
             framework="jax",
@@ -198,7 +169,7 @@ class Checkpoint:
             count=int(arrays["count"]),
             names=tuple(path for path in paths if path in moments["mu"]),
             params=put(weights),
-            transformed=transform is not None,
+            transformed=layout is not None,
             **{field: put(values) for field, values in moments.items()},
         )
 
@@ -207,8 +178,9 @@ class Checkpoint:
         params: optax.Params,
         *,
         order: Order | None = None,
-        transform: Transform | None = None,
+        layout: Layout | None = None,
         transformation: optax.GradientTransformation | None = None,
+        transform: Layout | None = None,
     ) -> tuple[optax.GradientTransformationExtraArgs, optax.OptState]:
         """The optimizer, to go on with in JAX.
 
@@ -218,12 +190,13 @@ class Checkpoint:
           order: the tree's paths in the order of `names`, where names differ. Where `names` has
             some without moments, they may be left out, or not. Or a mapping from the file's names
             to paths, in which those of other weights may stand, too.
-          transform: called with a path of the tree and each array that goes there, to change its
-            layout; `torch_linear` is one.
+          layout: called with a path of the tree and each array that goes there, to change how its
+            axes stand; `torch_linear` is one.
           transformation: a transformation to go on with that holds an Adam and perhaps more than
             `config` can say, such as `adamx.stochastic_round`; what else it keeps begins anew. None
             for `config.transformation()`. Hyperparameters, and with AMSGrad the convention, are not
             compared with those of `config`.
+          transform: the old name of `layout`; deprecated.
 
         Returns:
           The transformation, and its state: the moments, and every count, those of schedules too.
@@ -234,28 +207,30 @@ class Checkpoint:
             would lose precision in the dtype of its parameter; `transformation` and the checkpoint
             disagree about AMSGrad.
         """
+        layout = choose_layout(layout, transform)
         transformation = self.config.transformation() if transformation is None else transformation
         state = transformation.init(params)
         like = named_arrays(state)
-        leaves = {path: leaf for path, leaf in leaves_of(params).items() if f"mu/{path}" in like}
+        leaves = {path: leaf for path, leaf in list_leaves(params).items() if f"mu/{path}" in like}
         amsgrad = self.config.amsgrad
         if any((f"nu_max/{path}" in like) != amsgrad for path in leaves):
             raise CheckpointError(
-                f"transformation: expected one of amsgrad={amsgrad}, as in the checkpoint; found "
-                f"one of amsgrad={not amsgrad}"
+                f"expected one of amsgrad={amsgrad}, as in the checkpoint; found one of "
+                f"amsgrad={not amsgrad}",
+                where="transformation",
+                argument="transformation",
             )
-        sources = self._assigned(leaves, self.mu, self.names, order, transform, ())
+        sources = self._assign(leaves, self.mu, self.names, order, layout, ())
         arrays: dict[str, np.ndarray] = {"count": np.asarray(self.count)}
-        problems: list[str] = []
+        losses: list[str] = []
         for path, name in sources.items():
             for field in _MOMENTS:
                 key = f"{field}/{path}"
                 if key in like:
-                    array = transformed(path, getattr(self, field)[name], transform)
+                    array = lay_out(path, getattr(self, field)[name], layout)
                     arrays[key] = array
-                    problems += precision_problems(key, array, like[key].dtype)
-        if problems:
-            raise CheckpointError("\n  ".join(["values would lose precision:", *problems]))
+                    losses += find_losses(key, array, like[key].dtype)
+        check_losses(losses)
         return optax.with_extra_args_support(transformation), from_numpy(state, arrays)
 
     def params_like(
@@ -263,7 +238,8 @@ class Checkpoint:
         params: optax.Params,
         *,
         order: Order | None = None,
-        transform: Transform | None = None,
+        layout: Layout | None = None,
+        transform: Layout | None = None,
     ) -> Any:
         """The model's weights, shaped like a tree.
 
@@ -273,7 +249,8 @@ class Checkpoint:
           order: the tree's paths in the order of `names`, as in `restore`; or for all of the file's
             weights, if there are more, in that of `self.params`. Or a mapping from the file's names
             to paths: needed if `names` are only numbers, which do not tell the weights' order.
-          transform: as in `restore`.
+          layout: as in `restore`.
+          transform: the old name of `layout`; deprecated.
 
         Returns:
           A tree like `params`, with JAX arrays of the dtypes there.
@@ -281,26 +258,26 @@ class Checkpoint:
         Raises:
           CheckpointError: as `restore`; or the file holds no weights.
         """
+        layout = choose_layout(layout, transform)
         if not self.params:
             raise CheckpointError(
-                "params: the file holds no weights, or not just those of one model"
+                "the file holds no weights, or not just those of one model", where="params"
             )
-        leaves = leaves_of(params)
+        leaves = list_leaves(params)
         # Where the optimizer's variables have no names, any of the weights may be one.
         untrained = [name for name in self.params if name not in self.mu]
         names = list(self.params)
-        sources = self._assigned(leaves, self.params, names, order, transform, untrained)
-        problems: list[str] = []
+        sources = self._assign(leaves, self.params, names, order, layout, untrained)
+        losses: list[str] = []
         weights = {}
         for path, name in sources.items():
-            array = transformed(path, self.params[name], transform)
-            problems += precision_problems(path, array, leaves[path].dtype)
+            array = lay_out(path, self.params[name], layout)
+            losses += find_losses(path, array, leaves[path].dtype)
             weights[path] = jnp.asarray(array.astype(leaves[path].dtype))
-        if problems:
-            raise CheckpointError("\n  ".join(["values would lose precision:", *problems]))
+        check_losses(losses)
         return jax.tree_util.tree_map_with_path(lambda p, _: weights[path_name(p)], params)
 
-    def drained(self, field: str) -> Iterator[tuple[str, np.ndarray]]:
+    def drain(self, field: str) -> Iterator[tuple[str, np.ndarray]]:
         """The arrays of a field by name, each forgotten as it comes: for a conversion in place.
 
         The checkpoint is of no use afterwards.
@@ -314,7 +291,7 @@ class Checkpoint:
         """Whether `names` are more than numbers, because the file tells them."""
         return not all(name.isdecimal() for name in self.names)
 
-    def ordered(self, order: Order, of: Mapping[str, np.ndarray]) -> dict[str, str]:
+    def apply_order(self, order: Order, of: Mapping[str, np.ndarray]) -> dict[str, str]:
         """By name the path that `order` gives it: in the order of `names`, or in that of `of`.
 
         Of `names`, those without moments may be left out.
@@ -331,13 +308,13 @@ class Checkpoint:
         anonymous = not self.is_named and not all(name in self.params for name in self.names)
         return anonymous and len(order) in (len(self.names), len(self.mu))
 
-    def _assigned(
+    def _assign(
         self,
         leaves: Mapping[str, Any],
         arrays: Mapping[str, np.ndarray],
         names: Sequence[str],
         order: Order | None,
-        transform: Transform | None,
+        layout: Layout | None,
         optional: Collection[str],
     ) -> dict[str, str]:
         """By path of the tree, the name of the one of `arrays` that goes there."""
@@ -347,36 +324,24 @@ class Checkpoint:
             given = order
         elif order is not None and arrays is self.params and self._is_unlinked(order):
             raise CheckpointError(
-                f"order: expected a mapping such as {{{next(iter(arrays))!r}: path, ...}}, since "
-                "the file does not tell in which order its optimizer has the weights "
-                f"{listed(arrays, most=1000)}"
+                f"expected a mapping such as {{{next(iter(arrays))!r}: path, ...}}, since the file "
+                "does not tell in which order its optimizer has the weights "
+                f"{listed(arrays, most=1000)}",
+                where="order",
+                argument="order",
             )
         elif order is not None:
-            given = self.ordered(order, arrays)
-
-        def fault(name: str, path: str) -> str | None:
-            shape = arrays[name].shape
-            from_torch = self.framework == "torch" and role(path) not in AS_IN_TORCH
-            from_keras = self.framework != "torch" and transposes(name, path, shape)
-            if transform is not None or len(shape) < 2 or not (from_torch or from_keras):
-                return None
-            return f"{name} of shape {shape} may be laid out otherwise: give a transform"
-
-        try:
-            return assign(
-                {name: arrays[name].shape for name in names if name in arrays},
-                {path: leaf.shape for path, leaf in leaves.items()},
-                order=given,
-                shape_at=lambda name, path: transformed(path, arrays[name], transform).shape,
-                optional=optional,
-                known={name: _FROZEN for name in [*self.params, *self.names] if name not in arrays},
-                fault=fault,
-                named=self.is_named or arrays is self.params,
-            )
-        except CheckpointError as error:
-            if self.framework != "torch" or transform is not None:
-                raise
-            raise CheckpointError(f"{error}\n{_TRANSPOSED}") from error.__cause__
+            given = self.apply_order(order, arrays)
+        return assign_to_tree(
+            {name: arrays[name] for name in names if name in arrays},
+            leaves,
+            order=given,
+            layout=layout,
+            is_transposed=FRAMEWORKS[self.framework].kernel == "out, in",
+            optional=optional,
+            frozen=[name for name in [*self.params, *self.names] if name not in arrays],
+            named=self.is_named or arrays is self.params,
+        )
 
 
 def _rounds_at_random(state: optax.OptState) -> bool:
@@ -384,13 +349,3 @@ def _rounds_at_random(state: optax.OptState) -> bool:
         return isinstance(node, StochasticRoundState)
 
     return any(map(is_it, jax.tree.leaves(state, is_leaf=is_it)))
-
-
-_FROZEN = (
-    "has no moments in the file (it was frozen): put None there, or keep it from the optimizer "
-    "with optax.masked or optax.partition"
-)
-_TRANSPOSED = (
-    "The weights of torch's layers are transposed against the kernels of Keras and Flax: give "
-    "transform=adamx.checkpoint.torch_linear, or lambda path, array: array if yours are not"
-)

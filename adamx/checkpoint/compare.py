@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 
 from adamx.checkpoint.checkpoint import Checkpoint
-from adamx.checkpoint.fitting import fitted
+from adamx.checkpoint.fitting import fit
 
-__all__ = ["brought", "differences", "measured"]
+__all__ = ["bring", "find_differences", "measure"]
 
 _BLOCK = 1 << 13  # entries
 _INTEGERS = "biu"  # kinds of dtypes
 
 
-def brought(
+def bring(
     a: Checkpoint, b: Checkpoint, order: Sequence[str] | None
 ) -> tuple[Checkpoint, list[str]]:
-    """A with B's names and layouts, but its own precision; and what B has no place for."""
+    """A with B's names and layouts, but its own precision; and what B cannot hold."""
 
     def like(
         theirs: Mapping[str, np.ndarray], ours: Mapping[str, np.ndarray]
@@ -42,10 +42,10 @@ def brought(
         nu_max=like(b.nu_max, a.nu_max),
         extra=like(b.extra, a.extra),
     )
-    return fitted(a, target, order)
+    return fit(a, target, order)
 
 
-def differences(a: Checkpoint, b: Checkpoint) -> dict[str, dict[str, str]]:
+def find_differences(a: Checkpoint, b: Checkpoint) -> dict[str, dict[str, str]]:
     """By variable and kind of array: the largest difference, and in how many entries."""
     kinds = {"mu": "m", "nu": "v", "nu_max": "v_max", "params": "weight", "extra": "average"}
     found: dict[str, dict[str, str]] = {}
@@ -76,7 +76,7 @@ def _difference(a: np.ndarray, b: np.ndarray) -> tuple[float, int]:
     return largest, entries
 
 
-def measured(array: np.ndarray, root: bool = False) -> dict[str, Any]:
+def measure(array: np.ndarray, root: bool = False) -> dict[str, Any]:
     """Facts about an array or its square root, as JSON takes them: "nan" and "inf" are texts."""
     squares, nonfinite = 0.0, 0
     with np.errstate(all="ignore"):

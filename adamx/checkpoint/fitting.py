@@ -1,49 +1,26 @@
-"""A checkpoint in the names, the order and the layout of another file."""
+"""A checkpoint in the names, the order and the layout of another file or framework."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from adamx.checkpoint.checkpoint import Checkpoint, Framework, Order
+from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
-from adamx.checkpoint.matching import assign, by_name, check_pairs, precision_problems, role
+from adamx.checkpoint.frameworks import FRAMEWORKS, Framework
+from adamx.checkpoint.matching import Order, assign, check_pairs
+from adamx.checkpoint.names import match_names, read_role
+from adamx.checkpoint.precision import check_losses, find_losses
 
-__all__ = ["fitted", "in_layout"]
+__all__ = ["fit", "fit_moments", "lay_out_for"]
 
 _Arrays = Mapping[str, np.ndarray]
 
-
-def in_layout(
-    array: np.ndarray, name: str, checkpoint: Checkpoint, target: Framework
-) -> np.ndarray:
-    """An array of one framework as another one lays it out.
-
-    The kernel of a dense layer in Keras is the transpose of torch's weight, embeddings are the
-    same; anything else of two dimensions or more is an error. `name` is Keras's name of the
-    variable. How arrays of a JAX program are laid out is for its author to say, by a transform.
-    """
-    source = checkpoint.framework
-    is_kernel = role(name) == "kernel" and array.ndim >= 2
-    if is_kernel and source == "jax" and target == "torch" and not checkpoint.transformed:
-        raise CheckpointError(
-            f"{name}: expected a transform, since torch's weights are transposed against the "
-            "kernels of Keras and Flax; give Checkpoint.from_state transform=torch_linear, or "
-            "lambda path, array: array if yours are not"
-        )
-    crosses = "jax" not in (source, target) and (source == "torch") != (target == "torch")
-    if not crosses or array.ndim < 2 or role(name) == "embeddings":
-        return array
-    if array.ndim > 2 or not is_kernel:
-        raise CheckpointError(
-            f"{name}: expected the kernel of a dense layer between Keras and torch, found shape "
-            f"{array.shape}; how its axes stand in the other framework is not known here: bring it "
-            "over with Checkpoint.restore(transform=...) and Checkpoint.from_state(transform=...)"
-        )
-    return array.T
+# A count of batches that torch alone has: the template's stays.
+_TORCHS_OWN = "num_batches_tracked"
 
 
-def fitted(
+def fit(
     checkpoint: Checkpoint, target: Checkpoint, order: Order | None = None
 ) -> tuple[Checkpoint, list[str]]:
     """`checkpoint` with the names, layouts and dtypes of `target`'s variables.
@@ -57,17 +34,17 @@ def fitted(
 
     Returns:
       The checkpoint, with the moments of `target.names` and the weights of `target.params`; and
-      what of the checkpoint has no place there.
+      what of the checkpoint cannot be put there.
 
     Raises:
       CheckpointError: it is not clear what goes where; entries are missing, extra or misshapen; a
         value would lose precision.
     """
-    keras_is_target = target.framework != "torch"
+    keras_is_target = FRAMEWORKS[target.framework].kernel != "out, in"
 
-    def carried(array: np.ndarray, name: str, path: str) -> np.ndarray:
+    def carry(array: np.ndarray, name: str, path: str) -> np.ndarray:
         keras_name = path if keras_is_target else name
-        return in_layout(array, keras_name, checkpoint, target.framework)
+        return lay_out_for(array, keras_name, checkpoint, target.framework)
 
     given: dict[str, str] = {}
     given_weights: dict[str, str] = {}
@@ -76,13 +53,15 @@ def fitted(
         given = {name: path for path, name in order.items() if path in target.mu}
         given_weights = {name: path for path, name in order.items() if path in target.params}
     elif order is not None:
-        given = given_weights = checkpoint.ordered(order, checkpoint.params or checkpoint.mu)
-    moments = _assigned(checkpoint.mu, target.mu, given, carried, ())
+        given = given_weights = checkpoint.apply_order(order, checkpoint.params or checkpoint.mu)
+    moments = _assign(checkpoint.mu, target.mu, given, carry, ())
     weights: dict[str, str] = {}
     left = [f"params/{name}" for name in checkpoint.params]
     if target.params:
         if not checkpoint.params:
-            raise CheckpointError("params: the checkpoint holds no weights, the file has some")
+            raise CheckpointError(
+                "the checkpoint holds no weights, the file has some", where="params"
+            )
         order_of_weights = {name: path for path, name in moments.items()} | given_weights
         untrained = [name for name in checkpoint.params if name not in checkpoint.mu]
         has_own = any(
@@ -90,17 +69,17 @@ def fitted(
         )
         keeps = () if has_own else (_TORCHS_OWN,)
         wanted = {p: a for p, a in target.params.items() if not p.endswith(keeps)}
-        weights = _assigned(checkpoint.params, wanted, order_of_weights, carried, untrained)
+        weights = _assign(checkpoint.params, wanted, order_of_weights, carry, untrained)
         left = [name for name in left if name.removeprefix("params/") not in weights.values()]
 
-    problems: list[str] = []
+    losses: list[str] = []
 
     def put(arrays: _Arrays, sources: Mapping[str, str], like: _Arrays) -> dict[str, np.ndarray]:
         result = {}
         for path in like:
             if path in sources and sources[path] in arrays:
-                array = carried(arrays[sources[path]], sources[path], path)
-                problems.extend(precision_problems(path, array, like[path].dtype))
+                array = carry(arrays[sources[path]], sources[path], path)
+                losses.extend(find_losses(path, array, like[path].dtype))
                 result[path] = array.astype(like[path].dtype, copy=False)
         return result
 
@@ -121,20 +100,92 @@ def fitted(
         nu_max=put(checkpoint.nu_max, moments, target.nu_max or target.nu),
         extra=extra,
     )
-    if problems:
-        raise CheckpointError("\n  ".join(["values would lose precision:", *problems]))
+    check_losses(losses)
     return result, left
 
 
-# A count of batches that torch alone has: the template's stays.
-_TORCHS_OWN = "num_batches_tracked"
+def fit_moments(
+    checkpoint: Checkpoint, framework: Framework, order: Order | None
+) -> tuple[Checkpoint, list[str]]:
+    """The moments alone, in a framework's layout and in the order of the model's weights.
+
+    Args:
+      checkpoint: gives the values.
+      framework: of the file that is to hold them.
+      order: as for `fit`; None to keep the names.
+
+    Returns:
+      A checkpoint without weights, whose arrays are views where that is enough; and what it has
+      left out.
+    """
+    names = checkpoint.names
+    if FRAMEWORKS[checkpoint.framework].kernel == "in, out":  # tf1's variables are sorted by name
+        in_model = [name for name in checkpoint.params if name in names]
+        names = tuple(in_model) if len(in_model) == len(names) else names
+    new = {name: name for name in names}
+    if order is not None:
+        new |= checkpoint.apply_order(order, checkpoint.params or checkpoint.mu)
+
+    def put(arrays: _Arrays) -> dict[str, np.ndarray]:
+        return {
+            new[name]: lay_out_for(arrays[name], name, checkpoint, framework)
+            for name in names
+            if name in arrays
+        }
+
+    fields = {field: put(getattr(checkpoint, field)) for field in ("mu", "nu", "nu_max")}
+    result = dataclasses.replace(
+        checkpoint,
+        framework=framework,
+        names=tuple(new[name] for name in names),
+        params={},
+        extra={},
+        **fields,
+    )
+    return result, [f"params/{name}" for name in checkpoint.params] + list(checkpoint.extra)
 
 
-def _assigned(
+def lay_out_for(
+    array: np.ndarray, name: str, checkpoint: Checkpoint, target: Framework
+) -> np.ndarray:
+    """An array of one framework as another one lays it out.
+
+    The kernel of a dense layer in Keras is the transpose of torch's weight, embeddings are the
+    same; anything else of two dimensions or more is an error. `name` is Keras's name of the
+    variable. How arrays of a JAX program are laid out is for its author to say, by a layout.
+    """
+    ours, theirs = FRAMEWORKS[checkpoint.framework].kernel, FRAMEWORKS[target].kernel
+    is_kernel = read_role(name) == "kernel" and array.ndim >= 2
+    is_known = ours != "the author's" or checkpoint.transformed
+    if is_kernel and not is_known and theirs == "out, in":
+        raise CheckpointError(
+            where=name,
+            expected="a layout, since torch's weights are transposed against the kernels of Keras "
+            "and Flax",
+            remedy="give Checkpoint.from_state layout=torch_linear, or lambda path, array: array "
+            "if yours are not",
+            argument="layout",
+        )
+    crosses = "the author's" not in (ours, theirs) and ours != theirs
+    if not crosses or array.ndim < 2 or read_role(name) == "embeddings":
+        return array
+    if array.ndim > 2 or not is_kernel:
+        raise CheckpointError(
+            where=name,
+            expected="the kernel of a dense layer between Keras and torch",
+            found=f"shape {array.shape}",
+            remedy="how its axes stand in the other framework is not known here: bring it over "
+            "with Checkpoint.restore(layout=...) and Checkpoint.from_state(layout=...)",
+            argument="layout",
+        )
+    return array.T
+
+
+def _assign(
     found: _Arrays,
     wanted: _Arrays,
     order: Mapping[str, str],
-    carried: Callable[[np.ndarray, str, str], np.ndarray],
+    carry: Callable[[np.ndarray, str, str], np.ndarray],
     optional: Sequence[str],
 ) -> dict[str, str]:
     """By path what goes there: as `order` says, and by name what it does not speak of."""
@@ -142,12 +193,12 @@ def _assigned(
     if known:
         rest = [name for name in found if name not in order]
         open_paths = [path for path in wanted if path not in known.values()]
-        known |= by_name(rest, [], open_paths)
+        known |= match_names(rest, [], open_paths)
     return assign(
         {name: array.shape for name, array in found.items()},
         {path: array.shape for path, array in wanted.items()},
         order={**order, **known} if known else None,
-        shape_at=lambda name, path: carried(found[name], name, path).shape,
+        shape_at=lambda name, path: carry(found[name], name, path).shape,
         optional=optional,
         sides=("checkpoint", "other file"),
     )

@@ -17,7 +17,8 @@ from adamx.base.trees import listed
 from adamx.base.version import __version__
 from adamx.checkpoint import FORMATS, Checkpoint, CheckpointError, load
 from adamx.checkpoint.api import write
-from adamx.checkpoint.compare import brought, differences, measured
+from adamx.checkpoint.compare import bring, find_differences, measure
+from adamx.checkpoint.frameworks import FRAMEWORKS
 from adamx.cli.output import (
     counted,
     effective,
@@ -37,14 +38,6 @@ __all__ = ["main"]
 
 _DONE, _DIFFERENT, _BAD, _INTERRUPTED, _BROKEN_PIPE = 0, 1, 2, 130, 141
 
-_FRAMEWORKS = {
-    "tf1": "TensorFlow 1.1, Keras",
-    "tf_keras_legacy": "tf_keras (legacy optimizer)",
-    "tf_keras": "tf_keras",
-    "keras3": "Keras",
-    "torch": "PyTorch",
-    "jax": "JAX",
-}
 _ALWAYS_SHOWN = ("learning_rate", "b1", "b2", "eps", "convention")
 
 _Rows = list[dict[str, str]]
@@ -169,14 +162,14 @@ def _inspect(arguments: argparse.Namespace) -> int:
             "config": plain(checkpoint.config),
             "variables": [variable for variable in variables if "norm_m" in variable],
             "without_moments": [variable for variable in variables if "norm_m" not in variable],
-            "extra": {name: measured(array) for name, array in checkpoint.extra.items()},
+            "extra": {name: measure(array) for name, array in checkpoint.extra.items()},
         }
         print(json.dumps(facts, indent=2, allow_nan=False))
         return _DONE
     config, usual = effective(checkpoint.config), plain(AdamConfig())
     head = {
         "file": str(arguments.file),
-        "framework": f"{_FRAMEWORKS[checkpoint.framework]} {checkpoint.version or ''}".strip(),
+        "framework": f"{FRAMEWORKS[checkpoint.framework].title} {checkpoint.version or ''}".strip(),
         "count": counted(checkpoint.count, "step"),
         **{k: v for k, v in config.items() if k in _ALWAYS_SHOWN or v != usual[k]},
     }
@@ -197,7 +190,7 @@ def _variables(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     variables = []
     for name in dict.fromkeys([*c.names, *c.params]):
         held = {key: arrays[name] for key, arrays in sources.items() if name in arrays}
-        told_of = {key: measured(array, "sqrt" in key) for key, array in held.items()}
+        told_of = {key: measure(array, "sqrt" in key) for key, array in held.items()}
         first = next(iter(told_of.values()), {"shape": None, "dtype": None})
         variables.append(
             {
@@ -288,10 +281,10 @@ def _diff(arguments: argparse.Namespace) -> int:
     order = _order(arguments.order)
     a, b = _load(arguments.a, arguments), _load(arguments.b, arguments)
     try:
-        as_b, left = brought(a, b, order)
+        as_b, left = bring(a, b, order)
     except CheckpointError as error:
         raise CheckpointError(f"{arguments.a} and {arguments.b}: {error}") from error
-    differing = differences(as_b, b)
+    differing = find_differences(as_b, b)
     only_a = [*left, *(["v_max"] if a.nu_max and not b.nu_max else [])]
     only_b = [name for name in b.extra if name not in as_b.extra]
     only_b += ["v_max"] if b.nu_max and not a.nu_max else []

@@ -107,7 +107,7 @@ def restored(checkpoint, recorded):
     paths, trained_paths = paths_of(layers), paths_of(layers, frozen=False)
     is_torch = checkpoint.framework == "torch"
     unnamed = is_torch or checkpoint.names[0] == "0"
-    layout = {"transform": torch_linear} if is_torch else {}
+    layout = {"layout": torch_linear} if is_torch else {}
     weights = checkpoint.params_like(
         tree_of(layers, paths), order=paths if is_torch else None, **layout
     )

@@ -13,7 +13,7 @@ from flax import nnx
 import adamx
 from adamx import AdamConfig
 from adamx.checkpoint import Checkpoint, CheckpointError, torch_linear
-from adamx.checkpoint.fitting import fitted
+from adamx.checkpoint.fitting import fit
 
 SHAPES = {"in.weight": (4, 3), "in.bias": (4,), "out.weight": (4, 4), "out.bias": (4,)}
 
@@ -85,11 +85,11 @@ def test_by_name_below_a_common_prefix(prefix):
 
 def test_by_order_and_transform():
     checkpoint = checkpoint_of(SHAPES)
-    assert restored(checkpoint, KERNELS, order=list(KERNELS), transform=torch_linear) == dict(
+    assert restored(checkpoint, KERNELS, order=list(KERNELS), layout=torch_linear) == dict(
         zip(KERNELS, (1, 2, 3, 4), strict=True)
     )
     other = ["in/kernel", "out/bias", "out/kernel", "in/bias"]
-    assert restored(checkpoint, KERNELS, order=other, transform=torch_linear) == dict(
+    assert restored(checkpoint, KERNELS, order=other, layout=torch_linear) == dict(
         zip(other, (1, 2, 3, 4), strict=True)
     )
 
@@ -100,7 +100,7 @@ def test_transform_is_applied_to_weights_and_moments_alike():
     arrays = {field: {"w.weight": square + i} for i, field in enumerate(("params", "mu", "nu"))}
     whole = dataclasses.replace(whole, nu_max={"w.weight": square + 3}, **arrays)
     tree = {"w": {"kernel": jnp.zeros((4, 4))}}
-    how = {"order": ["w/kernel"], "transform": torch_linear}
+    how = {"order": ["w/kernel"], "layout": torch_linear}
     np.testing.assert_array_equal(whole.params_like(tree, **how)["w"]["kernel"], square.T)
     state = adamx.to_numpy(whole.restore(tree, **how)[1])
     for i, field in enumerate(("mu", "nu", "nu_max"), 1):
@@ -120,7 +120,7 @@ def test_by_shape_through_a_transform():
     shapes = {"0": (2, 3), "1": (3, 2)}
     tree = {"a/kernel": (2, 3), "b/kernel": (3, 2)}
     checkpoint = checkpoint_of(shapes, params={})
-    assert restored(checkpoint, tree, transform=torch_linear) == {"a/kernel": 2, "b/kernel": 1}
+    assert restored(checkpoint, tree, layout=torch_linear) == {"a/kernel": 2, "b/kernel": 1}
 
 
 def test_more_than_one_way_is_an_error():
@@ -149,20 +149,42 @@ def test_a_square_kernel_of_torch_needs_a_transform():
     """Its shape does not tell that it is transposed."""
     checkpoint = checkpoint_of({"a.weight": (4, 4), "a.bias": (4,)})
     tree = {"a/kernel": (4, 4), "a/bias": (4,)}
-    with pytest.raises(
-        CheckpointError, match=r"(?s)a/kernel: a\.weight .* transform=.*torch_linear"
-    ):
+    with pytest.raises(CheckpointError, match=r"(?s)a/kernel: a\.weight .* layout=.*torch_linear"):
         restored(checkpoint, tree, order=["a/kernel", "a/bias"])
     as_it_is = restored(
-        checkpoint, tree, order=["a/kernel", "a/bias"], transform=lambda _, array: array
+        checkpoint, tree, order=["a/kernel", "a/bias"], layout=lambda _, array: array
     )
     assert as_it_is == {"a/kernel": 1, "a/bias": 2}
 
 
 def test_a_square_weight_from_keras_needs_a_transform():
     checkpoint = checkpoint_of({"a/kernel": (4, 4)}, "keras3")
-    with pytest.raises(CheckpointError, match=r"a/weight: a/kernel .* transform"):
+    with pytest.raises(CheckpointError, match=r"a/weight: a/kernel .* layout"):
         restored(checkpoint, {"a/weight": (4, 4)}, order=["a/weight"])
+
+
+def test_layout_by_its_old_name():
+    """`transform=` does the same with a warning, and is not allowed beside `layout=`."""
+    square = {"a/kernel": (4, 4)}
+    stairs = np.arange(16, dtype=np.float32).reshape(4, 4)
+    checkpoint = checkpoint_of(square, mu={"a/kernel": stairs}, params={"a/kernel": stairs})
+    tree, config = tree_of(square), checkpoint.config
+    calls = [
+        lambda **how: checkpoint.restore(tree, **how)[1][0].mu,
+        lambda **how: checkpoint.params_like(tree, **how),
+        lambda **how: Checkpoint.from_state(
+            {"a": {"kernel": stairs}}, config.transformation().init(tree), config, **how
+        ).params["a/kernel"],
+    ]
+    for call in calls:
+        new = call(layout=torch_linear)
+        with pytest.warns(DeprecationWarning, match="now called layout=") as caught:
+            old = call(transform=torch_linear)
+        assert caught[0].filename == __file__
+        jax.tree.map(np.testing.assert_array_equal, old, new)
+        np.testing.assert_array_equal(jax.tree.leaves(new)[0], stairs.T)
+        with pytest.raises(CheckpointError, match="transform: expected layout alone"):
+            call(layout=torch_linear, transform=torch_linear)
 
 
 def test_torch_linear_leaves_the_rest_alone():
@@ -186,7 +208,7 @@ def test_torch_linear_leaves_the_rest_alone():
 )
 def test_wrong_orders(order, error, message):
     with pytest.raises(error, match=message):
-        restored(checkpoint_of(SHAPES), KERNELS, order=order, transform=torch_linear)
+        restored(checkpoint_of(SHAPES), KERNELS, order=order, layout=torch_linear)
 
 
 def test_weights_of_a_file_that_does_not_link_them():
@@ -238,15 +260,15 @@ def test_flax_nnx():
     assert float(state[0].mu["kernel"].get_value()[0, 0]) == 1
     square = {"weight": (4, 4), "bias": (4,)}
     from_torch, order = checkpoint_of(square), ["kernel/value", "bias/value"]
-    with pytest.raises(CheckpointError, match=r"kernel/value: weight .*: give a transform"):
+    with pytest.raises(CheckpointError, match=r"kernel/value: weight .*: give a layout"):
         from_torch.restore(model, order=order)
     stairs = np.arange(16, dtype=np.float32).reshape(4, 4)
     from_torch = checkpoint_of(square, mu={"weight": stairs, "bias": stairs[0]})
-    _, state = from_torch.restore(model, order=order, transform=torch_linear)
+    _, state = from_torch.restore(model, order=order, layout=torch_linear)
     np.testing.assert_array_equal(state[0].mu["kernel"].get_value(), stairs.T)
     back = Checkpoint.from_state(model, state, from_torch.config)
-    with pytest.raises(CheckpointError, match="kernel/value: expected a transform"):
-        fitted(back, from_torch, ["bias", "weight"])
+    with pytest.raises(CheckpointError, match="kernel/value: expected a layout"):
+        fit(back, from_torch, ["bias", "weight"])
 
 
 def with_hole():
@@ -339,7 +361,7 @@ def test_from_state_in_another_order():
     config = AdamConfig()
     state = config.transformation().init(tree)
     order = ["a/kernel", "a/bias"]
-    checkpoint = Checkpoint.from_state(tree, state, config, order=order, transform=torch_linear)
+    checkpoint = Checkpoint.from_state(tree, state, config, order=order, layout=torch_linear)
     assert checkpoint.names == tuple(order)
     assert checkpoint.mu["a/kernel"].shape == checkpoint.params["a/kernel"].shape == (3, 2)
     with pytest.raises(CheckpointError, match=r"order: a/x: not among the paths"):

@@ -206,12 +206,10 @@ def test_kernels_by_another_name_need_a_transform():
     """Haiku's are called `w`: whether torch's must be transposed is not for adamx to say."""
     checkpoint = checkpoint_of({"a.weight": (4, 4), "a.bias": (4,)})
     tree = {"a/w": (4, 4), "a/b": (4,)}
-    for transform in (None, torch_linear):
-        with pytest.raises(CheckpointError, match="transform"):
-            checkpoint.restore(tree_of(tree), order=["a/w", "a/b"], transform=transform)
-    transposed = restored(
-        checkpoint, tree, order=["a/w", "a/b"], transform=lambda _, array: array.T
-    )
+    for layout in (None, torch_linear):
+        with pytest.raises(CheckpointError, match="layout"):
+            checkpoint.restore(tree_of(tree), order=["a/w", "a/b"], layout=layout)
+    transposed = restored(checkpoint, tree, order=["a/w", "a/b"], layout=lambda _, array: array.T)
     assert transposed == {"a/w": 1, "a/b": 2}
 
 
@@ -228,9 +226,9 @@ def test_kernels_of_a_jax_program_do_not_go_to_torch_as_they_are(tmp_path):
     tree = {"a": {"kernel": jnp.ones((4, 4)), "bias": jnp.zeros(4)}}
     config = AdamConfig(convention="torch")
     state = config.transformation().init(tree)
-    with pytest.raises(CheckpointError, match=r"a/kernel: expected a transform"):
+    with pytest.raises(CheckpointError, match=r"a/kernel: expected a layout"):
         save(tmp_path / "x.pt", Checkpoint.from_state(tree, state, config))
-    said = Checkpoint.from_state(tree, state, config, transform=torch_linear)
+    said = Checkpoint.from_state(tree, state, config, layout=torch_linear)
     save(tmp_path / "x.safetensors", said)
     save(tmp_path / "x.pt", load(tmp_path / "x.safetensors"))
 

@@ -213,7 +213,7 @@ def test_jax_into_torch(tmp_path):
     checkpoint = loaded(recorded.file)
     weights, _, _, state = restored(checkpoint, recorded)
     back = Checkpoint.from_state(
-        weights, state, checkpoint.config, order=paths_of(LAYERS), transform=torch_linear
+        weights, state, checkpoint.config, order=paths_of(LAYERS), layout=torch_linear
     )
     save(tmp_path / "back.pt", back)
     original = torch.load(CHECKPOINTS / recorded.file, weights_only=True)["optimizer"]

@@ -61,7 +61,7 @@ KERAS_NORM = Norm(epsilon=1e-3, keeps=0.99, unbiased=False)
 TORCH_NORM = Norm(epsilon=1e-5, keeps=0.9, unbiased=True)
 
 
-def half_way(checkpoint, recorded, order=None, transform=None, norm=KERAS_NORM):
+def half_way(checkpoint, recorded, order=None, layout=None, norm=KERAS_NORM):
     """The checkpoint after the first 15 of the 30 steps, which JAX does.
 
     `order` has a path for each of the checkpoint's `params`, where those are not Keras's names.
@@ -72,11 +72,11 @@ def half_way(checkpoint, recorded, order=None, transform=None, norm=KERAS_NORM):
     like = {layer: {} for layer in layers}
     for name, array in checkpoint.params.items():
         layer, part = paths[name].split("/")
-        like[layer][part] = jnp.zeros_like(transform(paths[name], array) if transform else array)
-    params = checkpoint.params_like(like, order=order, transform=transform)
+        like[layer][part] = jnp.zeros_like(layout(paths[name], array) if layout else array)
+    params = checkpoint.params_like(like, order=order, layout=layout)
     params, others = _split(params, trained)
     transformation, state = checkpoint.restore(
-        params, order=trained if order else None, transform=transform
+        params, order=trained if order else None, layout=layout
     )
 
     def loss(params, others, x, y):
@@ -107,7 +107,7 @@ def half_way(checkpoint, recorded, order=None, transform=None, norm=KERAS_NORM):
     for x, y in recorded.batches[:HALF]:
         params, others, state = step(params, others, state, x, y)
     params, order = _joined(params, others), list(paths.values())
-    return Checkpoint.from_state(params, state, checkpoint.config, order=order, transform=transform)
+    return Checkpoint.from_state(params, state, checkpoint.config, order=order, layout=layout)
 
 
 def _split(params, trained):

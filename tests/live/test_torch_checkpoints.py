@@ -247,15 +247,15 @@ def test_groups_in_an_order_of_their_own(tmp_path):
     like = {name: {"kernel": jnp.zeros((3, 3))} for name in ("body", "head")}
     order = {"0": "head/kernel", "1": "body/kernel"}
     order |= {"0.weight": "body/kernel", "2.weight": "head/kernel"}
-    params = theirs.params_like(like, order=order, transform=torch_linear)
-    _, state = theirs.restore(params, order=order, transform=torch_linear)
+    params = theirs.params_like(like, order=order, layout=torch_linear)
+    _, state = theirs.restore(params, order=order, layout=torch_linear)
     moments = adamx.to_numpy(state)
     for name, layer in {"body": body, "head": head}.items():
         weight, moment = layer.weight, optimizer.state[layer.weight]["exp_avg"]
         np.testing.assert_array_equal(params[name]["kernel"].T, weight.detach().numpy())
         np.testing.assert_array_equal(moments[f"mu/{name}/kernel"].T, moment.numpy())
 
-    ours = Checkpoint.from_state(params, state, theirs.config, transform=torch_linear)
+    ours = Checkpoint.from_state(params, state, theirs.config, layout=torch_linear)
     for unclear in (None, ["0.weight", "2.weight"], ["1", "0"]):
         with pytest.raises(CheckpointError, match="or a mapping from the names in the other file"):
             save(tmp_path / "ours.pt", ours, template=tmp_path / "theirs.pt", order=unclear)

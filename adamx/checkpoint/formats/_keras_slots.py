@@ -7,8 +7,9 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from adamx.checkpoint.checkpoint import Checkpoint, Framework
+from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.frameworks import Framework
 from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_config import Generation
 from adamx.config.keras_schedules import KerasSchedule

@@ -11,8 +11,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from adamx.checkpoint.checkpoint import Checkpoint, Framework
+from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError, require
+from adamx.checkpoint.frameworks import Framework
 from adamx.checkpoint.untrusted.account import Account, Progress, charge_json, parse_json
 from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_schedules import KerasSchedule

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from adamx.checkpoint.checkpoint import Checkpoint, Order
+from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError, name_file
-from adamx.checkpoint.fitting import fitted
+from adamx.checkpoint.fitting import fit
 from adamx.checkpoint.formats._keras_layers import (
     Layer,
     Variable,
@@ -32,6 +32,7 @@ from adamx.checkpoint.formats._keras_slots import (
     pack,
     unpack,
 )
+from adamx.checkpoint.matching import Order
 from adamx.checkpoint.untrusted.account import Account, Progress, parse_json
 from adamx.checkpoint.untrusted.hdf5 import Reader
 from adamx.checkpoint.untrusted.zip_reader import Member, content, members, stream, verify
@@ -135,7 +136,7 @@ def write_archive(
     """Write a copy of a `.keras` file with the values of `checkpoint`; return what was left out."""
     with name_file(template, "template"):
         target = read_archive(template, None, None, values=False)
-    result, left = fitted(checkpoint, target, order)
+    result, left = fit(checkpoint, target, order)
     parts = _parts(template)
     with zipfile.ZipFile(template) as archive:
         described = _json(template, parts[_CONFIG], Account(template.stat().st_size))
@@ -167,7 +168,7 @@ def write_weights(
     any_rate = dataclasses.replace(checkpoint.config, learning_rate=0.0, decay=0.0)
     with name_file(template, "template"):
         target = read_weights(template, any_rate, None, values=False)
-    result, left = fitted(checkpoint, target, order)
+    result, left = fit(checkpoint, target, order)
     keras_settings(result, {})
     if target.framework == "keras3" and not is_constant(result.config):
         raise CheckpointError(

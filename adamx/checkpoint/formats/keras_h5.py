@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from adamx.checkpoint.checkpoint import Checkpoint, Order
+from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError, name_file
-from adamx.checkpoint.fitting import fitted
+from adamx.checkpoint.fitting import fit
 from adamx.checkpoint.formats._keras_layers import NOT_TRAINED, layers_of
 from adamx.checkpoint.formats._keras_slots import (
     Layout,
@@ -21,6 +21,7 @@ from adamx.checkpoint.formats._keras_slots import (
     pack,
     unpack,
 )
+from adamx.checkpoint.matching import Order
 from adamx.checkpoint.untrusted.account import Progress, parse_json
 from adamx.checkpoint.untrusted.hdf5 import Reader
 from adamx.checkpoint.writing.hdf5_copy import copy_hdf5
@@ -96,7 +97,7 @@ def write_h5(
     """Write a copy of a whole model's file with the values of `checkpoint`."""
     with name_file(template, "template"):
         target = read_h5(template, None, None, values=False)
-    result, left = fitted(checkpoint, target, order)
+    result, left = fit(checkpoint, target, order)
     with Reader.open(template, progress) as reader:
         described = _described(reader, None)
         optimizer = described.training["optimizer_config"]

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.base.trees import listed
-from adamx.checkpoint.checkpoint import Checkpoint, Order
+from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError, name_file, require
-from adamx.checkpoint.fitting import fitted, in_layout
+from adamx.checkpoint.fitting import fit, lay_out_for
 from adamx.checkpoint.formats._keras_slots import convention_hint, whole_number
 from adamx.checkpoint.formats._torch_checks import (
     LEGACY_SIGNATURE,
@@ -21,6 +21,7 @@ from adamx.checkpoint.formats._torch_checks import (
     verify_members,
 )
 from adamx.checkpoint.formats._torch_objects import model_and_names, optimizers, tensors
+from adamx.checkpoint.matching import Order
 from adamx.checkpoint.untrusted.account import Progress
 from adamx.config.adam_config import AdamConfig
 
@@ -57,7 +58,7 @@ def write_torch(
         return left
     with name_file(template, "template"):
         target, saved, state_dict, model = _read(template, checkpoint.config, values=False)
-    result, left = fitted(checkpoint, target, order)
+    result, left = fit(checkpoint, target, order)
     groups = state_dict["param_groups"]
     settings = {k: v for k, v in _group(result).items() if k not in _KEPT}
     if all(_hyperparameters(group) == _hyperparameters(groups[0]) for group in groups):
@@ -98,18 +99,18 @@ def _state_dict_alone(checkpoint: Checkpoint, order: Order | None, drain: bool) 
         names = tuple(in_model) if len(in_model) == len(names) else names
     new = {name: name for name in names}
     if order is not None:
-        new |= checkpoint.ordered(order, checkpoint.params or checkpoint.mu)
+        new |= checkpoint.apply_order(order, checkpoint.params or checkpoint.mu)
     group = _group(checkpoint) | {"params": list(range(len(names)))}
     if any(not new[name].isdecimal() for name in names):
         group["param_names"] = [new[name] for name in names]
     if drain:
         for field in ("params", "extra"):
-            dict(checkpoint.drained(field))
+            dict(checkpoint.drain(field))
     tensors: dict[str, dict[str, Any]] = {name: {} for name in checkpoint.mu}
     for key, field in _KEYS.items():
         arrays = getattr(checkpoint, field).items()
-        for name, array in checkpoint.drained(field) if drain else arrays:
-            tensors[name][key] = _tensor(in_layout(array, name, checkpoint, "torch"))
+        for name, array in checkpoint.drain(field) if drain else arrays:
+            tensors[name][key] = _tensor(lay_out_for(array, name, checkpoint, "torch"))
     state = {i: _step(checkpoint) | tensors[n] for i, n in enumerate(names) if n in tensors}
     return {"state": state, "param_groups": [group]}
 

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from adamx.checkpoint.errors import CheckpointError, require
-from adamx.checkpoint.matching import precision_problems
+from adamx.checkpoint.precision import find_losses
 from adamx.checkpoint.untrusted.account import Progress
 from adamx.checkpoint.untrusted.hdf5 import Reader
 from adamx.checkpoint.untrusted.hdf5_messages import BFLOAT16
@@ -74,6 +74,6 @@ def _convert(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """`array` in the dtype of the dataset that it replaces."""
     if array.dtype == BFLOAT16 and dtype.kind == "V":
         return np.ascontiguousarray(array).view(dtype)
-    if problems := precision_problems(name, array, dtype):
+    if problems := find_losses(name, array, dtype):
         raise CheckpointError(problems[0])
     return array.astype(dtype, copy=False)

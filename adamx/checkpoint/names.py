@@ -1,0 +1,86 @@
+"""The names of variables: their parts, their roles, and which names mean the same."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from adamx.base.trees import listed
+from adamx.checkpoint.errors import CheckpointError
+
+__all__ = ["is_transpose", "match_names", "read_role", "split_name", "split_names"]
+
+_TRANSPOSED = {"kernel", "weight"}
+
+
+def split_name(name: str) -> tuple[str, ...]:
+    """The parts of a name, without the `value` under which Flax NNX has an array of its states."""
+    parts = name.replace(".", "/").split("/")
+    return tuple(parts[:-1] if len(parts) > 1 and parts[-1] == "value" else parts)
+
+
+def split_names(names: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """By name its parts; an error where two names have the same, `a.b` and `a/b`."""
+    split = {name: split_name(name) for name in names}
+    if len(set(split.values())) != len(split):
+        counts = Counter(split.values())
+        twice = [name for name, parts in split.items() if counts[parts] > 1]
+        raise CheckpointError(
+            where=listed(twice), expected="names that differ in more than . and /"
+        )
+    return split
+
+
+def read_role(name: str) -> str:
+    """What a layer calls the array: `kernel`, `bias`, `weight`, ..."""
+    return split_name(name)[-1]
+
+
+def is_transpose(name: str, other: str, shape: Sequence[int]) -> bool:
+    """Whether one is called `kernel` (Keras, Flax) and the other `weight` (torch): a transpose."""
+    return {read_role(name), read_role(other)} == _TRANSPOSED and len(shape) >= 2
+
+
+def match_names(
+    found: Collection[str],
+    required: Collection[str],
+    wanted: Collection[str],
+    others: Collection[str] = (),
+) -> dict[str, str]:
+    """By name the path that is equal, or equal without what all names and all paths begin with.
+
+    Args:
+      found: the names.
+      required: those of them that must have a path.
+      wanted: the paths.
+      others: names in the file that are not to be matched. A path that is one of them means it.
+    """
+    names, paths = split_names(found), split_names(wanted)
+    known = [*names.values(), *split_names(others).values()]
+
+    def match(name_prefix: int, path_prefix: int) -> dict[str, str]:
+        at = {parts[path_prefix:]: path for path, parts in paths.items()}
+        return {
+            name: at[parts[name_prefix:]]
+            for name, parts in names.items()
+            if parts[name_prefix:] in at
+        }
+
+    name_prefix, path_prefix = _count_common(known), _count_common(list(paths.values()))
+    exact = set(known) & set(paths.values())
+    for prefixes in ((0, path_prefix), (name_prefix, 0), (name_prefix, path_prefix)):
+        matched = match(*prefixes)
+        covers = set(matched.values()) == set(wanted) and matched.keys() >= set(required)
+        if covers and not exact:
+            return matched
+    return match(0, 0)
+
+
+def _count_common(names: Sequence[tuple[str, ...]]) -> int:
+    """How many first parts all names share, short of the whole of any."""
+    if len(names) < 2:
+        return 0
+    count = 0
+    for parts in zip(*(name[:-1] for name in names), strict=False):
+        if len(set(parts)) > 1:
+            break
+        count += 1
+    return count

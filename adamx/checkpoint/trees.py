@@ -1,0 +1,100 @@
+"""How the arrays of a file go into a tree of parameters."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from adamx.base.errors import InvalidType
+from adamx.base.trees import path_name
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.layouts import AS_IN_TORCH, Layout, lay_out
+from adamx.checkpoint.matching import assign
+from adamx.checkpoint.names import is_transpose, read_role
+
+__all__ = ["assign_to_tree", "copy_to_host", "list_leaves"]
+
+
+def list_leaves(params: optax.Params) -> dict[str, Any]:
+    """The leaves of a tree by path."""
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = path_name(path)
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise InvalidType(where=name, expected="an array", found=type(leaf).__name__)
+        if name in leaves:
+            raise CheckpointError("two parameters have this path; rename one of them", where=name)
+        leaves[name] = leaf
+    return leaves
+
+
+def copy_to_host(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Host copies; bfloat16 as float32."""
+    arrays = {path: np.array(leaf) for path, leaf in leaves.items()}
+    return {
+        path: array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
+        for path, array in arrays.items()
+    }
+
+
+def assign_to_tree(
+    arrays: Mapping[str, np.ndarray],
+    leaves: Mapping[str, Any],
+    *,
+    order: Mapping[str, str] | None,
+    layout: Layout | None,
+    is_transposed: bool,
+    optional: Collection[str],
+    frozen: Collection[str],
+    named: bool,
+) -> dict[str, str]:
+    """By path of the tree, the name of the one of `arrays` that goes there.
+
+    Args:
+      arrays: of the file, by name, in its order.
+      leaves: of the tree, by path.
+      order: by name of an array its path, where the user has said so.
+      layout: changes how the axes of an array stand.
+      is_transposed: whether kernels stand in the file as in torch.
+      optional: names that need not be in the tree.
+      frozen: names of the file that have none of these arrays.
+      named: whether the names are more than numbers in an order.
+    """
+
+    def find_fault(name: str, path: str) -> str | None:
+        shape = arrays[name].shape
+        from_torch = is_transposed and read_role(path) not in AS_IN_TORCH
+        from_keras = not is_transposed and is_transpose(name, path, shape)
+        if layout is not None or len(shape) < 2 or not (from_torch or from_keras):
+            return None
+        return f"{name} of shape {shape} may be laid out otherwise: give a layout"
+
+    try:
+        return assign(
+            {name: array.shape for name, array in arrays.items()},
+            {path: leaf.shape for path, leaf in leaves.items()},
+            order=order,
+            shape_at=lambda name, path: lay_out(path, arrays[name], layout).shape,
+            optional=optional,
+            known=dict.fromkeys(frozen, _FROZEN),
+            find_fault=find_fault,
+            named=named,
+        )
+    except CheckpointError as error:
+        if not is_transposed or layout is not None:
+            raise
+        remedy = ". ".join(filter(None, [error.remedy, _TRANSPOSED]))
+        argument = error.argument or "layout"
+        raise error.replace(remedy=remedy, argument=argument) from error.__cause__
+
+
+_FROZEN = (
+    "has no moments in the file (it was frozen): put None there, or keep it from the optimizer "
+    "with optax.masked or optax.partition"
+)
+_TRANSPOSED = (
+    "The weights of torch's layers are transposed against the kernels of Keras and Flax: give "
+    "layout=adamx.checkpoint.torch_linear, or lambda path, array: array if yours are not"
+)
