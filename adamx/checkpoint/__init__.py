@@ -1,8 +1,10 @@
 """The optimizer state of other frameworks: read, continued in JAX, and written back."""
 
-from adamx.checkpoint.api import FORMATS, Format, load, save
+from adamx.checkpoint import formats as _formats  # noqa: F401 - registers them
+from adamx.checkpoint.api import Format, load, save
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.format import FORMATS
 from adamx.checkpoint.layouts import torch_linear
 
 __all__ = ["FORMATS", "Checkpoint", "CheckpointError", "Format", "load", "save", "torch_linear"]

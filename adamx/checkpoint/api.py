@@ -1,58 +1,27 @@
-"""Which format a file is in, and reading and writing it."""
+"""Reading and writing checkpoints in any format that is registered."""
 
+import contextlib
+import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated
 
 from adamx.base.checks import check_choice
+from adamx.base.errors import InvalidType
+from adamx.base.trees import listed
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError, name_file
-from adamx.checkpoint.formats.adamx_safetensors import read_adamx, write_adamx
-from adamx.checkpoint.formats.keras_archive import (
-    read_archive,
-    read_weights,
-    write_archive,
-    write_weights,
-)
-from adamx.checkpoint.formats.keras_h5 import is_whole_model, read_h5, write_h5
-from adamx.checkpoint.formats.torch_save import LEGACY_SIGNATURE, read_torch, write_torch
+from adamx.checkpoint.fitting import fit, fit_moments
+from adamx.checkpoint.format import FORMATS, FileFormat, Head, Source, Target
 from adamx.checkpoint.matching import Order
 from adamx.checkpoint.untrusted.account import Progress
-from adamx.checkpoint.untrusted.hdf5 import SIGNATURE, Reader
 from adamx.checkpoint.writing.atomic import replace_file
 from adamx.config.adam_config import AdamConfig
 
-__all__ = ["FORMATS", "Format", "load", "save", "write"]
+__all__ = ["Format", "load", "recognise", "save", "write"]
 
-Format = Literal["safetensors", "torch", "keras", "h5", "weights.h5"]
-FORMATS: tuple[str, ...] = get_args(Format)
-
-_READERS: dict[str, Callable[[Path, AdamConfig | None, Progress | None], Checkpoint]] = {
-    "safetensors": read_adamx,
-    "torch": read_torch,
-    "keras": read_archive,
-    "h5": read_h5,
-    "weights.h5": read_weights,
-}
-_Writer = Callable[
-    [Path, Checkpoint, Path, Order | None, Progress | None],
-    list[str],
-]
-_KERAS_WRITERS: dict[str, _Writer] = {
-    "keras": write_archive,
-    "h5": write_h5,
-    "weights.h5": write_weights,
-}
-_SUFFIXES = {
-    ".safetensors": "safetensors",
-    ".pt": "torch",
-    ".pth": "torch",
-    ".keras": "keras",
-    ".weights.h5": "weights.h5",
-    ".h5": "h5",
-    ".hdf5": "h5",
-}
+Format = Annotated[str, "one of FORMATS"]
 
 
 def load(
@@ -65,11 +34,9 @@ def load(
     """Read the state of an Adam optimizer from a file of any framework.
 
     Args:
-      path: a `.h5` file of Keras (TensorFlow 1.1, tf_keras's legacy and current optimizer,
-        Keras 3), its `.keras` or `.weights.h5`; a file of `torch.save` with one optimizer's state
-        dict anywhere in it; or adamx's own `.safetensors`.
+      path: a file in one of `FORMATS`.
       format: one of `FORMATS`; None to tell it from the content, whatever the file is called.
-      config: hyperparameters in the place of the file's. Needed for `.weights.h5`, which has none.
+      config: hyperparameters in the place of the file's. Needed for formats that have none.
       progress: called with the number of bytes just read.
 
     Returns:
@@ -84,13 +51,11 @@ def load(
     """
     path = Path(path)
     if format is not None:
-        check_choice("format", format, FORMATS)
+        check_choice("format", format, tuple(FORMATS))
     if config is not None and not isinstance(config, AdamConfig):
-        raise TypeError(f"config: expected an AdamConfig, found {type(config).__name__}")
-    with name_file(path, "file"):
-        kind = format or _told_format(path)
-    with name_file(path, f"{kind} file"):
-        return _READERS[kind](path, config, progress)
+        raise InvalidType(where="config", expected="an AdamConfig", found=type(config).__name__)
+    form = recognise(path) if format is None else FORMATS[format]
+    return _read(form, Source(path, config, progress), values=True)
 
 
 def save(
@@ -110,8 +75,9 @@ def save(
       format: one of `FORMATS`; None to tell it from the suffix of `path`.
       template: an existing file of the model in this format. A copy of it is written, with the
         checkpoint's values instead of its weights, moments, iterations and hyperparameters, in its
-        own order and names. Needed for Keras. For torch, None writes an optimizer's state dict,
-        with the variables in the order of the model's weights; adamx's own format takes none.
+        own order and names. Some formats need one (Keras), some take none (adamx's own); for torch,
+        None writes an optimizer's state dict, with the variables in the order of the model's
+        weights.
       order: the file's names of the checkpoint's `params`, in their order, where they differ; or of
         those of `names`. Or, with a template, a mapping from its names, of weights and of the
         optimizer's variables, to those of the checkpoint.
@@ -120,84 +86,141 @@ def save(
     Between Keras and torch, the kernels of dense layers are transposed.
 
     Returns:
-      What the file has no place for: names such as `params/hidden/kernel`; empty if all is in it.
+      What the file has no room for: names such as `params/hidden/kernel`; empty if all is in it.
 
     Raises:
       CheckpointError: the format cannot express the configuration; names or shapes do not fit the
         template; a value would lose precision.
       OSError, ImportError: as `load`.
     """
-    return write(path, checkpoint, format, template, order, progress)
+    if not isinstance(checkpoint, Checkpoint):
+        found = type(checkpoint).__name__
+        raise InvalidType(where="checkpoint", expected="a Checkpoint", found=found)
+    copy = dataclasses.replace(checkpoint)
+    return write(Path(path), copy, format, template, order, progress)
 
 
 def write(
-    path: str | os.PathLike[str],
+    path: Path,
     checkpoint: Checkpoint,
     format: Format | None,
     template: str | os.PathLike[str] | None,
     order: Order | None,
     progress: Progress | None,
-    *,
-    drain: bool = False,
 ) -> tuple[str, ...]:
-    """`save`; with `drain`, the checkpoint may lose its arrays on the way, to save memory."""
-    path = Path(path)
-    if not isinstance(checkpoint, Checkpoint):
-        raise TypeError(f"checkpoint: expected a Checkpoint, found {type(checkpoint).__name__}")
-    kind = format or _suffix_format(path)
-    check_choice("format", kind, FORMATS)
-    source = None if template is None else Path(template)
-    if kind == "safetensors" and (source is not None or order is not None):
-        raise CheckpointError(
-            "template, order: expected none, since .safetensors keeps all as it is"
-        )
-    if kind in _KERAS_WRITERS and source is None:
-        raise CheckpointError(
-            f"{path}: expected template=, a {kind} file of the model that Keras saved after a step "
-            "of training; it gives the architecture, the order and the names"
-        )
-    if source is not None:
-        with name_file(source, "file"):
-            found = _told_format(source)
-        if found != kind:
-            raise CheckpointError(f"{source}: expected a {kind} file as template, found {found}")
-    with replace_file(path) as temporary:
-        if kind == "safetensors":
-            write_adamx(temporary, checkpoint, progress)
-            left: list[str] = []
-        elif kind == "torch":
-            left = write_torch(temporary, checkpoint, source, order, drain)
-            if progress:
-                progress(temporary.stat().st_size)
-        else:
-            assert source is not None
-            left = _KERAS_WRITERS[kind](temporary, checkpoint, source, order, progress)
+    """`save`, and use the checkpoint up: it loses its arrays, so that none is in memory twice."""
+    if format is not None:
+        check_choice("format", format, tuple(FORMATS))
+    form = _find_by_suffix(path) if format is None else FORMATS[format]
+    source = None if template is None else Source(Path(template), checkpoint.config, progress)
+    _check_template(form, path, source, order)
+    form.check(checkpoint)
+    new, left = _fit(form, checkpoint, source, order)
+    for field in ("params", "mu", "nu", "nu_max", "extra"):
+        dict(checkpoint.drain(field))
+    with _naming_extra(form), replace_file(path) as temporary:
+        left += form.write(Target(temporary, progress), new, source)
     return tuple(left)
 
 
-def _suffix_format(path: Path) -> str:
-    for suffix, kind in _SUFFIXES.items():
-        if path.name.lower().endswith(suffix):
-            return kind
-    raise CheckpointError(
-        f"{path}: expected one of the suffixes {', '.join(_SUFFIXES)}, or format="
-    )
+def recognise(path: Path) -> FileFormat:
+    """The format of a file or folder, by content.
+
+    Raises:
+      CheckpointError: it is of none.
+    """
+    with name_file(path, "file"):
+        head = Head.of(path)
+        for form in FORMATS.values():
+            if form.matches(head):
+                return form
+        is_empty = not head.start and not head.entries
+        known = sorted(_describe(form) for form in FORMATS.values())
+        kind = "folder" if path.is_dir() else "file"
+        raise CheckpointError(
+            expected=f"a checkpoint of {'; '.join(known)}",
+            found=f"an empty {kind}" if is_empty else "something else",
+        )
 
 
-def _told_format(path: Path) -> str:
-    """The format, by content."""
-    with path.open("rb") as file:
-        head = file.read(1024)
-    if head.startswith(SIGNATURE) or head[512:].startswith(SIGNATURE):
-        with Reader.open(path) as reader:
-            return "h5" if is_whole_model(reader) else "weights.h5"
-    if head.startswith(b"PK\x03\x04"):
-        return "torch" if b"data.pkl" in head or b"/version" in head else "keras"
-    if head.startswith(LEGACY_SIGNATURE):
-        return "torch"
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
-        return "safetensors"
-    raise CheckpointError(
-        "expected a checkpoint of Keras (HDF5 or .keras), torch or adamx (.safetensors), found "
-        f"{'an empty file' if not head else 'something else'}"
-    )
+def _read(form: FileFormat, source: Source, *, values: bool) -> Checkpoint:
+    kind = f"{form.name} file" if values else "template"
+    with name_file(source.path, kind), _naming_extra(form):
+        if source.config is None and not form.holds_config:
+            raise CheckpointError(
+                where="config",
+                expected=f"an AdamConfig, since {_describe(form)} holds no hyperparameters",
+                remedy="give config=AdamConfig(...), or AdamConfig.from_keras({...}, 'keras3'), "
+                "with those of the run",
+                argument="config",
+            )
+        return form.read(source, values=values)
+
+
+def _fit(
+    form: FileFormat, checkpoint: Checkpoint, source: Source | None, order: Order | None
+) -> tuple[Checkpoint, list[str]]:
+    """What `form` is to write, and what of the checkpoint is not in it."""
+    if source is not None:
+        plan = _read(form, dataclasses.replace(source, progress=None), values=False)
+        return fit(checkpoint, plan, order)
+    if form.framework is not None:
+        return fit_moments(checkpoint, form.framework, order)
+    return dataclasses.replace(checkpoint), []
+
+
+def _check_template(
+    form: FileFormat, path: Path, source: Source | None, order: Order | None
+) -> None:
+    """Raise unless there is a template where the format needs or allows one."""
+    if form.template == "none" and (source is not None or order is not None):
+        raise CheckpointError(
+            where="template, order",
+            expected=f"none, since {_describe(form)} is written as the checkpoint is",
+        )
+    if form.template == "required" and source is None:
+        raise CheckpointError(
+            where=str(path),
+            expected=f"template=, a {form.name} file of this model, saved after a step of training",
+            remedy="it gives the architecture, the order and the names",
+            argument="template",
+        )
+    if source is not None and (found := recognise(source.path)) is not form:
+        raise CheckpointError(
+            where=str(source.path),
+            expected=f"a {form.name} file as template",
+            found=found.name,
+            argument="template",
+        )
+
+
+def _find_by_suffix(path: Path) -> FileFormat:
+    name = path.name.lower()
+    fitting = [(s, form) for form in FORMATS.values() for s in form.suffixes if name.endswith(s)]
+    if not fitting:
+        known = [suffix for form in FORMATS.values() for suffix in form.suffixes]
+        raise CheckpointError(
+            where=str(path),
+            expected=f"one of the suffixes {listed(known, most=99)}, or format=",
+            argument="format",
+        )
+    return max(fitting, key=lambda pair: len(pair[0]))[1]
+
+
+@contextlib.contextmanager
+def _naming_extra(form: FileFormat) -> Iterator[None]:
+    """Say what to install where a package is missing."""
+    try:
+        yield
+    except ImportError as error:
+        if form.extra is None:
+            raise
+        package = (error.name or "").partition(".")[0] or form.extra
+        raise ImportError(
+            f"{_describe(form)} needs the package {package}: pip install 'adamx[{form.extra}]'",
+            name=error.name,
+        ) from error
+
+
+def _describe(form: FileFormat) -> str:
+    return f"{form.title} ({form.suffixes[0] if form.suffixes else 'folder'})"

@@ -18,15 +18,20 @@ from adamx.checkpoint.frameworks import FRAMEWORKS, Framework
 from adamx.checkpoint.layouts import Layout, choose_layout, lay_out
 from adamx.checkpoint.matching import Order, check_order, check_pairs
 from adamx.checkpoint.precision import check_losses, find_losses
-from adamx.checkpoint.trees import assign_to_tree, copy_to_host, list_leaves
+from adamx.checkpoint.trees import (
+    MOMENTS,
+    assign_to_tree,
+    copy_to_host,
+    list_leaves,
+    name_moment,
+    rounds_at_random,
+    split_moments,
+)
 from adamx.config.adam_config import AdamConfig
 from adamx.state.arrays import from_numpy, to_numpy
 from adamx.state.find import named_arrays
-from adamx.transforms.rounding import StochasticRoundState
 
 __all__ = ["Checkpoint"]
-
-_MOMENTS = ("mu", "nu", "nu_max")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,7 +78,7 @@ class Checkpoint:
     transformed: bool = False
 
     def __post_init__(self) -> None:
-        own = {field: dict(getattr(self, field)) for field in ("params", *_MOMENTS, "extra")}
+        own = {field: dict(getattr(self, field)) for field in ("params", *MOMENTS, "extra")}
         object.__setattr__(self, "_own", own)
         for field, arrays in own.items():
             object.__setattr__(self, field, MappingProxyType(arrays))
@@ -126,18 +131,7 @@ class Checkpoint:
         layout = choose_layout(layout, transform)
         arrays = to_numpy(state)
         leaves = list_leaves(params)
-        moments = {
-            field: {
-                name.removeprefix(f"{field}/"): array
-                for name, array in arrays.items()
-                if name.startswith(f"{field}/")
-            }
-            for field in _MOMENTS
-        }
-        if "mu" in arrays:
-            raise CheckpointError(
-                where="params", expected="a tree with paths", found="a single array"
-            )
+        moments = split_moments(arrays)
         paths = list(leaves)
         if order is not None:
             paths = check_order(order, [len(leaves)], "each leaf of params")
@@ -149,7 +143,7 @@ class Checkpoint:
                     argument="order",
                 )
         weights = copy_to_host(leaves)
-        if _rounds_at_random(state):
+        if rounds_at_random(state):
             warnings.warn(
                 "state: parameters are rounded by stochastic_round, which is not in a checkpoint: "
                 "go on with restore(params, transformation=...), given the same chain; without it "
@@ -211,9 +205,9 @@ class Checkpoint:
         transformation = self.config.transformation() if transformation is None else transformation
         state = transformation.init(params)
         like = named_arrays(state)
-        leaves = {path: leaf for path, leaf in list_leaves(params).items() if f"mu/{path}" in like}
+        leaves = {p: x for p, x in list_leaves(params).items() if name_moment("mu", p) in like}
         amsgrad = self.config.amsgrad
-        if any((f"nu_max/{path}" in like) != amsgrad for path in leaves):
+        if any((name_moment("nu_max", path) in like) != amsgrad for path in leaves):
             raise CheckpointError(
                 f"expected one of amsgrad={amsgrad}, as in the checkpoint; found one of "
                 f"amsgrad={not amsgrad}",
@@ -224,8 +218,8 @@ class Checkpoint:
         arrays: dict[str, np.ndarray] = {"count": np.asarray(self.count)}
         losses: list[str] = []
         for path, name in sources.items():
-            for field in _MOMENTS:
-                key = f"{field}/{path}"
+            for field in MOMENTS:
+                key = name_moment(field, path)
                 if key in like:
                     array = lay_out(path, getattr(self, field)[name], layout)
                     arrays[key] = array
@@ -342,10 +336,3 @@ class Checkpoint:
             frozen=[name for name in [*self.params, *self.names] if name not in arrays],
             named=self.is_named or arrays is self.params,
         )
-
-
-def _rounds_at_random(state: optax.OptState) -> bool:
-    def is_it(node: object) -> bool:
-        return isinstance(node, StochasticRoundState)
-
-    return any(map(is_it, jax.tree.leaves(state, is_leaf=is_it)))

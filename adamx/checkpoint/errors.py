@@ -1,15 +1,13 @@
 """The error of this room, and what turns others into it."""
 
 import contextlib
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from adamx.base.errors import AdamxError, InvalidValue
 
-__all__ = ["CheckpointError", "convert_error", "name_file", "require"]
+__all__ = ["CheckpointError", "convert_error", "name_file"]
 
 _FIELDS = ("where", "remedy", "expected", "found", "problem")  # what is cut last comes first
 _LONGEST = 1_500  # characters, so that a file cannot fill the terminal
@@ -71,17 +69,3 @@ def _make_legible(error: CheckpointError) -> CheckpointError:
             c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
         )
     return error.replace(**fields)
-
-
-_EXTRAS = {"h5py": "checkpoint", "safetensors": "checkpoint", "torch": "torch"}
-
-
-def require(module: str, purpose: str) -> ModuleType:
-    """The optional package, or an ImportError that says what to install."""
-    package = module.partition(".")[0]
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{purpose} needs the package {package}: pip install 'adamx[{_EXTRAS[package]}]'"
-        ) from error

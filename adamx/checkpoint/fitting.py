@@ -12,7 +12,7 @@ from adamx.checkpoint.matching import Order, assign, check_pairs
 from adamx.checkpoint.names import match_names, read_role
 from adamx.checkpoint.precision import check_losses, find_losses
 
-__all__ = ["fit", "fit_moments", "lay_out_for"]
+__all__ = ["fit", "fit_moments"]
 
 _Arrays = Mapping[str, np.ndarray]
 
@@ -44,7 +44,7 @@ def fit(
 
     def carry(array: np.ndarray, name: str, path: str) -> np.ndarray:
         keras_name = path if keras_is_target else name
-        return lay_out_for(array, keras_name, checkpoint, target.framework)
+        return _lay_out_for(array, keras_name, checkpoint, target.framework)
 
     given: dict[str, str] = {}
     given_weights: dict[str, str] = {}
@@ -128,7 +128,7 @@ def fit_moments(
 
     def put(arrays: _Arrays) -> dict[str, np.ndarray]:
         return {
-            new[name]: lay_out_for(arrays[name], name, checkpoint, framework)
+            new[name]: _lay_out_for(arrays[name], name, checkpoint, framework)
             for name in names
             if name in arrays
         }
@@ -145,7 +145,7 @@ def fit_moments(
     return result, [f"params/{name}" for name in checkpoint.params] + list(checkpoint.extra)
 
 
-def lay_out_for(
+def _lay_out_for(
     array: np.ndarray, name: str, checkpoint: Checkpoint, target: Framework
 ) -> np.ndarray:
     """An array of one framework as another one lays it out.

@@ -13,8 +13,43 @@ from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.layouts import AS_IN_TORCH, Layout, lay_out
 from adamx.checkpoint.matching import assign
 from adamx.checkpoint.names import is_transpose, read_role
+from adamx.transforms.rounding import StochasticRoundState
 
-__all__ = ["assign_to_tree", "copy_to_host", "list_leaves"]
+__all__ = [
+    "MOMENTS",
+    "assign_to_tree",
+    "copy_to_host",
+    "list_leaves",
+    "name_moment",
+    "rounds_at_random",
+    "split_moments",
+]
+
+MOMENTS = ("mu", "nu", "nu_max")
+
+
+def name_moment(field: str, path: str) -> str:
+    """The key of `adamx.to_numpy`: `mu/<path>`; `mu` of a tree that is one array."""
+    return f"{field}/{path}" if path else field
+
+
+def split_moments(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """What `adamx.to_numpy` returned, by field and path, without the count."""
+    moments: dict[str, dict[str, np.ndarray]] = {field: {} for field in MOMENTS}
+    for key, array in arrays.items():
+        field, _, path = key.partition("/")
+        if field in moments:
+            moments[field][path] = array
+    return moments
+
+
+def rounds_at_random(state: optax.OptState) -> bool:
+    """Whether `stochastic_round` is in a state."""
+
+    def is_it(node: object) -> bool:
+        return isinstance(node, StochasticRoundState)
+
+    return any(map(is_it, jax.tree.leaves(state, is_leaf=is_it)))
 
 
 def list_leaves(params: optax.Params) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from adamx.base.version import __version__
 from adamx.checkpoint import FORMATS, Checkpoint, CheckpointError, load
 from adamx.checkpoint.api import write
 from adamx.checkpoint.compare import bring, find_differences, measure
+from adamx.checkpoint.errors import convert_error
+from adamx.checkpoint.format import FileFormat
 from adamx.checkpoint.frameworks import FRAMEWORKS
 from adamx.cli.output import (
     counted,
@@ -73,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="adamx",
-        description="Read, convert and compare the state of Adam in checkpoints of TensorFlow 1.1, "
-        "tf_keras, Keras 3 (.h5, .keras, .weights.h5), PyTorch (.pt) and adamx (.safetensors).",
+        description=f"Read, convert and compare the state of Adam in checkpoints: {_known()}.",
         epilog="exit codes: 0; 1 if two states differ; 2 after an error",
     )
     parser.add_argument("--version", action="version", version=f"adamx {__version__}")
@@ -85,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         one.set_defaults(run=run)
         for file in files:
             one.add_argument(file.lower(), type=Path, metavar=file)
-        about = "Keras's get_config() as JSON; for .weights.h5, which has no hyperparameters"
+        bare = _list_suffixes(form for form in FORMATS.values() if not form.holds_config)
+        about = f"Keras's get_config() as JSON; for files without hyperparameters: {bare}"
         one.add_argument("--config", type=Path, metavar="FILE", help=about)
         about = "of Keras, where get_config() does not tell it"
         one.add_argument("--generation", choices=GENERATIONS, help=about)
@@ -96,8 +98,9 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "write the optimizer state of a file in another format"
     one = command(_convert, "convert", about, "SOURCE", "TARGET")
-    one.add_argument("--to", choices=FORMATS, help="TARGET's format; else its suffix tells")
-    about = "a file in TARGET's format, saved of its model after a step; needed for Keras"
+    one.add_argument("--to", choices=tuple(FORMATS), help="TARGET's format; else its suffix tells")
+    needing = _list_suffixes(form for form in FORMATS.values() if form.template == "required")
+    about = f"a file in TARGET's format, saved of its model after a step; needed for {needing}"
     one.add_argument("--template", type=Path, metavar="FILE", help=about)
     about = "TARGET's names of SOURCE's variables: one a line, in SOURCE's order"
     one.add_argument("--order", type=Path, metavar="FILE", help=about)
@@ -111,6 +114,16 @@ def _parser() -> argparse.ArgumentParser:
     about = "B's names of A's variables: one a line, in A's order"
     one.add_argument("--order", type=Path, metavar="FILE", help=about)
     return parser
+
+
+def _known() -> str:
+    """The formats, in words."""
+    forms = FORMATS.values()
+    return "; ".join(f"{form.title} ({_list_suffixes([form]) or 'a folder'})" for form in forms)
+
+
+def _list_suffixes(forms: Iterable[FileFormat]) -> str:
+    return ", ".join(suffix for form in forms for suffix in form.suffixes)
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -132,7 +145,7 @@ def _load(path: Path, arguments: argparse.Namespace) -> Checkpoint:
             described = json.loads(arguments.config.read_bytes())
             config = AdamConfig.from_keras(described, arguments.generation)
         except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{arguments.config}: {error}") from error
+            raise convert_error(error).within(str(arguments.config)) from error
     with progress_bar(f"reading {path.name}", path.stat().st_size) as progress:
         if arguments.run is _diff and config is not None:
             # A file with hyperparameters of its own keeps them: they are compared.
@@ -229,7 +242,7 @@ def _inspected_rows(variables: Sequence[Mapping[str, Any]]) -> _Rows:
 def _convert(arguments: argparse.Namespace) -> int:
     target: Path = arguments.target
     if os.path.lexists(target) and not arguments.force:
-        raise CheckpointError(f"{target}: exists; --force replaces it")
+        raise CheckpointError("exists", where=str(target), remedy="--force replaces it")
     order = _order(arguments.order)
     checkpoint = _load(arguments.source, arguments)
     old = plain(checkpoint.config)
@@ -237,10 +250,8 @@ def _convert(arguments: argparse.Namespace) -> int:
     new, steps = plain(checkpoint.config), counted(checkpoint.count, "step")
     names = {field: [*getattr(checkpoint, field)] for field in ("mu", "params", "extra")}
     with progress_bar(f"writing {target.name}", arguments.source.stat().st_size) as progress:
-        # Drained, the checkpoint is empty afterwards, and there was no second copy of it.
-        left = write(
-            target, checkpoint, arguments.to, arguments.template, order, progress, drain=True
-        )
+        # The checkpoint is empty afterwards, and there was no second copy of it.
+        left = write(target, checkpoint, arguments.to, arguments.template, order, progress)
     last = f"{target}: carried {steps}, {_carried(names, left)}"
     last += f"; not carried: {short_list(left, names['params']) or 'nothing'}"
     for field in (field for field in new if new[field] != old[field]):
@@ -267,12 +278,14 @@ def _with_settings(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Check
     try:
         new = dataclasses.replace(old, **settings)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"--set {error}") from error
+        own = convert_error(error)
+        raise own.replace(where=f"--set {own.where}".rstrip()) from error
     conventions = {old.convention, new.convention}
     if old.amsgrad and len(conventions) > 1 and "optax" in conventions:
         raise CheckpointError(
-            f"--set convention: AMSGrad's maxima in {old.convention} are not those in "
-            f"{new.convention}, since Optax alone corrects their bias first"
+            f"AMSGrad's maxima in {old.convention} are not those in {new.convention}, since Optax "
+            "alone corrects their bias first",
+            where="--set convention",
         )
     return dataclasses.replace(checkpoint, config=new)
 
@@ -283,7 +296,7 @@ def _diff(arguments: argparse.Namespace) -> int:
     try:
         as_b, left = bring(a, b, order)
     except CheckpointError as error:
-        raise CheckpointError(f"{arguments.a} and {arguments.b}: {error}") from error
+        raise error.within(f"{arguments.a} and {arguments.b}") from error
     differing = find_differences(as_b, b)
     only_a = [*left, *(["v_max"] if a.nu_max and not b.nu_max else [])]
     only_b = [name for name in b.extra if name not in as_b.extra]

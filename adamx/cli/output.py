@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from adamx.base.errors import AdamxError
 from adamx.base.trees import listed
 from adamx.checkpoint.untrusted.account import Progress
 from adamx.config.adam_config import AdamConfig
@@ -28,14 +29,14 @@ __all__ = [
 
 _LARGE = 64 << 20  # bytes for which one has to wait
 
-# What an error of the library asks for, and the option that gives it.
+# The option that gives what an argument of the library does.
 _OPTIONS = {
-    "config=": "--config FILE",
-    "template=": "--template FILE",
-    "order=": "--order FILE",
-    "format=": "--to FORMAT",
-    "generation: expected": "--generation NAME",
-    "cannot express": "--set FIELD=VALUE",
+    "checkpoint": "--set FIELD=VALUE",
+    "config": "--config FILE",
+    "format": "--to FORMAT",
+    "generation": "--generation NAME",
+    "order": "--order FILE",
+    "template": "--template FILE",
 }
 
 
@@ -92,16 +93,14 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def explained(error: Exception) -> str:
-    """What an error says, and the options that help."""
+    """What an error says, and the option that helps."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return printable(f"{error.filename}: {error.strerror}")
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "rich":
         return "the command adamx needs the package rich: pip install 'adamx[checkpoint]'"
-    message = str(error)
-    options = [option for asked, option in _OPTIONS.items() if asked in message]
-    if options and "`adamx" not in message:  # else it names the option already
-        message += f"\nOn the command line: {', '.join(options)}"
-    return printable(message, keep="\n")
+    option = _OPTIONS.get(error.argument or "") if isinstance(error, AdamxError) else None
+    hint = f"\nOn the command line: {option}" if option else ""
+    return printable(f"{error}{hint}", keep="\n")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from adamx.checkpoint.errors import require
 from tests.fuzz import archives, pickles
 from tests.fuzz.mangling import mangled, pick
 
@@ -26,7 +25,7 @@ Edit = Callable[[bytes, np.random.RandomState], bytes]
 
 def saved(value: Any, is_archive: bool) -> bytes:
     """What `torch.save` writes."""
-    torch = require("torch", "a test")
+    import torch
 
     stream = io.BytesIO()
     torch.save(value, stream, _use_new_zipfile_serialization=is_archive)
@@ -76,7 +75,7 @@ def damaged_within_old(content: bytes, rng: np.random.RandomState) -> tuple[byte
 
 def wrong_tensor(value: Any, rng: np.random.RandomState) -> None:
     """Another shape, dtype, layout or device, or other numbers."""
-    torch = require("torch", "a test")
+    import torch
 
     holder, key = pick(rng, _places(value))
     tensor = holder[key]
@@ -105,7 +104,7 @@ def wrong_tensor(value: Any, rng: np.random.RandomState) -> None:
 
 
 def wrong_step(value: Any, rng: np.random.RandomState) -> None:
-    torch = require("torch", "a test")
+    import torch
 
     state = value["optimizer"]["state"]
     steps = [-1, 2**31, 2**80, 0.5, float("nan"), float("inf"), None, "30", True, [30]]
@@ -117,7 +116,7 @@ def wrong_step(value: Any, rng: np.random.RandomState) -> None:
 
 def wrong_group(value: Any, rng: np.random.RandomState) -> None:
     """A hyperparameter, or the group itself, becomes something else."""
-    torch = require("torch", "a test")
+    import torch
 
     groups = value["optimizer"]["param_groups"]
     web: list[Any] = []
@@ -267,7 +266,7 @@ def _is_archive(content: bytes) -> bool:
 
 
 def _loaded(content: bytes) -> Any:
-    torch = require("torch", "a test")
+    import torch
 
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.untrusted.account import Account
-from adamx.checkpoint.untrusted.pickle_scan import check_pickle
+from adamx.checkpoint.untrusted.pickle_scan import check_pickle, refuse_object
 from adamx.checkpoint.untrusted.zip_reader import SIGNATURE, Member, content, members, verify
 
 __all__ = ["LEGACY_SIGNATURE", "check_file", "check_real", "verify_members"]
@@ -15,6 +15,7 @@ __all__ = ["LEGACY_SIGNATURE", "check_file", "check_real", "verify_members"]
 # The magic number with which torch.save began before it wrote archives, pickled.
 LEGACY_SIGNATURE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY_PICKLES = 5
+_SCRIPT = "constants.pkl"  # a member that archives of TorchScript have
 _LEAST_PER_TENSOR = 100  # bytes, most of them in the pickle
 
 
@@ -41,6 +42,8 @@ def check_file(path: Path) -> bool:
 def _check_archive(path: Path, account: Account) -> None:
     count, pickles = 0, []
     for member in members(path):
+        if _last(member) == _SCRIPT:
+            raise refuse_object("a program of TorchScript")
         count += 1
         pickles += [member] if _last(member) == "data.pkl" else []
     if len(pickles) != 1:
@@ -75,6 +78,8 @@ def check_real(where: str, array: np.ndarray) -> None:
     """Refuse complex moments, which torch and adamx keep in different ways."""
     if np.iscomplexobj(array):
         raise CheckpointError(
-            f"{where}: expected real numbers, found {array.dtype}: torch has a second moment for "
-            "the real and the imaginary part of each, adamx one for both"
+            where=where,
+            expected="real numbers",
+            found=f"{array.dtype}: torch has a second moment for the real and the imaginary part "
+            "of each, adamx one for both",
         )

@@ -1,11 +1,12 @@
-"""What stands where in what `torch.save` wrote: the optimizer, the model, and their names."""
+"""Find the optimizer's and the model's state dict in a saved object, and the names."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from adamx.checkpoint.errors import CheckpointError, require
+from adamx.base.trees import listed
+from adamx.checkpoint.errors import CheckpointError
 
-__all__ = ["model_and_names", "optimizers", "tensors"]
+__all__ = ["find_model", "find_optimizer", "list_tensors"]
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _DEEPEST = 32  # containers within one another
@@ -18,18 +19,20 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(index), value) for index, value in enumerate(node))
 
 
-def _walk(node: Any, place: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """Everything within what was saved, each thing once, with its place; not within optimizers."""
+def _walk(node: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Everything within what was saved, each thing once, with its path; not within optimizers."""
     if id(node) in seen:
         return
     seen.add(id(node))
-    yield "/".join(place) or "the whole file", node
-    if len(place) > _DEEPEST:
-        raise CheckpointError(f"{'/'.join(place):.200}: too many containers within one another")
+    yield "/".join(path) or "the whole file", node
+    if len(path) > _DEEPEST:
+        raise CheckpointError(
+            "too many containers within one another", where=f"{'/'.join(path):.200}"
+        )
     if not _is_optimizer(node):
         for key, child in _children(node):
             if isinstance(child, Mapping | list | tuple):
-                yield from _walk(child, (*place, key), seen)
+                yield from _walk(child, (*path, key), seen)
 
 
 def _is_optimizer(node: Any) -> bool:
@@ -40,14 +43,22 @@ def _is_optimizer(node: Any) -> bool:
     )
 
 
-def optimizers(saved: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The state dicts of optimizers, with their places."""
-    return ((place, node) for place, node in _walk(saved, (), set()) if _is_optimizer(node))
+def find_optimizer(saved: Any) -> dict[str, Any]:
+    """The state dict of the one optimizer."""
+    found = {path: node for path, node in _walk(saved, (), set()) if _is_optimizer(node)}
+    if len(found) != 1:
+        raise CheckpointError(
+            expected="the state dict of one optimizer",
+            found=f"{len(found)}: {listed(found)}" if found else "none",
+            remedy="save the one to go on with in a file of its own" if found else "",
+        )
+    return next(iter(found.values()))
 
 
-def _models(saved: Any) -> list[dict[str, Any]]:
+def _list_models(saved: Any) -> list[dict[str, Any]]:
     """What may be state dicts of models: dictionaries with tensors in them under names."""
-    torch = require("torch", "a .pt file")
+    import torch
+
     return [
         node
         for _, node in _walk(saved, (), set())
@@ -57,19 +68,20 @@ def _models(saved: Any) -> list[dict[str, Any]]:
     ]
 
 
-def tensors(model: Mapping[str, Any]) -> dict[str, Any]:
+def list_tensors(model: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors in a state dict, without what else it holds."""
-    torch = require("torch", "a .pt file")
+    import torch
+
     return {name: x for name, x in model.items() if isinstance(x, torch.Tensor)}
 
 
-def model_and_names(
+def find_model(
     saved: Any,
     groups: Sequence[Mapping[str, Any]],
     shapes: Sequence[tuple[int, ...] | None],
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """The state dict of the optimizer's model, if only one is, and the names of its parameters."""
-    models = _models(saved)
+    models = _list_models(saved)
     unknown = [str(index) for index in range(len(shapes))]
     given = [name for group in groups for name in group.get("param_names", ())]
     if len(given) != len(shapes) or len({str(name) for name in given}) != len(given):
@@ -80,9 +92,9 @@ def model_and_names(
         fitting = [model for model in models if not given or _holds(model, given, shapes)]
         names = given or unknown
     else:
-        told = [(model, _told_names(shapes, tensors(model))) for model in models]
-        fitting = [model for model, found in told if found is not None]
-        choices = {tuple(found) for _, found in told if found is not None}
+        matched = [(model, _match_shapes(shapes, list_tensors(model))) for model in models]
+        fitting = [model for model, found in matched if found is not None]
+        choices = {tuple(found) for _, found in matched if found is not None}
         names = list(choices.pop()) if len(choices) == 1 else unknown
     if not fitting:
         fitting = models
@@ -92,17 +104,17 @@ def model_and_names(
 def _holds(
     model: Mapping[str, Any], names: Sequence[str], shapes: Sequence[tuple[int, ...] | None]
 ) -> bool:
-    held = tensors(model)
+    held = list_tensors(model)
     return all(
         name in held and shape in (None, tuple(held[name].shape))
         for name, shape in zip(names, shapes, strict=True)
     )
 
 
-def _told_names(
+def _match_shapes(
     shapes: Sequence[tuple[int, ...] | None], weights: Mapping[str, Any]
 ) -> list[str] | None:
-    """The names of the optimizer's parameters, told by a model's state dict; None if it does not.
+    """The names of the optimizer's parameters by a model's state dict; None if it does not tell.
 
     It has the parameters in the order of `model.parameters()`, in which optimizers are made, and
     buffers between them. Frozen ones may have been kept from the optimizer.
@@ -115,8 +127,8 @@ def _told_names(
     trainable = {n: s for n, s in floating.items() if n.rpartition(".")[2] not in _BUFFERS}
     for candidates in (trainable, floating):
         names = list(candidates)
-        first = _places(shapes, [candidates[name] for name in names])
-        last = _places(shapes[::-1], [candidates[name] for name in reversed(names)])
+        first = _fit_in_order(shapes, [candidates[name] for name in names])
+        last = _fit_in_order(shapes[::-1], [candidates[name] for name in reversed(names)])
         if first is None or last is None:
             continue
         if first == [len(names) - 1 - place for place in reversed(last)]:  # only one way to fit
@@ -125,7 +137,7 @@ def _told_names(
     return None
 
 
-def _places(
+def _fit_in_order(
     shapes: Sequence[tuple[int, ...] | None], candidates: Sequence[tuple[int, ...]]
 ) -> list[int] | None:
     """The first candidates, in order, that have the shapes; None stands for any shape."""

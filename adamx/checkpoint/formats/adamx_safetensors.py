@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
@@ -12,13 +12,14 @@ from typing import Any, get_args
 import numpy as np
 
 from adamx.checkpoint.checkpoint import Checkpoint
-from adamx.checkpoint.errors import CheckpointError, require
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
 from adamx.checkpoint.frameworks import Framework
 from adamx.checkpoint.untrusted.account import Account, Progress, charge_json, parse_json
 from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_schedules import KerasSchedule
 
-__all__ = ["read_adamx", "write_adamx"]
+__all__ = ["Safetensors"]
 
 _VERSION = 1
 _ARRAYS = ("params", "mu", "nu", "nu_max", "extra")
@@ -28,89 +29,108 @@ _LENGTH = 8  # bytes before the header, which say how long it is
 _PER_ARRAY = 3_000  # bytes of memory that the description of an array takes, however small it is
 
 
-def write_adamx(path: Path, checkpoint: Checkpoint, progress: Progress | None) -> None:
-    """Write a checkpoint; the file describes itself.
+class Safetensors(FileFormat):
+    """A safetensors file that describes itself.
 
     The header's metadata are `format` ("adamx"), `checkpoint`, a JSON object with what is no array,
     and `sha256`: of the whole file with 64 zeros in the place of the checksum itself.
     """
-    require("safetensors", "a .safetensors file")
-    from safetensors.numpy import save_file
 
-    arrays = {
-        f"{field}/{name}": np.ascontiguousarray(array).reshape(array.shape)
-        for field in _ARRAYS
-        for name, array in getattr(checkpoint, field).items()
-    }
-    described = {
-        "version": _VERSION,
-        "framework": checkpoint.framework,
-        "framework_version": checkpoint.version,
-        "config": _config_to_json(checkpoint.config),
-        "count": checkpoint.count,
-        "names": list(checkpoint.names),
-        "transformed": checkpoint.transformed,
-        "arrays": list(arrays),
-    }
-    metadata = {
-        "format": "adamx",
-        "checkpoint": json.dumps(described, allow_nan=False),
-        "sha256": _BLANK,
-    }
-    save_file(arrays, path, metadata)
-    with path.open("r+b") as file, ThreadPoolExecutor(1) as pool:
-        pool.submit(os.fsync, file.fileno())  # the disk is busy while the checksum is computed
-        digest, place = _checksum(path, _BLANK, progress)
-        file.seek(place)
-        file.write(digest.encode())
+    name = "safetensors"
+    title = "adamx"
+    suffixes = (".safetensors",)
+    extra = "checkpoint"
 
+    def matches(self, head: Head) -> bool:
+        """Whether a JSON object begins after a length that the file has."""
+        length = int.from_bytes(head.start[:_LENGTH], "little")
+        return head.start[_LENGTH : _LENGTH + 1] == b"{" and length < head.size
 
-def read_adamx(path: Path, config: AdamConfig | None, progress: Progress | None) -> Checkpoint:
-    """Read what `write_adamx` wrote."""
-    require("safetensors", "a .safetensors file")
-    from safetensors import safe_open
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raise unless the configuration can be written down."""
+        _config_to_json(checkpoint.config)
 
-    account = _checked_header(path)
-    with (
-        safe_open(path, framework="numpy", backend="pread") as file,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        metadata = file.metadata() or {}
-        if metadata.get("format") != "adamx":
+    def read(self, source: Source, *, values: bool) -> Checkpoint:
+        """Read what `write` wrote; arrays are always read."""
+        del values
+        from safetensors import safe_open
+
+        account = _check_header(source.path)
+        with (
+            safe_open(source.path, framework="numpy", backend="pread") as file,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            metadata = file.metadata() or {}
+            if metadata.get("format") != "adamx":
+                raise CheckpointError(
+                    expected="a .safetensors file of adamx",
+                    found="one of something else: it holds weights, and no optimizer state that "
+                    "adamx knows",
+                )
+            written = metadata.get("sha256", "")
+            check = pool.submit(_compute_checksum, source.path, written, source.progress)
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if check.result()[0] != written:
+                raise CheckpointError(
+                    "the checksum is wrong: the file was damaged after it was written"
+                )
+        described = parse_json(metadata["checkpoint"], account)
+        if described["version"] != _VERSION:
             raise CheckpointError(
-                "expected a .safetensors file of adamx, found one of something else: it holds "
-                "weights, and no optimizer state that adamx knows"
+                expected=f"version {_VERSION} of the format",
+                found=f"{described['version']!r:.20}",
+                remedy="use a newer adamx",
             )
-        written = metadata.get("sha256", "")
-        check = pool.submit(_checksum, path, written, progress)
-        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if check.result()[0] != written:
-            raise CheckpointError(
-                "the checksum is wrong: the file was damaged after it was written"
-            )
-    described = parse_json(metadata["checkpoint"], account)
-    if described["version"] != _VERSION:
-        raise CheckpointError(
-            f"expected version {_VERSION} of the format, found {described['version']!r:.20}; "
-            "use a newer adamx"
+        _check_described(described, arrays)
+        fields: dict[str, Any] = {field: {} for field in _ARRAYS}
+        for key in described["arrays"]:
+            field, _, name = key.partition("/")
+            fields[field][name] = arrays[key]
+        return Checkpoint(
+            framework=described["framework"],
+            version=described["framework_version"],
+            config=source.config or _config_from_json(described["config"]),
+            count=described["count"],
+            names=tuple(described["names"]),
+            transformed=described["transformed"],
+            **fields,
         )
-    _check_described(described, arrays)
-    fields: dict[str, Any] = {field: {} for field in _ARRAYS}
-    for key in described["arrays"]:
-        field, _, name = key.partition("/")
-        fields[field][name] = arrays[key]
-    return Checkpoint(
-        framework=described["framework"],
-        version=described["framework_version"],
-        config=config or _config_from_json(described["config"]),
-        count=described["count"],
-        names=tuple(described["names"]),
-        transformed=described["transformed"],
-        **fields,
-    )
+
+    def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
+        """Write all of a checkpoint."""
+        del template
+        from safetensors.numpy import save_file
+
+        arrays = {
+            f"{field}/{name}": np.ascontiguousarray(array).reshape(array.shape)
+            for field in _ARRAYS
+            for name, array in getattr(new, field).items()
+        }
+        described = {
+            "version": _VERSION,
+            "framework": new.framework,
+            "framework_version": new.version,
+            "config": _config_to_json(new.config),
+            "count": new.count,
+            "names": list(new.names),
+            "transformed": new.transformed,
+            "arrays": list(arrays),
+        }
+        metadata = {
+            "format": "adamx",
+            "checkpoint": json.dumps(described, allow_nan=False),
+            "sha256": _BLANK,
+        }
+        save_file(arrays, target.path, metadata)
+        with target.path.open("r+b") as file, ThreadPoolExecutor(1) as pool:
+            pool.submit(os.fsync, file.fileno())  # the disk is busy while the checksum is computed
+            digest, start = _compute_checksum(target.path, _BLANK, target.progress)
+            file.seek(start)
+            file.write(digest.encode())
+        return []
 
 
-def _checked_header(path: Path) -> Account:
+def _check_header(path: Path) -> Account:
     """Raise if the header is not in the file, or takes too much memory; return what is left."""
     size = path.stat().st_size
     account = Account(size)
@@ -131,29 +151,29 @@ def _check_described(described: Mapping[str, Any], arrays: Mapping[str, np.ndarr
     if not all(isinstance(text, str) for text in texts) or type(described["count"]) is not int:
         raise CheckpointError("expected texts as names and a whole number as count")
     if not isinstance(described["transformed"], bool):
-        raise CheckpointError("transformed: expected true or false")
+        raise CheckpointError(where="transformed", expected="true or false")
     if described["framework"] not in get_args(Framework):
         raise CheckpointError(f"expected a framework, found {described['framework']!r:.80}")
     if len(described["arrays"]) != len(arrays) or set(described["arrays"]) != arrays.keys():
         raise CheckpointError("expected the arrays that the file names, found others")
 
 
-def _checksum(path: Path, written: str, progress: Progress | None) -> tuple[str, int]:
-    """The checksum, with zeros in the place of the one `written`; and where that stands."""
+def _compute_checksum(path: Path, written: str, progress: Progress | None) -> tuple[str, int]:
+    """The checksum, with zeros instead of the one `written`; and where that begins."""
     marker = f'"sha256":"{written}"'.encode()
     with path.open("rb") as file:
         length = file.read(_LENGTH)
         header = file.read(min(int.from_bytes(length, "little"), path.stat().st_size))
         if len(written) != len(_BLANK) or header.count(marker) != 1:
             raise CheckpointError("the file's header has no checksum: it was damaged or changed")
-        place = header.index(marker) + len(marker) - len(_BLANK) - 1
-        digest = hashlib.sha256(length + header[:place] + _BLANK.encode())
-        digest.update(header[place + len(_BLANK) :])
+        start = header.index(marker) + len(marker) - len(_BLANK) - 1
+        digest = hashlib.sha256(length + header[:start] + _BLANK.encode())
+        digest.update(header[start + len(_BLANK) :])
         while block := file.read(_BLOCK):
             digest.update(block)
             if progress:
                 progress(len(block))
-    return digest.hexdigest(), _LENGTH + place
+    return digest.hexdigest(), _LENGTH + start
 
 
 def _config_to_json(config: AdamConfig) -> dict[str, Any]:
@@ -164,9 +184,11 @@ def _config_to_json(config: AdamConfig) -> dict[str, Any]:
         fields["learning_rate"] = rate.to_config()
     elif callable(rate):
         raise CheckpointError(
-            "learning_rate: expected a number or a schedule of Keras, found a Python function, "
-            "which a file cannot hold; save with dataclasses.replace(checkpoint.config, "
-            "learning_rate=...), and give the function again after loading"
+            where="learning_rate",
+            expected="a number or a schedule of Keras",
+            found="a Python function, which a file cannot hold",
+            remedy="save with dataclasses.replace(checkpoint.config, learning_rate=...), and give "
+            "the function again after loading",
         )
     return fields
 
@@ -174,8 +196,13 @@ def _config_to_json(config: AdamConfig) -> dict[str, Any]:
 def _config_from_json(fields: Mapping[str, Any]) -> AdamConfig:
     known = {field.name for field in dataclasses.fields(AdamConfig)}
     if unknown := sorted(fields.keys() - known):
-        raise CheckpointError(f"config: unknown fields {unknown}; use a newer adamx")
+        raise CheckpointError(
+            f"unknown fields {unknown}", where="config", remedy="use a newer adamx"
+        )
     rate = fields["learning_rate"]
     if isinstance(rate, Mapping):
         rate = KerasSchedule.from_config(rate)
     return AdamConfig(**{**fields, "learning_rate": rate})
+
+
+register(Safetensors())

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.untrusted.account import Account
 
-__all__ = ["check_pickle"]
+__all__ = ["check_pickle", "refuse_object"]
 
 _ITEM_SIZES = {
     "torch DoubleStorage": 8,
@@ -173,17 +173,17 @@ class _Machine:
 
     def build(self) -> None:
         if self.pop() is not _DICT:
-            raise _unknown("an object with a state")
+            raise refuse_object("an object with a state")
         self._into(_DICT, 0)
 
     def storage(self) -> None:
         """A persistent id, which is all that refers to something outside of the pickle."""
         parts = _parts(self.pop())
         if len(parts) not in (5, 6) or parts[0] != "storage" or not isinstance(parts[1], _Global):
-            raise _unknown("a reference to something else than values")
+            raise refuse_object("a reference to something else than values")
         _, kind, key, _, count = parts[:5]
         if kind.name not in _ITEM_SIZES or not isinstance(key, str) or not _is_size(count):
-            raise _unknown(kind.name)
+            raise refuse_object(kind.name)
         nbytes = count * _ITEM_SIZES[kind.name]
         if key not in self.storages:
             self._account.spend(nbytes)
@@ -191,12 +191,12 @@ class _Machine:
         if self.storages.setdefault(key, nbytes) != nbytes:
             raise ValueError(f"the pickle tells two sizes of the storage {key}")
         if len(parts) == 6 and parts[5] is not None:
-            raise _unknown("a part of a storage")  # which torch has not written since 0.4
+            raise refuse_object("a part of a storage")  # which torch has not written since 0.4
         self.push(_Storage(count))
 
     def new(self) -> None:
         self.pop()
-        raise _unknown(_name(self.pop()))
+        raise refuse_object(_name(self.pop()))
 
     def call(self) -> None:
         parts = _parts(self.pop())
@@ -211,7 +211,7 @@ class _Machine:
         elif name == "_codecs encode" and parts[1:] == ["latin1"] and isinstance(parts[0], str):
             self.push(b"", 2 * len(parts[0]) + _ENTRY)
         else:
-            raise _unknown(name)
+            raise refuse_object(name)
 
     def _into(self, kind: _Made, cost: int) -> None:
         if not self._stack or self._stack[-1] is not kind:
@@ -289,9 +289,12 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _unknown(name: str) -> CheckpointError:
+def refuse_object(name: str) -> CheckpointError:
+    """The error for what no state dict holds, and what is therefore not made."""
     return CheckpointError(
-        f"expected tensors in plain dictionaries and lists, found {name}. Other objects are not "
-        "loaded, since loading them may execute code. Save the state dicts alone: torch.save("
-        "{'model': model.state_dict(), 'optimizer': optimizer.state_dict()}, path)"
+        expected="tensors in plain dictionaries and lists",
+        found=name,
+        remedy="Other objects are not loaded, since loading them may execute code. Save the state "
+        "dicts alone: torch.save({'model': model.state_dict(), 'optimizer': "
+        "optimizer.state_dict()}, path)",
     )

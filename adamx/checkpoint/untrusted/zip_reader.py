@@ -1,7 +1,7 @@
-"""Zip archives that nobody vouches for: members are read in place by name, none is unpacked.
+"""Untrusted zip archives: members are read in place by name, none is extracted.
 
-Keras and torch store members as they are, in one piece after another. Anything else is refused
-before memory is taken for it.
+Keras and torch store members as they are, in one piece after another; NumPy may deflate them.
+Anything else is refused before memory is taken for it.
 """
 
 import io
@@ -22,19 +22,31 @@ _DIRECTORY, _END, _END_64, _LOCATOR = b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06
 _LONGEST_COMMENT = 0xFFFF
 _ELSEWHERE = 0xFFFFFFFF  # the size is in an extra field, having more than 32 bits
 _BLOCK = 1 << 20
+_DEFLATED = 8  # a method of compression
 
 
 class Member(NamedTuple):
-    """A file in an archive: its name, its checksum, and which bytes of the archive it is."""
+    """A file in an archive: its name, its checksum, and which bytes of the archive it is.
+
+    `size` is what it says of itself; of one that is deflated (`stored` differs) nothing else is
+    known of its size until it is read.
+    """
 
     name: str
     checksum: int
     start: int
     size: int
+    stored: int
+    is_deflated: bool = False
 
 
-def members(path: Path) -> Iterator[Member]:
+def members(path: Path, *, deflated: bool = False) -> Iterator[Member]:
     """The members of an archive, each of which is wholly in it.
+
+    Args:
+      path: the archive.
+      deflated: whether members may be compressed. What they take unpacked is then for the caller
+        to charge.
 
     Raises:
       CheckpointError: one is compressed or encrypted, or they claim more bytes than there are.
@@ -53,18 +65,19 @@ def members(path: Path) -> Iterator[Member]:
             extra = _read(file, extra_size + comment_size)[:extra_size]
             size, stored, at = _wide(extra, size, stored, at)
             shown = name.decode("utf-8", "replace")
-            if method or flags & 1:
+            is_deflated = deflated and method == _DEFLATED
+            if flags & 1 or (method and not is_deflated):
                 raise CheckpointError(
-                    f"{shown}: expected it stored as it is, found it compressed or encrypted; "
-                    "unpack the archive, and pack it anew with `zip -0`"
+                    where=shown,
+                    expected="it stored as it is",
+                    found="it compressed or encrypted",
+                    remedy="unpack the archive, and pack it anew with `zip -0`",
                 )
-            left -= size
-            if left < 0 or stored != size:
-                raise CheckpointError(f"{shown}: claims {size} bytes; the file has less")
-            place = _place(other, at, name)
-            if place + size > start:
-                raise CheckpointError(f"{shown}: claims {size} bytes; the file has less")
-            yield Member(shown, checksum, place, size)
+            left -= stored
+            begin = _find_start(other, at, name)
+            if left < 0 or begin + stored > start or (stored != size and not is_deflated):
+                raise CheckpointError(f"claims {size} bytes; the file has less", where=shown)
+            yield Member(shown, checksum, begin, size, stored, is_deflated)
         if file.tell() != end:
             raise ValueError("the directory of the archive does not end where it should")
 
@@ -90,8 +103,31 @@ def verify(path: Path, member: Member) -> None:
 
 
 def stream(file: BinaryIO, member: Member) -> BinaryIO:
-    """A member of an open archive as a file of its own."""
-    return io.BufferedReader(_Part(file, member))
+    """A member of an open archive as a file of its own; one that is deflated cannot seek."""
+    part = _Part(file, member)
+    return io.BufferedReader(_Inflated(part, member.size) if member.is_deflated else part)
+
+
+class _Inflated(io.RawIOBase):
+    """What a deflated stream unpacks to, up to a size."""
+
+    def __init__(self, packed: io.RawIOBase, size: int) -> None:
+        self._packed, self._left = packed, size
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)  # without a header, as in archives
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self._left)
+        while wanted and not self._inflater.eof:
+            packed = self._inflater.unconsumed_tail or self._packed.read(_BLOCK)
+            found = self._inflater.decompress(packed or b"", wanted)
+            buffer[: len(found)] = found
+            self._left -= len(found)
+            if found or not packed:
+                return len(found)
+        return 0
 
 
 class _Part(io.RawIOBase):
@@ -105,12 +141,12 @@ class _Part(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._member.size}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._member.stored}[whence]
         self._at = max(0, base + offset)
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")[: max(0, self._member.size - self._at)]
+        view = memoryview(buffer).cast("B")[: max(0, self._member.stored - self._at)]
         self._file.seek(self._member.start + self._at)
         # What open() returns has readinto; typing.BinaryIO does not say so.
         count = self._file.readinto(view)  # type: ignore[attr-defined]
@@ -156,8 +192,8 @@ def _wide(extra: bytes, *sizes: int) -> tuple[int, ...]:
     return sizes
 
 
-def _place(file: BinaryIO, at: int, name: bytes) -> int:
-    """Where the bytes of the member begin, whose own header stands at `at`."""
+def _find_start(file: BinaryIO, at: int, name: bytes) -> int:
+    """Where the bytes of the member begin, whose own header is at `at`."""
     file.seek(at)
     head = _read(file, 30)
     name_size, extra_size = unpack("<HH", head[26:])

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from adamx.checkpoint.errors import CheckpointError, require
+from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.precision import find_losses
 from adamx.checkpoint.untrusted.account import Progress
 from adamx.checkpoint.untrusted.hdf5 import Reader
@@ -34,7 +34,8 @@ def copy_hdf5(
       texts: attributes of the root to replace.
       whole: a group that has those of `arrays` alone.
     """
-    h5py = require("h5py", "writing HDF5")
+    import h5py
+
     source.datasets(source.root)  # raises where links lead out of the file, or in circles
     with h5py.File(source.stream, "r") as old, h5py.File(target, "w") as new:
         _copy_group(old, new, "", arrays, whole, source.progress)

@@ -1,0 +1,205 @@
+"""What a file format is, and the registry of those that are known.
+
+To add a format, add one module to `checkpoint/formats`. It defines a subclass of `FileFormat` and
+ends in `register(...)`. Nothing else has to be edited: `load`, `save`, the command and its
+options, error messages and the tests of all formats ask the registry. (Only docs/checkpoints.md
+has to name it, and a test says what its line is.)
+
+    class Example(FileFormat):
+        name = "example"                  # what format= and --to take
+        title = "Example's own files"
+        suffixes = (".example",)
+
+        def matches(self, head):
+            return head.start.startswith(b"EXAMPLE")
+
+        def read(self, source, *, values):
+            import example                # a package that is not required: here, not above
+            ...
+            return Checkpoint(...)
+
+        def write(self, target, new, template):
+            ...
+            return ["config"]             # what the file has no room for
+
+    register(Example())
+
+What a format need not do, since `checkpoint/api.py` does it for all of them:
+- Name the file in errors. Raise `CheckpointError` with what is wrong; any other exception becomes
+  "truncated or damaged". A missing package becomes an ImportError that names `extra`.
+- Ask for `config=` where the file has none (`holds_config`), and for a template.
+- Match names, transpose kernels, check precision. `write` gets a checkpoint that fits the template.
+- Replace a file atomically. `write` writes a temporary file.
+
+What it must do:
+- Trust nothing in a file. Execute nothing; charge what you allocate to an `Account` of the file's
+  size (`untrusted/account.py`), before you allocate it. `tests/fuzz/cases.py` has a row for each
+  format; add one.
+- Read every array with the dtype, the shape and the bits of the file, and write them back so.
+- Take memory for one copy of the arrays. Where `write` makes another one, it takes them from
+  `new.drain(field)`, which forgets each.
+- Say of what framework the file is; `frameworks.py` has their rows.
+
+What two formats share stands in a module whose name begins with an underscore.
+"""
+
+import abc
+import dataclasses
+import glob
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+from adamx.base.errors import InvalidValue
+from adamx.checkpoint.checkpoint import Checkpoint
+from adamx.checkpoint.frameworks import Framework
+from adamx.checkpoint.untrusted.account import Progress
+from adamx.config.adam_config import AdamConfig
+
+__all__ = ["FORMATS", "FileFormat", "Head", "Source", "Target", "register", "unregister"]
+
+_HEAD = 1024  # bytes
+
+_T = TypeVar("_T")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Head:
+    """What a checkpoint begins with, to recognise its format by.
+
+    Attributes:
+      path: of the file or folder, or the prefix that several files share.
+      start: the first KiB; empty if it is no file.
+      size: in bytes; 0 if it is no file.
+      entries: the names in a folder, or those of the files with the prefix; none of a file.
+    """
+
+    path: Path
+    start: bytes
+    size: int
+    entries: frozenset[str] = frozenset()
+    _examined: dict[Callable[[Path], Any], Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Look at what is there; an OSError if nothing is."""
+        if path.is_dir():
+            return cls(path, b"", 0, frozenset(entry.name for entry in path.iterdir()))
+        if not path.exists() and path.parent.is_dir():
+            names = frozenset(file.name for file in path.parent.glob(f"{glob.escape(path.name)}.*"))
+            if names:
+                return cls(path, b"", 0, names)
+        with path.open("rb") as file:
+            return cls(path, file.read(_HEAD), path.stat().st_size)
+
+    def examine(self, function: Callable[[Path], _T]) -> _T:
+        """What a function finds at the path; it is called once, whatever formats ask for it."""
+        if function not in self._examined:
+            self._examined[function] = function(self.path)
+        return self._examined[function]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint to be read.
+
+    Attributes:
+      path: where it is.
+      config: hyperparameters in the place of the file's, of a template those of the checkpoint
+        that is to be written; or None. Never None for a format that does not hold them.
+      progress: called with the number of bytes just read.
+    """
+
+    path: Path
+    config: AdamConfig | None = None
+    progress: Progress | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A file to be written.
+
+    Attributes:
+      path: of a temporary file, which replaces the old one when all is done.
+      progress: called with the number of bytes just written.
+    """
+
+    path: Path
+    progress: Progress | None = None
+
+
+class FileFormat(abc.ABC):
+    """One way in which a checkpoint lies on disk.
+
+    Attributes:
+      name: what `format=` and `--to` take.
+      title: what it is, for people: a few words.
+      suffixes: of file names; of all formats' the longest one that a name ends in tells. Empty for
+        folders.
+      extra: the extra of adamx that installs what `read` or `write` import, or None.
+      template: whether `write` needs an existing file of the model to start from, or can use one.
+      holds_config: whether files hold hyperparameters; if not, `load` needs `config=`.
+      framework: whose names, order and layout the moments take where `template` is "optional" and
+        none is given; None to write the checkpoint as it is.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str | None] = None
+    template: ClassVar[Literal["required", "optional", "none"]] = "none"
+    holds_config: ClassVar[bool] = True
+    framework: ClassVar[Framework | None] = None
+
+    @abc.abstractmethod
+    def matches(self, head: Head) -> bool:
+        """Whether content that begins like this is of the format, whatever the file is called.
+
+        Of a file exactly one format says so. Look further by `head.examine` only where the start
+        is the format's; damage found there may be raised.
+        """
+
+    @abc.abstractmethod
+    def read(self, source: Source, *, values: bool) -> Checkpoint:
+        """The checkpoint in a file.
+
+        Without `values` the file is a template, of which names, shapes, dtypes and the framework
+        count: arrays need not be read, nor the hyperparameters be such as adamx knows.
+        """
+
+    @abc.abstractmethod
+    def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
+        """Write a file.
+
+        Args:
+          target: the file.
+          new: what to write, in the names, the order, the layout and the dtypes of the template;
+            `drain` may be used on it.
+          template: the file of which a copy with other values is written, if there is one.
+
+        Returns:
+          What the format has no room for: `params/<name>`, names of `extra`, "config".
+        """
+
+    def check(self, checkpoint: Checkpoint) -> None:  # noqa: B027 - most formats have no need
+        """Raise a CheckpointError for what no file of the format can hold, before all else."""
+
+
+_REGISTRY: dict[str, FileFormat] = {}
+
+FORMATS: Mapping[str, FileFormat] = MappingProxyType(_REGISTRY)
+"""The known formats by name."""
+
+
+def register(form: FileFormat) -> None:
+    """Make a format known. Its name and its suffixes must be new."""
+    taken = {suffix for other in FORMATS.values() for suffix in other.suffixes}
+    if form.name in FORMATS or taken & set(form.suffixes):
+        raise InvalidValue("another format has this name or one of its suffixes", where=form.name)
+    _REGISTRY[form.name] = form
+
+
+def unregister(name: str) -> None:
+    """Forget a format."""
+    del _REGISTRY[name]

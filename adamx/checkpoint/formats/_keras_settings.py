@@ -1,0 +1,105 @@
+"""The configuration of a serialised Keras optimizer, read and written."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from adamx.base.errors import InvalidValue
+from adamx.checkpoint.checkpoint import Checkpoint
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.formats._refusals import OTHER_CONFIG, explain_refusal, suggest_config
+from adamx.config.adam_config import AdamConfig
+from adamx.config.keras_config import Generation
+from adamx.config.keras_schedules import KerasSchedule
+
+__all__ = ["check_optimizer", "is_constant", "read_config", "write_settings"]
+
+
+def check_optimizer(optimizer: Mapping[str, Any], config: AdamConfig | None) -> None:
+    """Raise if the file's list of variables is not that of an Adam, whatever `config` was given."""
+    settings = optimizer["config"]
+    name = str(optimizer.get("class_name"))
+    if "inner_optimizer" in settings or name.endswith("LossScaleOptimizer"):
+        raise CheckpointError(
+            where="inner_optimizer",
+            expected="Adam itself",
+            found="an optimizer that scales the loss around it, with variables of its own",
+            remedy="compile the model with the inner one to save it",
+        )
+    if name.rpartition(">")[2] not in ("Adam", "AdamW"):
+        raise CheckpointError(where="class_name", expected="Adam or AdamW", found=f"{name:.80}")
+    if settings.get("gradient_accumulation_steps"):
+        raise CheckpointError(
+            where="gradient_accumulation_steps",
+            expected="None, since a checkpoint does not hold accumulated gradients",
+            found=f"{settings['gradient_accumulation_steps']!r:.20}",
+            remedy="Compile the model without it to save, and wrap the restored transformation in "
+            "optax.MultiSteps",
+        )
+    if config is not None and bool(settings.get("amsgrad")) != config.amsgrad:
+        raise CheckpointError(
+            f"the file has {bool(settings.get('amsgrad'))}, config= has {config.amsgrad}",
+            where="amsgrad",
+            argument="config",
+        )
+
+
+def read_config(optimizer: Any, generation: Generation | None) -> AdamConfig:
+    """The hyperparameters of a serialised Keras optimizer, with averages of the weights or not."""
+    if not isinstance(optimizer, Mapping) or not isinstance(optimizer.get("config"), Mapping):
+        raise CheckpointError(
+            expected="an optimizer with class_name and config", found=f"{optimizer!r:.80}"
+        )
+    settings = dict(optimizer["config"])
+    if settings.get("use_ema") and settings.get("ema_overwrite_frequency"):
+        raise CheckpointError(
+            where="ema_overwrite_frequency",
+            expected="None, since adamx does not put averages in the place of the weights",
+            found=repr(settings["ema_overwrite_frequency"]),
+            remedy=OTHER_CONFIG,
+            argument="config",
+        )
+    settings.pop("use_ema", None)
+    try:
+        return AdamConfig.from_keras({**optimizer, "config": settings}, generation)
+    except (TypeError, ValueError) as error:
+        raise suggest_config(error) from error
+
+
+def write_settings(checkpoint: Checkpoint, optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    """The `config` for a serialised optimizer that is to compute what the checkpoint's does.
+
+    Args:
+      checkpoint: with the framework of the file that is to be written.
+      optimizer: as the template has it, with `class_name` and `config`.
+
+    Raises:
+      CheckpointError: Keras cannot express the configuration.
+    """
+    try:
+        # The file that is to be written is one of Keras.
+        settings = checkpoint.config.to_keras(cast(Generation, checkpoint.framework))
+    except InvalidValue as error:
+        raise explain_refusal(error, checkpoint, checkpoint.framework) from error
+    old = optimizer.get("config", {})
+    settings |= {key: old[key] for key in _KEPT if key in old}
+    if "AdamW" in str(optimizer.get("class_name")) and settings.get("weight_decay") is None:
+        settings["weight_decay"] = 0.0
+    averages = any(name.startswith("average/") for name in checkpoint.extra)
+    if old.get("use_ema") and not averages:
+        raise CheckpointError(
+            "the template keeps averages of the weights, the checkpoint has none",
+            where="use_ema",
+            remedy="compile the template's model without use_ema",
+            argument="template",
+        )
+    if averages and "ema_momentum" in checkpoint.extra:
+        settings["ema_momentum"] = checkpoint.extra["ema_momentum"].item()
+    return settings
+
+
+_KEPT = ("name", "jit_compile", "use_ema", "ema_momentum", "ema_overwrite_frequency")
+
+
+def is_constant(config: AdamConfig) -> bool:
+    """Whether later Keras keeps the learning rate as a variable."""
+    return not isinstance(config.learning_rate, KerasSchedule) and not config.decay

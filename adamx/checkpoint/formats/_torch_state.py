@@ -1,0 +1,163 @@
+"""The state dict of torch's Adam as a checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from adamx.base.trees import listed
+from adamx.checkpoint.checkpoint import Checkpoint
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.formats._counts import read_count
+from adamx.checkpoint.formats._refusals import OTHER_CONFIG, suggest_config
+from adamx.checkpoint.formats._torch_checks import check_real
+from adamx.checkpoint.formats._torch_objects import find_model, find_optimizer, list_tensors
+from adamx.checkpoint.formats._torch_tensors import to_array
+from adamx.config.adam_config import AdamConfig
+
+__all__ = ["KEPT", "KEYS", "list_settings", "read_state"]
+
+# By key of a parameter's state, the field of a checkpoint.
+KEYS = {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"}
+
+# Keys of a group that are no hyperparameters.
+KEPT = ("params", "param_names", "foreach", "capturable", "differentiable", "fused")
+
+
+def read_state(saved: Any, size: int, config: AdamConfig | None) -> Checkpoint:
+    """The checkpoint in what a file of `size` bytes holds: of the one optimizer within."""
+    state_dict = find_optimizer(saved)
+    groups, positions = _list_positions(state_dict)
+    if "amsgrad" not in groups[0]:  # RAdam's state looks like Adam's
+        raise CheckpointError(
+            where="param_groups",
+            expected="those of Adam or AdamW",
+            found=listed(map(str, groups[0])),
+        )
+    config = config or _read_config(groups)
+    state = state_dict["state"]
+    moments: dict[int, dict[str, np.ndarray]] = {}
+    steps = {}
+    for position in positions:
+        if position in state:
+            steps[position], moments[position] = _read_entry(position, state[position], size)
+    if unknown := sorted(map(str, state.keys() - set(positions))):
+        raise CheckpointError(
+            where="state", expected="entries of the groups' params", found=unknown[:10]
+        )
+    if not moments:
+        raise CheckpointError("the optimizer has not taken a step: there is no state to go on with")
+    if len(set(steps.values())) > 1:
+        raise CheckpointError(
+            where="step",
+            expected="one number of steps",
+            found=listed(f"{steps[p]} (parameter {p})" for p in steps),
+            remedy="adamx counts them together",
+        )
+    shapes = [moments[p]["mu"].shape if p in moments else None for p in positions]
+    model, names = find_model(saved, groups, shapes)
+    count = next(iter(steps.values()))
+    arrays = {
+        field: {
+            names[i]: moments[p][field]
+            for i, p in enumerate(positions)
+            if p in moments and field in moments[p]
+        }
+        for field in KEYS.values()
+    }
+    params = {n: to_array(n, t, size) for n, t in list_tensors(model or {}).items()}
+    return Checkpoint(
+        framework="torch",
+        version=None,
+        config=config,
+        count=count,
+        names=tuple(names),
+        params=params,
+        mu=arrays["mu"],
+        nu=arrays["nu"],
+        nu_max=arrays["nu_max"],
+    )
+
+
+def _list_positions(state_dict: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[int]]:
+    """The parameter groups, and the positions of their parameters in order."""
+    groups = list(state_dict["param_groups"])
+    positions: list[int] = []
+    for group in groups:
+        if not isinstance(group, dict) or not isinstance(group.get("params"), list):
+            raise CheckpointError(
+                where="param_groups",
+                expected="dictionaries with params",
+                found=type(group).__name__,
+            )
+        positions += group["params"]
+    if not groups or any(not isinstance(p, int) or isinstance(p, bool) for p in positions):
+        raise CheckpointError(where="param_groups", expected="positions of parameters in params")
+    if len(set(positions)) != len(positions):
+        raise CheckpointError(where="param_groups", expected="every parameter once")
+    return groups, positions
+
+
+def _plain(value: Any) -> Any:
+    """A number, a flag or a text, or a pair of such: what can be compared and has a `repr`."""
+    import torch
+
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return value.item()
+    if isinstance(value, list | tuple):
+        is_pair = len(value) <= 2 and not any(isinstance(v, list | tuple) for v in value)
+        if is_pair:
+            return tuple(map(_plain, value))
+    elif value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"expected a number, found {type(value).__name__}")
+
+
+def list_settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in KEPT}
+
+
+def _read_config(groups: Sequence[Mapping[str, Any]]) -> AdamConfig:
+    try:
+        plain = [{k: _plain(v) for k, v in list_settings(group).items()} for group in groups]
+        configs = [AdamConfig.from_torch(group) for group in plain]
+    except (TypeError, ValueError) as error:
+        raise suggest_config(error).within("param_groups") from error
+    for index, other in enumerate(configs):
+        if other != configs[0]:
+            keys = [k for k in plain[0] if plain[0][k] != plain[index].get(k)]
+            raise CheckpointError(
+                where="param_groups",
+                expected="groups with the same hyperparameters",
+                found=f"groups 0 and {index} with other {listed(keys)}; an AdamConfig holds one "
+                "set",
+                remedy=f"{OTHER_CONFIG}, and treat the groups with optax.partition",
+                argument="config",
+            )
+    return configs[0]
+
+
+def _read_entry(position: int, entry: Any, size: int) -> tuple[int, dict[str, np.ndarray]]:
+    """The steps done and the moments of one parameter."""
+    where = f"state/{position}"
+    if not isinstance(entry, Mapping) or not {"step", "exp_avg", "exp_avg_sq"} <= entry.keys():
+        keys = listed(map(str, entry)) if isinstance(entry, Mapping) else type(entry).__name__
+        raise CheckpointError(
+            where=where, expected="Adam's step, exp_avg and exp_avg_sq", found=keys
+        )
+    if unknown := sorted(map(str, entry.keys() - KEYS.keys() - {"step"})):
+        raise CheckpointError(
+            where=where, expected="the state of Adam", found=f"{listed(unknown)} in it"
+        )
+    step = entry["step"]
+    if not isinstance(step, int | float):
+        step = to_array(f"{where}/step", step, size)
+    count = read_count(f"{where}/step", np.asarray(step))
+    moments = {
+        field: to_array(f"{where}/{key}", entry[key], size)
+        for key, field in KEYS.items()
+        if key in entry
+    }
+    for field, array in moments.items():
+        check_real(f"{where}/{field}", array)
+    return count, moments
