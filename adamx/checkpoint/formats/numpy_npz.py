@@ -1,0 +1,164 @@
+"""The moments of a run in JAX as `numpy.savez` writes what `adamx.to_numpy` returned."""
+
+import math
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from struct import unpack_from
+from typing import BinaryIO
+
+import numpy as np
+
+from adamx.base.checks import listed
+from adamx.checkpoint.checkpoint import Checkpoint
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
+from adamx.checkpoint.formats._counts import read_count
+from adamx.checkpoint.trees import MOMENTS, name_moment
+from adamx.checkpoint.untrusted.account import Account
+from adamx.checkpoint.untrusted.zip_reader import SIGNATURE, Member, members, stream
+
+__all__ = ["NumpyNpz"]
+
+_SUFFIX = ".npy"
+_VERSION = b"\x93NUMPY\x01\x00"
+# As numpy.save writes it; a dtype of numbers, since others may be pickles.
+_HEADER = re.compile(
+    rb"\{'descr': '([<>|][iufc]\d{1,2})', 'fortran_order': (True|False), "
+    rb"'shape': \(((?:\d{1,19}, ?)*(?:\d{1,19})?)\), \} *\n"
+)
+_PER_ARRAY = 400  # bytes of memory that an array takes beside its numbers
+
+
+class NumpyNpz(FileFormat):
+    """`count`, `mu/<path>`, `nu/<path>`, `nu_max/<path>`; of one array alone `mu` and `nu`."""
+
+    name = "npz"
+    title = "NumPy, adamx.to_numpy alone"
+    suffixes = (".npz",)
+    holds_config = False
+
+    def matches(self, head: Head) -> bool:
+        """Whether an archive begins with an array."""
+        if not head.start.startswith(SIGNATURE) or len(head.start) < 30:
+            return False
+        end = 30 + unpack_from("<H", head.start, 26)[0]
+        return head.start[30:end].endswith(_SUFFIX.encode())
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raise for a layout, which the file could not tell."""
+        if checkpoint.transformed:
+            raise CheckpointError(
+                where="layout",
+                expected="arrays as they stand in the tree",
+                found="those that from_state's layout= changed",
+                remedy="leave it out, or save as .safetensors, which tells it",
+                argument="layout",
+            )
+
+    def read(self, source: Source, *, values: bool) -> Checkpoint:
+        """Read all arrays, stored or deflated."""
+        del values  # there are no templates
+        config = source.config
+        assert config is not None  # holds_config is False
+        account = Account(source.path.stat().st_size)
+        found = _list_arrays(source.path, account)
+        fields: dict[str, dict[str, np.ndarray]] = {field: {} for field in ("count", *MOMENTS)}
+        with source.path.open("rb") as file:
+            for key, member in found.items():
+                field, _, name = key.partition("/")
+                array = _read_array(file, member)
+                if array.dtype.kind not in ("iu" if field == "count" else "fc"):
+                    kind = "a whole number" if field == "count" else "floating-point numbers"
+                    raise CheckpointError(where=key, expected=kind, found=array.dtype)
+                fields[field][name] = array
+                if source.progress:
+                    source.progress(array.nbytes)
+        amsgrad = bool(fields["nu_max"])
+        if amsgrad != config.amsgrad:
+            raise CheckpointError(
+                where="config",
+                expected=f"amsgrad={amsgrad}, as in the file",
+                found=f"amsgrad={config.amsgrad}",
+                argument="config",
+            )
+        return Checkpoint(
+            framework="jax",
+            version=None,
+            config=config,
+            count=read_count("count", fields.pop("count")[""]),
+            names=tuple(fields["mu"]),
+            params={},
+            mu=fields["mu"],
+            nu=fields["nu"],
+            nu_max=fields["nu_max"],
+        )
+
+    def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
+        """Write count and moments; bfloat16, which NumPy has not, as float32."""
+        del template
+        narrow = new.count <= np.iinfo(np.int32).max
+        arrays = {"count": np.asarray(new.count, np.int32 if narrow else np.int64)}
+        for field in MOMENTS:
+            for name, array in getattr(new, field).items():
+                own = array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
+                arrays[name_moment(field, name)] = own
+        with target.path.open("wb") as file:
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+        if target.progress:
+            target.progress(target.path.stat().st_size)
+        return [*(f"params/{name}" for name in new.params), *new.extra, "config"]
+
+
+def _list_arrays(path: Path, account: Account) -> dict[str, Member]:
+    """The members of the archive by the name of their array; their memory is charged."""
+    found: dict[str, Member] = {}
+    for member in members(path, deflated=True):
+        account.spend(_PER_ARRAY + member.size)
+        key = member.name.removesuffix(_SUFFIX)
+        if key in found:
+            raise CheckpointError(f"the archive has two members called {member.name}")
+        found[key] = member
+    fields = {key: key.partition("/")[0] for key in found}
+    others = [key for key in found if key != "count" and fields[key] not in MOMENTS]
+    if others or not {"count", "mu", "nu"} <= set(fields.values()):
+        raise CheckpointError(
+            expected="the arrays of adamx.to_numpy: count, mu/<path>, nu/<path>",
+            found=listed(others or found) or "none",
+        )
+    return found
+
+
+def _read_array(file: BinaryIO, member: Member) -> np.ndarray:
+    """An array, in the machine's byte order, whose checksum is right."""
+    content = stream(file, member)
+    start = content.read(10)
+    header = content.read(int.from_bytes(start[8:], "little"))
+    match = _HEADER.fullmatch(header)
+    if not start.startswith(_VERSION) or match is None:
+        shown = header.decode("latin1").strip()
+        raise CheckpointError(
+            where=member.name,
+            expected="an array of numbers as numpy.savez writes it",
+            found=f"{shown:.100}" or "something else",
+        )
+    dtype = np.dtype(match[1].decode())
+    shape = tuple(int(part) for part in match[3].split(b",") if part.strip())
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes != member.size - len(start) - len(header):
+        raise CheckpointError(
+            where=member.name,
+            expected=f"{nbytes} bytes for shape {shape}",
+            found=member.size - len(start) - len(header),
+        )
+    array = np.empty(shape, dtype, order="F" if match[2] == b"True" else "C")
+    flat = memoryview(array.reshape(-1, order="A").view(np.uint8)) if nbytes else b""
+    if nbytes and content.readinto(flat) != nbytes:  # type: ignore[attr-defined]
+        raise ValueError(f"{member.name}: the archive ends too early")
+    if content.read(1) or zlib.crc32(flat, zlib.crc32(start + header)) != member.checksum:
+        raise ValueError(f"{member.name}: the checksum is wrong")
+    return array if dtype.isnative else array.byteswap(True).view(dtype.newbyteorder("="))
+
+
+register(NumpyNpz())
