@@ -16,7 +16,7 @@ from adamx.checkpoint.consistency import check_moments
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.frameworks import FRAMEWORKS, Framework
 from adamx.checkpoint.layouts import Layout, choose_layout, lay_out
-from adamx.checkpoint.matching import Order, check_order, check_pairs
+from adamx.checkpoint.matching import Order, apply_order, check_pairs, check_paths
 from adamx.checkpoint.precision import check_losses, find_losses
 from adamx.checkpoint.trees import (
     MOMENTS,
@@ -132,17 +132,7 @@ class Checkpoint:
         arrays = to_numpy(state)
         leaves = list_leaves(params)
         moments = split_moments(arrays)
-        paths = list(leaves)
-        if order is not None:
-            paths = check_order(order, [len(leaves)], "each leaf of params")
-            if unknown := sorted(set(paths) - leaves.keys()):
-                raise CheckpointError(
-                    f"{listed(unknown)}: not among the paths of params, which are "
-                    f"{listed(leaves, most=1000)}",
-                    where="order",
-                    argument="order",
-                )
-        weights = copy_to_host(leaves)
+        paths = list(leaves) if order is None else check_paths(order, leaves)
         if rounds_at_random(state):
             warnings.warn(
                 "state: parameters are rounded by stochastic_round, which is not in a checkpoint: "
@@ -162,7 +152,7 @@ class Checkpoint:
             config=config,
             count=int(arrays["count"]),
             names=tuple(path for path in paths if path in moments["mu"]),
-            params=put(weights),
+            params=put(copy_to_host(leaves)),
             transformed=layout is not None,
             **{field: put(values) for field, values in moments.items()},
         )
@@ -214,7 +204,7 @@ class Checkpoint:
                 where="transformation",
                 argument="transformation",
             )
-        sources = self._assign(leaves, self.mu, self.names, order, layout, ())
+        sources = self._assign(leaves, self.mu, order, layout, ())
         arrays: dict[str, np.ndarray] = {"count": np.asarray(self.count)}
         losses: list[str] = []
         for path, name in sources.items():
@@ -260,8 +250,7 @@ class Checkpoint:
         leaves = list_leaves(params)
         # Where the optimizer's variables have no names, any of the weights may be one.
         untrained = [name for name in self.params if name not in self.mu]
-        names = list(self.params)
-        sources = self._assign(leaves, self.params, names, order, layout, untrained)
+        sources = self._assign(leaves, self.params, order, layout, untrained)
         losses: list[str] = []
         weights = {}
         for path, name in sources.items():
@@ -272,10 +261,7 @@ class Checkpoint:
         return jax.tree_util.tree_map_with_path(lambda p, _: weights[path_name(p)], params)
 
     def drain(self, field: str) -> Iterator[tuple[str, np.ndarray]]:
-        """The arrays of a field by name, each forgotten as it comes: for a conversion in place.
-
-        The checkpoint is of no use afterwards.
-        """
+        """The arrays of a field by name, each forgotten as it comes, so that memory is freed."""
         arrays: dict[str, np.ndarray] = getattr(self, "_own")[field]  # noqa: B009
         for name in list(arrays):
             yield name, arrays.pop(name)
@@ -285,38 +271,27 @@ class Checkpoint:
         """Whether `names` are more than numbers, because the file tells them."""
         return not all(name.isdecimal() for name in self.names)
 
-    def apply_order(self, order: Order, of: Mapping[str, np.ndarray]) -> dict[str, str]:
-        """By name the path that `order` gives it: in the order of `names`, or in that of `of`.
-
-        Of `names`, those without moments may be left out.
-        """
-        trained = [name for name in self.names if name in self.mu]
-        choices = [list(self.names), trained]
-        choices.insert(2 if all(name in of for name in trained) else 0, list(of))
-        paths = check_order(order, [len(choice) for choice in choices], "each variable")
-        chosen = next(choice for choice in choices if len(choice) == len(paths))
-        return dict(zip(chosen, paths, strict=True))
-
-    def _is_unlinked(self, order: Order) -> bool:
-        """Whether as many paths could be of the variables or of the weights, in other orders."""
-        anonymous = not self.is_named and not all(name in self.params for name in self.names)
-        return anonymous and len(order) in (len(self.names), len(self.mu))
-
     def _assign(
         self,
         leaves: Mapping[str, Any],
         arrays: Mapping[str, np.ndarray],
-        names: Sequence[str],
         order: Order | None,
         layout: Layout | None,
         optional: Collection[str],
     ) -> dict[str, str]:
         """By path of the tree, the name of the one of `arrays` that goes there."""
         given: Mapping[str, str] | None = None
+        names = self.params if arrays is self.params else self.names
+        are_linked = self.is_named or all(name in self.params for name in self.names)
         if isinstance(order, Mapping):
             check_pairs(order, [*self.names, *self.params])
             given = order
-        elif order is not None and arrays is self.params and self._is_unlinked(order):
+        elif (
+            order is not None
+            and arrays is self.params
+            and not are_linked
+            and len(order) in (len(self.names), len(self.mu))
+        ):
             raise CheckpointError(
                 f"expected a mapping such as {{{next(iter(arrays))!r}: path, ...}}, since the file "
                 "does not tell in which order its optimizer has the weights "
@@ -325,7 +300,7 @@ class Checkpoint:
                 argument="order",
             )
         elif order is not None:
-            given = self.apply_order(order, arrays)
+            given = apply_order(order, self.names, self.mu, arrays)
         return assign_to_tree(
             {name: arrays[name] for name in names if name in arrays},
             leaves,

@@ -8,7 +8,7 @@ import numpy as np
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.frameworks import FRAMEWORKS, Framework
-from adamx.checkpoint.matching import Order, assign, check_pairs
+from adamx.checkpoint.matching import Order, apply_order, assign, check_pairs
 from adamx.checkpoint.names import match_names, read_role
 from adamx.checkpoint.precision import check_losses, find_losses
 
@@ -53,7 +53,7 @@ def fit(
         given = {name: path for path, name in order.items() if path in target.mu}
         given_weights = {name: path for path, name in order.items() if path in target.params}
     elif order is not None:
-        given = given_weights = checkpoint.apply_order(order, checkpoint.params or checkpoint.mu)
+        given = given_weights = _apply_order(order, checkpoint)
     moments = _assign(checkpoint.mu, target.mu, given, carry, ())
     weights: dict[str, str] = {}
     left = [f"params/{name}" for name in checkpoint.params]
@@ -124,7 +124,7 @@ def fit_moments(
         names = tuple(in_model) if len(in_model) == len(names) else names
     new = {name: name for name in names}
     if order is not None:
-        new |= checkpoint.apply_order(order, checkpoint.params or checkpoint.mu)
+        new |= _apply_order(order, checkpoint)
 
     def put(arrays: _Arrays) -> dict[str, np.ndarray]:
         return {
@@ -143,6 +143,11 @@ def fit_moments(
         **fields,
     )
     return result, [f"params/{name}" for name in checkpoint.params] + list(checkpoint.extra)
+
+
+def _apply_order(order: Order, checkpoint: Checkpoint) -> dict[str, str]:
+    of = checkpoint.params or checkpoint.mu
+    return apply_order(order, checkpoint.names, checkpoint.mu, of)
 
 
 def _lay_out_for(

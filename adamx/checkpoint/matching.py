@@ -8,7 +8,7 @@ from adamx.base.trees import listed
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.names import match_names, split_name, split_names
 
-__all__ = ["Order", "Shape", "assign", "check_order", "check_pairs"]
+__all__ = ["Order", "Shape", "apply_order", "assign", "check_order", "check_pairs", "check_paths"]
 
 Order = Sequence[str] | Mapping[str, str]
 Shape = tuple[int, ...]
@@ -39,6 +39,34 @@ def check_order(order: object, lengths: Collection[int], of: str) -> list[str]:
             argument="order",
         )
     return paths
+
+
+def check_paths(order: object, paths: Collection[str]) -> list[str]:
+    """`order` as a list of all `paths` of a tree."""
+    ordered = check_order(order, [len(paths)], "each leaf of params")
+    if unknown := sorted(set(ordered) - set(paths)):
+        raise CheckpointError(
+            f"{listed(unknown)}: not among the paths of params, which are "
+            f"{listed(paths, most=1000)}",
+            where="order",
+            argument="order",
+        )
+    return ordered
+
+
+def apply_order(
+    order: object, names: Sequence[str], mu: Collection[str], of: Collection[str]
+) -> dict[str, str]:
+    """By name the path that `order` gives it: in the order of `names`, or in that of `of`.
+
+    Of `names`, those without moments (`mu`) may be left out.
+    """
+    trained = [name for name in names if name in mu]
+    choices = [list(names), trained]
+    choices.insert(2 if all(name in of for name in trained) else 0, list(of))
+    paths = check_order(order, [len(choice) for choice in choices], "each variable")
+    chosen = next(choice for choice in choices if len(choice) == len(paths))
+    return dict(zip(chosen, paths, strict=True))
 
 
 def check_pairs(order: Mapping[str, str], known: Collection[str]) -> None:

@@ -152,12 +152,13 @@ def _read_array(file: BinaryIO, member: Member) -> np.ndarray:
             expected=f"{nbytes} bytes for shape {shape}",
             found=member.size - len(start) - len(header),
         )
-    array = np.empty(shape, dtype, order="F" if match[2] == b"True" else "C")
-    flat = memoryview(array.reshape(-1, order="A").view(np.uint8)) if nbytes else b""
-    if nbytes and content.readinto(flat) != nbytes:  # type: ignore[attr-defined]
+    data = bytearray(nbytes)
+    # What io.BufferedReader has; typing.BinaryIO does not say so.
+    if content.readinto(data) != nbytes:  # type: ignore[attr-defined]
         raise ValueError(f"{member.name}: the archive ends too early")
-    if content.read(1) or zlib.crc32(flat, zlib.crc32(start + header)) != member.checksum:
+    if content.read(1) or zlib.crc32(data, zlib.crc32(start + header)) != member.checksum:
         raise ValueError(f"{member.name}: the checksum is wrong")
+    array = np.frombuffer(data, dtype).reshape(shape, order="F" if match[2] == b"True" else "C")
     return array if dtype.isnative else array.byteswap(True).view(dtype.newbyteorder("="))
 
 
