@@ -3,7 +3,7 @@
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from adamx.config.adam_config import Convention
+from adamx.base.numerics import ConventionName
 
 __all__ = ["FRAMEWORKS", "Framework", "KernelLayout"]
 
@@ -15,7 +15,7 @@ KernelLayout = Literal["in, out", "out, in", "the author's"]
 
 class _Row(NamedTuple):
     title: str
-    convention: Convention  # of its own Adam
+    convention: ConventionName  # of its own Adam
     kernel: KernelLayout
 
 

@@ -254,7 +254,7 @@ def test_a_wide_second_moment_of_another_state_stays_exact():
 @pytest.mark.parametrize(
     ("key", "error", "message"),
     [
-        (None, TypeError, "expected an int, a key of jax.random .*; found NoneType"),
+        (None, TypeError, "expected an int, a key of jax.random .*, found NoneType"),
         (True, TypeError, "found bool"),
         (0.5, TypeError, "found float"),
         (jnp.float32(0), TypeError, "found an array of float32. .* static_args="),

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from adamx.base.checks import listed
+from adamx.base.trees import listed
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
