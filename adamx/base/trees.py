@@ -5,7 +5,15 @@ from typing import Any
 
 import jax
 
-__all__ = ["describe_difference", "is_none", "leaf_name", "listed", "path_name", "split_list"]
+__all__ = [
+    "describe_difference",
+    "expand_nones",
+    "is_none",
+    "leaf_name",
+    "listed",
+    "path_name",
+    "split_list",
+]
 
 
 def is_none(x: object) -> bool:
@@ -52,3 +60,13 @@ def split_list(values: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
     """Lists of so many values each, one after the other."""
     rest = iter(values)
     return [[next(rest) for _ in range(count)] for count in counts]
+
+
+def expand_nones(tree: Any, like: Any) -> Any:
+    """`tree` with None for every leaf where it has one for a whole subtree of `like`."""
+    return jax.tree.map(
+        lambda x, part: jax.tree.map(lambda _: None, part) if x is None else x,
+        tree,
+        like,
+        is_leaf=is_none,
+    )

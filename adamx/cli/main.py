@@ -33,6 +33,7 @@ from adamx.cli.output import (
     single,
     told,
 )
+from adamx.cli.variables import describe_variables, tabulate_variables
 from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_config import GENERATIONS
 
@@ -165,7 +166,7 @@ def _order(path: Path | None) -> list[str] | None:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     checkpoint = _load(arguments.file, arguments)
-    variables = _variables(checkpoint)
+    variables = describe_variables(checkpoint)
     if arguments.json:
         facts = {
             "file": str(arguments.file),
@@ -192,51 +193,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
     for key, value in head.items():
         print(printable(f"{key:{width}}{told(value)}"))
     print()
-    print_table(_inspected_rows(variables) or [{"variable": "(none)"}])
+    print_table(tabulate_variables(variables) or [{"variable": "(none)"}])
     return _DONE
-
-
-def _variables(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """What is told of each variable of the optimizer, and then of the model's other weights."""
-    c = checkpoint
-    sources = {"m": c.mu, "sqrt_v": c.nu, "sqrt_v_max": c.nu_max, "weight": c.params}
-    variables = []
-    for name in dict.fromkeys([*c.names, *c.params]):
-        held = {key: arrays[name] for key, arrays in sources.items() if name in arrays}
-        told_of = {key: measure(array, "sqrt" in key) for key, array in held.items()}
-        first = next(iter(told_of.values()), {"shape": None, "dtype": None})
-        variables.append(
-            {
-                "name": name,
-                "shape": first["shape"],
-                "dtype": first["dtype"],
-                "dtype_v": told_of.get("sqrt_v", first)["dtype"],
-                **{f"norm_{key}": facts["norm"] for key, facts in told_of.items()},
-                "nonfinite": {key: facts["nonfinite"] for key, facts in told_of.items()},
-            }
-        )
-    return variables
-
-
-def _inspected_rows(variables: Sequence[Mapping[str, Any]]) -> _Rows:
-    told = {"m": "m", "sqrt_v": "sqrt(v)", "sqrt_v_max": "sqrt(v_max)", "weight": "weight"}
-    moments = [k for k in told if k != "weight" and any(f"norm_{k}" in v for v in variables)]
-    rows = []
-    for variable in variables:
-        dtype, dtype_v = variable["dtype"], variable["dtype_v"]
-        row = {
-            "variable": variable["name"],
-            "shape": "" if variable["shape"] is None else str(variable["shape"]),
-            "dtype": (dtype or "") if dtype == dtype_v else f"m {dtype}, v {dtype_v}",
-        }
-        for key in moments:
-            norm = variable.get(f"norm_{key}")
-            row[f"norm of {told[key]}"] = "" if norm is None else f"{float(norm):.6g}"
-        wrong = [f"{count} in {told[k]}" for k, count in variable["nonfinite"].items() if count]
-        rows.append(row | {"NOT FINITE": ", ".join(wrong)})
-    if not any(row["NOT FINITE"] for row in rows):
-        rows = [{k: v for k, v in row.items() if k != "NOT FINITE"} for row in rows]
-    return rows
 
 
 def _convert(arguments: argparse.Namespace) -> int:

@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamx.base.adam_state import check_count, open_state
-from adamx.fused.packed import packed_spans
+from adamx.base.adam_state import AdamState, AmsgradState, check_count, open_state
+from adamx.base.errors import InvalidType
+from adamx.fused.packed import PackedAdamState, PackedAmsgradState, packed_spans
 
-__all__ = ["Moments", "open_packed", "open_separate"]
+__all__ = ["Moments", "check_order", "open_packed", "open_separate"]
+
+_ADAM_STATES = (AdamState, AmsgradState, PackedAdamState, PackedAmsgradState)
 
 
 class Moments(NamedTuple):
@@ -54,3 +57,18 @@ def open_packed(adam: Any, params: optax.Params, trained: Sequence[int]) -> Mome
 
     rows = zip(names, adam[1:], strict=True)
     return Moments([[buffers[name] for name in row] for row, buffers in rows], spots, close)
+
+
+def check_order(grads: object, params: object) -> None:
+    """Raise if a state is given for the gradients or the parameters."""
+    for name, given in (("grads", grads), ("params", params)):
+        if isinstance(given, tuple) and any(isinstance(part, _ADAM_STATES) for part in given):
+            raise InvalidType(
+                where="step",
+                expected="gradients, parameters and state, in this order",
+                found=f"an optimizer's state for {name}",
+                remedy=(
+                    "The order changed in adamx 0.1.0, from step(grads, state, params). Write "
+                    "params, state = optimizer.step(grads, params, state)"
+                ),
+            )

@@ -16,17 +16,15 @@ from adamx.base.checks import check_gradients, check_params
 from adamx.base.dtypes import is_number, real_scalar
 from adamx.base.errors import InvalidType
 from adamx.base.numerics import CONVENTIONS, Scalars, scalars
-from adamx.base.trees import is_none
+from adamx.base.trees import expand_nones
 from adamx.fused.arguments import FusedAdamArguments, FusedAdamWArguments, StepArguments
-from adamx.fused.moments import open_packed, open_separate
+from adamx.fused.moments import check_order, open_packed, open_separate
 from adamx.fused.packed import PackedAdamState, PackedAmsgradState, packed_state
 from adamx.fused.plan import Plan, Row
 from adamx.fused.step import step_leaves
 from adamx.transforms.adam import scale_by_adam
 
 __all__ = ["FusedOptimizer", "fused_adam", "fused_adamw"]
-
-_ADAM_STATES = (AdamState, AmsgradState, PackedAdamState, PackedAmsgradState)
 
 
 class _Step(Protocol):
@@ -206,14 +204,14 @@ class _Fused:
     def step(
         self, grads: optax.Updates, params: optax.Params, state: optax.OptState
     ) -> tuple[optax.Params, optax.OptState]:
-        _check_order(grads, params)
+        check_order(grads, params)
         parts = self._parts(state, params)
         check_params(params)
         check_gradients(grads, params, "the parameters")
         adam = parts["adam"]
 
         leaves, treedef = jax.tree.flatten(params)
-        g_leaves = treedef.flatten_up_to(_with_all_nones(grads, params))
+        g_leaves = treedef.flatten_up_to(expand_nones(grads, params))
         trained = [i for i, g in enumerate(g_leaves) if g is not None]
         open_moments = open_packed if self.arguments.packed else open_separate
         moments = open_moments(adam, params, trained)
@@ -305,28 +303,3 @@ class _Fused:
             weight_decay=0.0 if self.decay is None else value(self.decay.weight_decay, "decay"),
             max_norm=0.0 if max_norm is None else value(max_norm, "clip"),
         )
-
-
-def _check_order(grads: object, params: object) -> None:
-    """Raise if a state is given for the gradients or the parameters."""
-    for name, given in (("grads", grads), ("params", params)):
-        if isinstance(given, tuple) and any(isinstance(part, _ADAM_STATES) for part in given):
-            raise InvalidType(
-                where="step",
-                expected="gradients, parameters and state, in this order",
-                found=f"an optimizer's state for {name}",
-                remedy=(
-                    "The order changed in adamx 0.1.0, from step(grads, state, params). Write "
-                    "params, state = optimizer.step(grads, params, state)"
-                ),
-            )
-
-
-def _with_all_nones(grads: optax.Updates, params: optax.Params) -> optax.Updates:
-    """`grads` with None for every leaf where it has one for a whole subtree of `params`."""
-    return jax.tree.map(
-        lambda g, part: jax.tree.map(lambda _: None, part) if g is None else g,
-        grads,
-        params,
-        is_leaf=is_none,
-    )

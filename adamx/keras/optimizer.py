@@ -13,15 +13,12 @@ from adamx.base.jax_seam import is_traced
 from adamx.config.adam_config import AdamConfig
 from adamx.keras.arguments import checked, unknown_argument
 from adamx.keras.program import (
-    TRACEABLE,
     Constraint,
     Loss,
-    Program,
-    check_hashable,
     clipped_gradients,
+    make_program,
     merge,
     placed_like,
-    split,
     split_params,
     step,
     with_numbers,
@@ -216,7 +213,7 @@ class Adam:
           TypeError: the loss is no real floating-point number; a parameter is neither
             floating-point nor complex.
         """
-        program, arrays, traced = self._program(loss, {}, params, args)
+        program, arrays, traced = make_program(self._fixed, loss, {}, params, args)
         return clipped_gradients(program, arrays, traced)
 
     def get_updates(
@@ -244,7 +241,7 @@ class Adam:
             `get_gradients`.
           TypeError: as `get_gradients`. After an error all is as it was.
         """
-        program, arrays, traced = self._program(loss, constraints, params, args)
+        program, arrays, traced = make_program(self._fixed, loss, constraints, params, args)
         state = self._initial_state(arrays) if self._state is None else self._state
         arrays, state = step(program, arrays, state, self._numbers(), traced)
         if any(is_traced(x) for x in jax.tree.leaves(state)):
@@ -286,32 +283,6 @@ class Adam:
     def _initial_state(self, arrays: Any) -> optax.OptState:
         state = with_numbers(self._fixed, self._numbers()).transformation().init(arrays)
         return placed_like(arrays, state)
-
-    def _program(
-        self, loss: Loss, constraints: Mapping[str, Constraint] | None, params: Any, args: Any
-    ) -> "tuple[Program, Any, Any]":
-        """What is compiled, and the arrays in `params` and `args`."""
-        if not callable(loss):
-            raise InvalidType(where="loss", expected="a function", found=type(loss).__name__)
-        if constraints is None:
-            constraints = {}
-        elif not isinstance(constraints, Mapping):
-            raise InvalidType(
-                where="constraints",
-                expected="a mapping from paths of parameters to functions, or None",
-                found=type(constraints).__name__,
-            )
-        for path, constraint in constraints.items():
-            if not callable(constraint):
-                where, found = f"constraints: {path}", type(constraint).__name__
-                raise InvalidType(where=where, expected="a function", found=found)
-        arrays, static_params = split_params(params)
-        traced, static_args = split("args", args, TRACEABLE)
-        ordered = tuple(sorted(constraints.items(), key=lambda item: str(item[0])))
-        for name, function in (("loss", loss), *ordered):
-            check_hashable(name, function)
-        program = Program(loss, ordered, self._fixed, static_params, static_args)
-        return program, arrays, traced
 
     @staticmethod
     def _settable(name: str, doc: str) -> Any:

@@ -17,15 +17,13 @@ from adamx.base.trees import listed, path_name
 from adamx.config.adam_config import AdamConfig
 
 __all__ = [
-    "TRACEABLE",
     "Constraint",
     "Loss",
     "Program",
-    "check_hashable",
     "clipped_gradients",
+    "make_program",
     "merge",
     "placed_like",
-    "split",
     "split_params",
     "step",
     "with_numbers",
@@ -53,6 +51,36 @@ class Program(NamedTuple):
     config: AdamConfig
     params: Static | None
     args: Static | None
+
+
+def make_program(
+    config: AdamConfig,
+    loss: Loss,
+    constraints: Mapping[str, Constraint] | None,
+    params: Any,
+    args: Any,
+) -> tuple[Program, Any, Any]:
+    """What is compiled, and the arrays in `params` and `args`."""
+    if not callable(loss):
+        raise InvalidType(where="loss", expected="a function", found=type(loss).__name__)
+    if constraints is None:
+        constraints = {}
+    elif not isinstance(constraints, Mapping):
+        raise InvalidType(
+            where="constraints",
+            expected="a mapping from paths of parameters to functions, or None",
+            found=type(constraints).__name__,
+        )
+    for path, constraint in constraints.items():
+        if not callable(constraint):
+            where, found = f"constraints: {path}", type(constraint).__name__
+            raise InvalidType(where=where, expected="a function", found=found)
+    arrays, static_params = split_params(params)
+    traced, static_args = split("args", args, TRACEABLE)
+    ordered = tuple(sorted(constraints.items(), key=lambda item: str(item[0])))
+    for name, function in (("loss", loss), *ordered):
+        check_hashable(name, function)
+    return Program(loss, ordered, config, static_params, static_args), arrays, traced
 
 
 @functools.partial(jax.jit, static_argnums=0)
