@@ -6,6 +6,7 @@
 | an error of `jax.lax.pcast` | whether an array differs over a mesh axis | `jax.typeof(x).vma` |
 | `jax.interpreters.ad`, `batching` | derivatives and vmap of an operation | `jax.custom_jvp`, `jax.custom_batching.custom_vmap` |
 | `jax.interpreters.mlir` | compiling it in one way or another | `jax.lax.platform_dependent`, which does not know the number of devices |
+| `update(weak_type=False)` of an abstract array | results that are of their dtype for good | `jax.eval_shape` |
 | `module_context.axis_context.num_devices` | whether it is compiled for one device | an argument of `fused_adam` |
 | `module_context.lowering_parameters.for_export` | whether the program is exported | the same |
 
@@ -63,7 +64,7 @@ def define_operation(
       name: of the operation, in programs.
       plain: computes it in JAX's own operations; gives its derivatives and its `vmap`. It and the
         next two take arrays and static arguments by keyword.
-      abstract: the results' shapes and dtypes, of the arguments'.
+      abstract: of the arguments those that the results are like, in shape and dtype.
       choose: called with a `Target`, the arguments' shapes and the static arguments; returns
         `plain` or a function that computes the same.
 
@@ -104,7 +105,9 @@ def _define(
         with jax.disable_jit(False):
             return compiled(*operands, plan=plan)
 
-    primitive.def_abstract_eval(abstract)
+    @primitive.def_abstract_eval
+    def _abstract_eval(*operands: Any, plan: Any) -> list[Any]:
+        return [aval.update(weak_type=False) for aval in abstract(*operands, plan=plan)]
 
     def jvp(primals: Sequence[Any], tangents: Sequence[Any], *, plan: Any) -> Any:
         given = tuple(ad.instantiate_zeros(tangent) for tangent in tangents)

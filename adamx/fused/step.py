@@ -111,8 +111,7 @@ def _vector(scalars: Callable[[np.dtype], Scalars], dtype: np.dtype) -> chex.Arr
 def _abstract(*operands: Any, plan: Plan) -> list[Any]:
     leaves = len(plan.rows)
     buffers = operands[2:]
-    changed = [*buffers[: -2 * leaves], *buffers[-leaves:]]  # all but the gradients
-    return [aval.update(weak_type=False) for aval in changed]
+    return [*buffers[: -2 * leaves], *buffers[-leaves:]]  # all but the gradients
 
 
 def _choose_form(target: Target, operands: Sequence[Any], plan: Plan) -> Any:
