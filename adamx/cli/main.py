@@ -21,19 +21,19 @@ from adamx.checkpoint.compare import bring, find_differences, measure
 from adamx.checkpoint.errors import convert_error
 from adamx.checkpoint.format import FileFormat
 from adamx.checkpoint.frameworks import FRAMEWORKS
+from adamx.cli.description import describe_variables, make_rows
 from adamx.cli.output import (
-    counted,
-    effective,
-    explained,
-    plain,
+    count_noun,
+    explain,
+    list_effective,
+    list_fields,
+    make_printable,
+    narrow,
     print_table,
-    printable,
-    progress_bar,
-    short_list,
-    single,
-    told,
+    shorten,
+    show,
+    show_progress,
 )
-from adamx.cli.variables import describe_variables, tabulate_variables
 from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_config import GENERATIONS
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except (CheckpointError, ImportError, OSError) as error:
-        print(f"adamx: error: {explained(error)}", file=sys.stderr)
+        print(f"adamx: error: {explain(error)}", file=sys.stderr)
         return _BAD
 
 
@@ -147,7 +147,7 @@ def _load(path: Path, arguments: argparse.Namespace) -> Checkpoint:
             config = AdamConfig.from_keras(described, arguments.generation)
         except (TypeError, ValueError) as error:
             raise convert_error(error).within(str(arguments.config)) from error
-    with progress_bar(f"reading {path.name}", path.stat().st_size) as progress:
+    with show_progress(f"reading {path.name}", path.stat().st_size) as progress:
         if arguments.run is _diff and config is not None:
             # A file with hyperparameters of its own keeps them: they are compared.
             with contextlib.suppress(CheckpointError):
@@ -173,27 +173,27 @@ def _inspect(arguments: argparse.Namespace) -> int:
             "framework": checkpoint.framework,
             "version": checkpoint.version,
             "count": checkpoint.count,
-            "config": plain(checkpoint.config),
+            "config": list_fields(checkpoint.config),
             "variables": [variable for variable in variables if "norm_m" in variable],
             "without_moments": [variable for variable in variables if "norm_m" not in variable],
             "extra": {name: measure(array) for name, array in checkpoint.extra.items()},
         }
         print(json.dumps(facts, indent=2, allow_nan=False))
         return _DONE
-    config, usual = effective(checkpoint.config), plain(AdamConfig())
+    config, usual = list_effective(checkpoint.config), list_fields(AdamConfig())
     head = {
         "file": str(arguments.file),
         "framework": f"{FRAMEWORKS[checkpoint.framework].title} {checkpoint.version or ''}".strip(),
-        "count": counted(checkpoint.count, "step"),
+        "count": count_noun(checkpoint.count, "step"),
         **{k: v for k, v in config.items() if k in _ALWAYS_SHOWN or v != usual[k]},
     }
     if checkpoint.extra:
         head["extra"] = listed(checkpoint.extra, most=3)
     width = max(map(len, head)) + 2
     for key, value in head.items():
-        print(printable(f"{key:{width}}{told(value)}"))
+        print(make_printable(f"{key:{width}}{show(value)}"))
     print()
-    print_table(tabulate_variables(variables) or [{"variable": "(none)"}])
+    print_table(make_rows(variables) or [{"variable": "(none)"}])
     return _DONE
 
 
@@ -203,19 +203,19 @@ def _convert(arguments: argparse.Namespace) -> int:
         raise CheckpointError("exists", where=str(target), remedy="--force replaces it")
     order = _order(arguments.order)
     checkpoint = _load(arguments.source, arguments)
-    old = plain(checkpoint.config)
+    old = list_fields(checkpoint.config)
     checkpoint = _with_settings(checkpoint, dict(arguments.set))
-    new, steps = plain(checkpoint.config), counted(checkpoint.count, "step")
+    new, steps = list_fields(checkpoint.config), count_noun(checkpoint.count, "step")
     names = {field: [*getattr(checkpoint, field)] for field in ("mu", "params", "extra")}
-    with progress_bar(f"writing {target.name}", arguments.source.stat().st_size) as progress:
+    with show_progress(f"writing {target.name}", arguments.source.stat().st_size) as progress:
         # The checkpoint is empty afterwards, and there was no second copy of it.
         left = write(target, checkpoint, arguments.to, arguments.template, order, progress)
     last = f"{target}: carried {steps}, {_carried(names, left)}"
-    last += f"; not carried: {short_list(left, names['params']) or 'nothing'}"
+    last += f"; not carried: {shorten(left, names['params']) or 'nothing'}"
     for field in (field for field in new if new[field] != old[field]):
         what = "the place of epsilon" if field == "convention" else field
-        last += f"; changed {what} from {told(old[field])} to {told(new[field])}"
-    print(printable(last))
+        last += f"; changed {what} from {show(old[field])} to {show(new[field])}"
+    print(make_printable(last))
     return _DONE
 
 
@@ -223,8 +223,8 @@ def _carried(names: Mapping[str, Sequence[str]], left: Sequence[str]) -> str:
     weights = sum(f"params/{name}" not in left for name in names["params"])
     carried = [
         "config" if "config" not in left else "",
-        f"moments of {counted(len(names['mu']), 'variable')}",
-        counted(weights, "weight") if weights else "",
+        f"moments of {count_noun(len(names['mu']), 'variable')}",
+        count_noun(weights, "weight") if weights else "",
         listed([name for name in names["extra"] if name not in left], most=3),
     ]
     return ", ".join(filter(None, carried))
@@ -262,12 +262,12 @@ def _diff(arguments: argparse.Namespace) -> int:
     only_b += [f"params/{name}" for name in b.params if not a.params]
 
     for line in _config_differences(a.config, b.config):
-        print(printable(line))
+        print(make_printable(line))
     for side, names, one in (("A", only_a, a), ("B", only_b, b)):
         if names:
-            print(printable(f"only in {side}: {short_list(names, one.params)}"))
+            print(make_printable(f"only in {side}: {shorten(names, one.params)}"))
     if a.count != b.count:
-        print(f"count: {counted(a.count, 'step')} in A, {b.count} in B")
+        print(f"count: {count_noun(a.count, 'step')} in A, {b.count} in B")
     if differing:
         print("the largest differences, and how many entries differ:")
         print_table(_difference_rows(differing))
@@ -275,8 +275,8 @@ def _diff(arguments: argparse.Namespace) -> int:
     if differing or lacking or a.count != b.count:
         print("A and B are not the same optimizer state")
         return _DIFFERENT
-    compared = [counted(b.count, "step"), f"moments of {counted(len(b.mu), 'variable')}"]
-    compared += [counted(len(as_b.params), "weight")] if as_b.params else []
+    compared = [count_noun(b.count, "step"), f"moments of {count_noun(len(b.mu), 'variable')}"]
+    compared += [count_noun(len(as_b.params), "weight")] if as_b.params else []
     print(f"A and B are the same optimizer state, bit for bit: {', '.join(compared)}")
     return _DONE
 
@@ -290,10 +290,10 @@ def _difference_rows(differences: Mapping[str, Mapping[str, str]]) -> _Rows:
 
 
 def _config_differences(a: AdamConfig, b: AdamConfig) -> Iterator[str]:
-    ours, theirs = effective(a), effective(b)
+    ours, theirs = list_effective(a), list_effective(b)
     for field in (field for field in ours if field in theirs):
         x, y = ours[field], theirs[field]
         if x != y:
             floats = isinstance(x, float) and isinstance(y, float)
-            note = ", the same in float32" if floats and single(x) == single(y) else ""
-            yield f"{field}: {told(x)} in A, {told(y)} in B{note}"
+            note = ", the same in float32" if floats and narrow(x) == narrow(y) else ""
+            yield f"{field}: {show(x)} in A, {show(y)} in B{note}"

@@ -15,16 +15,16 @@ from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_schedules import KerasSchedule
 
 __all__ = [
-    "counted",
-    "effective",
-    "explained",
-    "plain",
+    "count_noun",
+    "explain",
+    "list_effective",
+    "list_fields",
+    "make_printable",
+    "narrow",
     "print_table",
-    "printable",
-    "progress_bar",
-    "short_list",
-    "single",
-    "told",
+    "shorten",
+    "show",
+    "show_progress",
 ]
 
 _LARGE = 64 << 20  # bytes for which one has to wait
@@ -40,7 +40,7 @@ _OPTIONS = {
 }
 
 
-def plain(config: AdamConfig) -> dict[str, Any]:
+def list_fields(config: AdamConfig) -> dict[str, Any]:
     """The fields, with a schedule as Keras writes it."""
     fields = config.plain_fields()
     if isinstance(rate := fields["learning_rate"], KerasSchedule):
@@ -48,9 +48,9 @@ def plain(config: AdamConfig) -> dict[str, Any]:
     return fields
 
 
-def effective(config: AdamConfig) -> dict[str, Any]:
+def list_effective(config: AdamConfig) -> dict[str, Any]:
     """The fields, without those that have no effect and that each framework sets in its way."""
-    fields = plain(config)
+    fields = list_fields(config)
     if not fields["weight_decay"]:
         del fields["decoupled"]
     if fields["clip_value"] is None:
@@ -58,53 +58,53 @@ def effective(config: AdamConfig) -> dict[str, Any]:
     return fields
 
 
-def told(value: Any) -> str:
+def show(value: Any) -> str:
     """The value for people: `0.01 in float32`, say, for the double that this is."""
     if isinstance(value, Mapping):
-        arguments = ", ".join(f"{k}={told(v)}" for k, v in value["config"].items())
+        arguments = ", ".join(f"{k}={show(v)}" for k, v in value["config"].items())
         return f"{value['class_name']}({arguments})"
-    if isinstance(value, float) and float(single(value)) == value != float(str(single(value))):
-        return f"{single(value)!s} in float32"
+    if isinstance(value, float) and float(narrow(value)) == value != float(str(narrow(value))):
+        return f"{narrow(value)!s} in float32"
     return str(value)
 
 
-def single(number: float) -> np.float32:
+def narrow(number: float) -> np.float32:
     """The number rounded to float32."""
     with np.errstate(all="ignore"):
         return np.float32(number)
 
 
-def short_list(names: Sequence[str], params: Iterable[str]) -> str:
+def shorten(names: Sequence[str], params: Iterable[str]) -> str:
     """The first names; in a word if all weights are among them."""
     weights = {f"params/{name}" for name in params}
     if weights and weights <= set(names):
-        names = [counted(len(weights), "weight"), *(n for n in names if n not in weights)]
+        names = [count_noun(len(weights), "weight"), *(n for n in names if n not in weights)]
     return listed(names, most=5)
 
 
-def counted(count: int, name: str) -> str:
+def count_noun(count: int, name: str) -> str:
     """`1 step`, `2 steps`."""
     return f"{count} {name}{'' if count == 1 else 's'}"
 
 
-def printable(text: str, keep: str = "") -> str:
+def make_printable(text: str, keep: str = "") -> str:
     """The text without what steers a terminal: anyone may have written the names in a file."""
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
-def explained(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """What an error says, and the option that helps."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return printable(f"{error.filename}: {error.strerror}")
+        return make_printable(f"{error.filename}: {error.strerror}")
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "rich":
         return "the command adamx needs the package rich: pip install 'adamx[checkpoint]'"
     option = _OPTIONS.get(error.argument or "") if isinstance(error, AdamxError) else None
     hint = f"\nOn the command line: {option}" if option else ""
-    return printable(f"{error}{hint}", keep="\n")
+    return make_printable(f"{error}{hint}", keep="\n")
 
 
 @contextlib.contextmanager
-def progress_bar(doing: str, size: int) -> Iterator[Progress | None]:
+def show_progress(doing: str, size: int) -> Iterator[Progress | None]:
     """A bar on standard error, if somebody sees it and has to wait."""
     if size < _LARGE or not sys.stderr.isatty():
         yield None
@@ -114,7 +114,7 @@ def progress_bar(doing: str, size: int) -> Iterator[Progress | None]:
     from rich.progress import Progress as Bar
 
     with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(escape(printable(doing)), total=None)  # until it is known to move
+        task = bar.add_task(escape(make_printable(doing)), total=None)  # until it is known to move
 
         def advance(count: int) -> None:
             bar.update(task, advance=count, total=size)
@@ -132,7 +132,7 @@ def print_table(rows: list[dict[str, str]]) -> None:
         is_number = column.startswith("norm")
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(printable, row.values()))
+        table.add_row(*map(make_printable, row.values()))
     text = io.StringIO()  # a pipe that breaks is for `main` to see, not for rich
     seen = sys.stdout.isatty()
     width = None if seen else 1 << 20

@@ -1,4 +1,4 @@
-"""What `adamx inspect` tells of each variable."""
+"""What `adamx inspect` says of each variable."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,35 +6,35 @@ from typing import Any
 from adamx.checkpoint import Checkpoint
 from adamx.checkpoint.compare import measure
 
-__all__ = ["describe_variables", "tabulate_variables"]
+__all__ = ["describe_variables", "make_rows"]
 
 
 def describe_variables(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """What is told of each variable of the optimizer, and then of the model's other weights."""
+    """Facts about each variable of the optimizer, and then of the model's other weights."""
     c = checkpoint
     sources = {"m": c.mu, "sqrt_v": c.nu, "sqrt_v_max": c.nu_max, "weight": c.params}
     variables = []
     for name in dict.fromkeys([*c.names, *c.params]):
         held = {key: arrays[name] for key, arrays in sources.items() if name in arrays}
-        told_of = {key: measure(array, "sqrt" in key) for key, array in held.items()}
-        first = next(iter(told_of.values()), {"shape": None, "dtype": None})
+        facts_of = {key: measure(array, "sqrt" in key) for key, array in held.items()}
+        first = next(iter(facts_of.values()), {"shape": None, "dtype": None})
         variables.append(
             {
                 "name": name,
                 "shape": first["shape"],
                 "dtype": first["dtype"],
-                "dtype_v": told_of.get("sqrt_v", first)["dtype"],
-                **{f"norm_{key}": facts["norm"] for key, facts in told_of.items()},
-                "nonfinite": {key: facts["nonfinite"] for key, facts in told_of.items()},
+                "dtype_v": facts_of.get("sqrt_v", first)["dtype"],
+                **{f"norm_{key}": facts["norm"] for key, facts in facts_of.items()},
+                "nonfinite": {key: facts["nonfinite"] for key, facts in facts_of.items()},
             }
         )
     return variables
 
 
-def tabulate_variables(variables: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The same as rows of a table; with a column for what is not finite if there is any."""
-    told = {"m": "m", "sqrt_v": "sqrt(v)", "sqrt_v_max": "sqrt(v_max)", "weight": "weight"}
-    moments = [k for k in told if k != "weight" and any(f"norm_{k}" in v for v in variables)]
+def make_rows(variables: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The table of them: a column is left out where no variable has it."""
+    titles = {"m": "m", "sqrt_v": "sqrt(v)", "sqrt_v_max": "sqrt(v_max)", "weight": "weight"}
+    moments = [k for k in titles if k != "weight" and any(f"norm_{k}" in v for v in variables)]
     rows = []
     for variable in variables:
         dtype, dtype_v = variable["dtype"], variable["dtype_v"]
@@ -45,8 +45,8 @@ def tabulate_variables(variables: Sequence[Mapping[str, Any]]) -> list[dict[str,
         }
         for key in moments:
             norm = variable.get(f"norm_{key}")
-            row[f"norm of {told[key]}"] = "" if norm is None else f"{float(norm):.6g}"
-        wrong = [f"{count} in {told[k]}" for k, count in variable["nonfinite"].items() if count]
+            row[f"norm of {titles[key]}"] = "" if norm is None else f"{float(norm):.6g}"
+        wrong = [f"{count} in {titles[k]}" for k, count in variable["nonfinite"].items() if count]
         rows.append(row | {"NOT FINITE": ", ".join(wrong)})
     if not any(row["NOT FINITE"] for row in rows):
         rows = [{k: v for k, v in row.items() if k != "NOT FINITE"} for row in rows]
