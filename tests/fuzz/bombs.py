@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.fuzz.cases import FORMATS
 __all__ = ["BOMBS"]
 
 _SIZE = 8 << 20
+_DEFLATED = zipfile.ZIP_DEFLATED
 _GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoints"
 
 
@@ -97,6 +99,31 @@ def _models_within_models() -> bytes:
     return _configured(json.dumps({**json.loads(config), **model}))
 
 
+def _array(value: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, value)
+    return stream.getvalue()
+
+
+def _many_arrays() -> dict[str, bytes]:
+    one = _array(np.ones(0))
+    return {f"{field}/{i:x}.npy": one for field in ("mu", "nu") for i in range(10_000)}
+
+
+def _zeros(megabytes: int) -> bytes:
+    return _array(np.zeros(megabytes << 20, np.uint8))
+
+
+def _long_header() -> bytes:
+    return b"\x93NUMPY\1\0\xff\xff" + b"[" * 0xFFFF
+
+
+_ARRAYS = {
+    "count.npy": _array(np.array(1)),
+    **{f"{field}/a.npy": _array(np.ones(_SIZE // 8)) for field in ("mu", "nu")},
+}
+_NAMES = {"count.npy": b"", **{f"mu/{i:x}.npy": b"" for i in range(80_000)}}
+
 _MEMO = b"N" + b"".join(b"r" + struct.pack("<I", index) for index in range(_SIZE // 5))
 
 BOMBS: dict[str, dict[str, Callable[[], bytes]]] = {
@@ -131,6 +158,12 @@ BOMBS: dict[str, dict[str, Callable[[], bytes]]] = {
         "datasets": lambda: _hdf5("keras3.weights.h5", _many_datasets),
         "variables": lambda: _hdf5("keras3.weights.h5", _many_variables),
         "paths": lambda: _hdf5("keras3.weights.h5", _long_paths),
+    },
+    ".npz": {
+        "members": lambda: archives.packed(_NAMES),
+        "arrays": lambda: archives.packed({**_ARRAYS, **_many_arrays()}),
+        "zeros": lambda: archives.packed({**_ARRAYS, "mu/b.npy": _zeros(64)}, _DEFLATED),
+        "header": lambda: archives.packed({**_ARRAYS, "mu/b.npy": _long_header()}),
     },
     ".safetensors": {
         "metadata": lambda: _adamx(**{f"{i:x}": "" for i in range(800_000)}),

@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from adamx.checkpoint import load, save
-from tests.fuzz import adamx_files, archives, hdf5_edits, hdf5_files, keras_files, torch_files
+from tests.fuzz import (
+    adamx_files,
+    archives,
+    hdf5_edits,
+    hdf5_files,
+    keras_files,
+    npz_files,
+    torch_files,
+)
 from tests.fuzz.mangling import mangled
 
 __all__ = ["FORMATS", "LARGE", "Format", "case", "cases"]
@@ -134,6 +142,15 @@ FORMATS = {
         _enlarged_adamx,
         adamx_files.damaged_within,
         made=(_as_adamx,),
+    ),
+    "npz": Format(
+        ".npz",
+        ("keras3_model.keras", "keras3_frozen.keras"),
+        archives.places,
+        npz_files.EDITS,
+        npz_files.enlarged,
+        npz_files.damaged_within,
+        made=(npz_files.as_npz, npz_files.as_packed_npz),
     ),
 }
 

@@ -53,7 +53,7 @@ def attempt(path: Path) -> Answer:
 
 def loaded_or_refused(path: Path) -> tuple[str, str]:
     """`loaded`, `refused` or `failed`, and why."""
-    config = CONFIG if path.name.endswith(".weights.h5") else None
+    config = CONFIG if path.name.endswith((".weights.h5", ".npz")) else None
     try:
         checkpoint = load(path, config=config)
         read_all(checkpoint)

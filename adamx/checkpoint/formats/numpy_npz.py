@@ -66,9 +66,9 @@ class NumpyNpz(FileFormat):
         found = _list_arrays(source.path, account)
         fields: dict[str, dict[str, np.ndarray]] = {field: {} for field in ("count", *MOMENTS)}
         with source.path.open("rb") as file:
-            for key, member in found.items():
+            for key in list(found):
                 field, _, name = key.partition("/")
-                array = _read_array(file, member)
+                array = _read_array(file, found.pop(key))
                 if array.dtype.kind not in ("iu" if field == "count" else "fc"):
                     kind = "a whole number" if field == "count" else "floating-point numbers"
                     raise CheckpointError(where=key, expected=kind, found=array.dtype)
@@ -120,9 +120,8 @@ def _list_arrays(path: Path, account: Account) -> dict[str, Member]:
         if key in found:
             raise CheckpointError(f"the archive has two members called {member.name}")
         found[key] = member
-    fields = {key: key.partition("/")[0] for key in found}
-    others = [key for key in found if key != "count" and fields[key] not in MOMENTS]
-    if others or not {"count", "mu", "nu"} <= set(fields.values()):
+    others = [key for key in found if key != "count" and key.partition("/")[0] not in MOMENTS]
+    if others or not {"count", "mu", "nu"} <= {key.partition("/")[0] for key in found}:
         raise CheckpointError(
             expected="the arrays of adamx.to_numpy: count, mu/<path>, nu/<path>",
             found=listed(others or found) or "none",
@@ -158,7 +157,7 @@ def _read_array(file: BinaryIO, member: Member) -> np.ndarray:
         raise ValueError(f"{member.name}: the archive ends too early")
     if content.read(1) or zlib.crc32(data, zlib.crc32(start + header)) != member.checksum:
         raise ValueError(f"{member.name}: the checksum is wrong")
-    array = np.frombuffer(data, dtype).reshape(shape, order="F" if match[2] == b"True" else "C")
+    array = np.ndarray(shape, dtype, data, order="F" if match[2] == b"True" else "C")
     return array if dtype.isnative else array.byteswap(True).view(dtype.newbyteorder("="))
 
 
