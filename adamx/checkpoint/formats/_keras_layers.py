@@ -1,4 +1,4 @@
-"""What the variables of a Keras model are called, and which are trained: told by its configuration.
+"""The names of a Keras model's variables, and which are trained, by its configuration.
 
 The numbered files of Keras (`.keras`, `.weights.h5`) hold `layers/dense_1/vars/0`; the
 configuration holds the layers, with the names that their user gave them.
@@ -12,7 +12,7 @@ from typing import Any
 
 from adamx.checkpoint.errors import CheckpointError
 
-__all__ = ["NOT_TRAINED", "Layer", "Variable", "layers_in", "layers_of", "name_variables"]
+__all__ = ["NOT_TRAINED", "Layer", "Variable", "guess_layers", "list_layers", "name_variables"]
 
 # Weights that no optimizer moves, by the last part of their names.
 NOT_TRAINED = {"moving_mean", "moving_variance", "mean", "variance", "count"}
@@ -49,8 +49,10 @@ class Layer:
     trained: bool
 
 
-def layers_of(config: Any, group: str = "", prefix: str = "", trained: bool = True) -> list[Layer]:
-    """The layers of a model's configuration in their order, models within it laid open.
+def list_layers(
+    config: Any, group: str = "", prefix: str = "", trained: bool = True
+) -> list[Layer]:
+    """The layers of a model's configuration in their order, those of models within it too.
 
     Returns:
       An empty list for a model that is no Sequential or Functional one: its configuration does
@@ -80,13 +82,13 @@ def layers_of(config: Any, group: str = "", prefix: str = "", trained: bool = Tr
         name = str(settings.get("name", entry.get("name", snake)))
         own_trained = trained and settings.get("trainable", True) is not False
         if class_name in _MODELS:
-            layers += layers_of(entry, f"{own_group}/", f"{prefix}{name}/", own_trained)
+            layers += list_layers(entry, f"{own_group}/", f"{prefix}{name}/", own_trained)
         else:
             layers.append(Layer(own_group, prefix + name, class_name, settings, own_trained))
     return layers
 
 
-def layers_in(paths: Iterable[str], names: Mapping[str, str]) -> tuple[list[Layer], bool]:
+def guess_layers(paths: Iterable[str], names: Mapping[str, str]) -> tuple[list[Layer], bool]:
     """The layers of a file without a configuration, and whether they are in the model's order.
 
     The order is known if they are of one class: groups are numbered within each class. Those
@@ -101,14 +103,14 @@ def layers_in(paths: Iterable[str], names: Mapping[str, str]) -> tuple[list[Laye
         kinds.add(kind)
         if group in names:
             layers.append(
-                Layer(group, _full_name(group, names), class_of.get(kind, kind), {}, True)
+                Layer(group, _find_name(group, names), class_of.get(kind, kind), {}, True)
             )
     in_order = len(kinds) == 1 and all(group.count("/") == 1 for group in groups)
     return layers, in_order and len(layers) == len(groups)
 
 
-def _full_name(group: str, names: Mapping[str, str]) -> str:
-    """The outermost layer's name, and the place within that layer."""
+def _find_name(group: str, names: Mapping[str, str]) -> str:
+    """The outermost layer's name, and the path within that layer."""
     above = group.split("/")
     for count in range(1, len(above)):
         outer = "/".join(above[:count])
@@ -129,22 +131,22 @@ def name_variables(
     """
     found: dict[str, Variable] = {}
     ordered = bool(layers)
-    places = {path: place for place, path in enumerate(paths)}
+    positions = {path: index for index, path in enumerate(paths)}
     in_text_order = sorted(paths)
     for layer in layers:
         own_name = layer.name.rpartition("/")[2]
         ordered &= names.get(layer.group, own_name) == own_name
         start = bisect_left(in_text_order, f"{layer.group}/")
         end = bisect_left(in_text_order, f"{layer.group}0")  # "0" is what follows "/"
-        own = sorted(in_text_order[start:end], key=places.__getitem__)
+        own = sorted(in_text_order[start:end], key=positions.__getitem__)
         floating = [path for path in own if paths[path]]
         groups = {path.rpartition("/")[0] for path in floating}
         ordered &= len(groups) < 2  # the order of layers within a layer is not told
-        roles = _roles(layer) if groups == {f"{layer.group}/vars"} else []
+        roles = _list_roles(layer) if groups == {f"{layer.group}/vars"} else []
         if layer.class_name in _KERNELS and len(floating) == 1:
             roles = ["kernel"]
         for path in own:
-            role = _without_vars(path.removeprefix(f"{layer.group}/"))
+            role = _shorten(path.removeprefix(f"{layer.group}/"))
             if len(roles) == len(floating) and path in floating:
                 role = roles[floating.index(path)]
             trained = layer.trained and paths[path] and role not in NOT_TRAINED
@@ -156,11 +158,11 @@ def name_variables(
     return found, ordered
 
 
-def _without_vars(path: str) -> str:
+def _shorten(path: str) -> str:
     return "/".join(part for part in path.split("/") if part not in ("vars", "layers"))
 
 
-def _roles(layer: Layer) -> list[str]:
+def _list_roles(layer: Layer) -> list[str]:
     """What the variables of a layer of Keras are called, in their order."""
 
     def chosen(**flags: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
-from adamx.checkpoint.formats._keras_layers import Layer, Variable, layers_in, name_variables
+from adamx.checkpoint.formats._keras_layers import Layer, Variable, guess_layers, name_variables
 from adamx.checkpoint.formats._keras_settings import is_constant
 from adamx.checkpoint.formats._keras_slots import SlotOrder, pack
 from adamx.checkpoint.untrusted.hdf5 import Reader
@@ -68,7 +68,7 @@ def _name_all(reader: Reader, layers: list[Layer] | None) -> tuple[dict[str, Var
             names[group.removesuffix("/vars")] = name
     ordered = True
     if layers is None:
-        layers, ordered = layers_in(paths, names)
+        layers, ordered = guess_layers(paths, names)
     variables, named = name_variables(layers, paths, names)
     return variables, ordered and named
 

@@ -53,7 +53,7 @@ def read_config(optimizer: Any, generation: Generation | None) -> AdamConfig:
     if settings.get("use_ema") and settings.get("ema_overwrite_frequency"):
         raise CheckpointError(
             where="ema_overwrite_frequency",
-            expected="None, since adamx does not put averages in the place of the weights",
+            expected="None, since adamx does not replace the weights by averages",
             found=repr(settings["ema_overwrite_frequency"]),
             remedy=OTHER_CONFIG,
             argument="config",

@@ -8,7 +8,13 @@ import numpy as np
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.untrusted.account import Account
 from adamx.checkpoint.untrusted.pickle_scan import check_pickle, refuse_object
-from adamx.checkpoint.untrusted.zip_reader import SIGNATURE, Member, content, members, verify
+from adamx.checkpoint.untrusted.zip_reader import (
+    SIGNATURE,
+    Member,
+    list_members,
+    read_member,
+    verify,
+)
 
 __all__ = ["LEGACY_SIGNATURE", "check_file", "check_real", "verify_members"]
 
@@ -41,7 +47,7 @@ def check_file(path: Path) -> bool:
 
 def _check_archive(path: Path, account: Account) -> None:
     count, pickles = 0, []
-    for member in members(path):
+    for member in list_members(path):
         if _last(member) == _SCRIPT:
             raise refuse_object("a program of TorchScript")
         count += 1
@@ -49,10 +55,10 @@ def _check_archive(path: Path, account: Account) -> None:
     if len(pickles) != 1:
         raise CheckpointError(f"expected one data.pkl in the archive, found {len(pickles)}")
     account.spend(2 * pickles[0].size)  # torch reads it once more
-    saved = io.BytesIO(content(path, pickles[0]))
+    saved = io.BytesIO(read_member(path, pickles[0]))
     storages = check_pickle(saved, account, count)
     missing = set(storages)
-    for member in members(path):
+    for member in list_members(path):
         key = _last(member)
         if storages.get(key, 0) > member.size:
             raise CheckpointError(
@@ -65,7 +71,7 @@ def _check_archive(path: Path, account: Account) -> None:
 
 def verify_members(path: Path) -> None:
     """Raise unless the checksums of an archive are right."""
-    for member in members(path):
+    for member in list_members(path):
         verify(path, member)
 
 

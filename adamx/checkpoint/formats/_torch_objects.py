@@ -12,7 +12,7 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _DEEPEST = 32  # containers within one another
 
 
-def _children(node: Any) -> Iterator[tuple[str, Any]]:
+def _list_children(node: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(node, Mapping):
         yield from ((str(key)[:80], value) for key, value in node.items())
     elif isinstance(node, list | tuple):
@@ -30,7 +30,7 @@ def _walk(node: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[st
             "too many containers within one another", where=f"{'/'.join(path):.200}"
         )
     if not _is_optimizer(node):
-        for key, child in _children(node):
+        for key, child in _list_children(node):
             if isinstance(child, Mapping | list | tuple):
                 yield from _walk(child, (*path, key), seen)
 
@@ -89,7 +89,7 @@ def find_model(
     if not all(isinstance(name, str) for name in given):
         given = []
     if given or len(groups) > 1:
-        fitting = [model for model in models if not given or _holds(model, given, shapes)]
+        fitting = [model for model in models if not given or _has_names(model, given, shapes)]
         names = given or unknown
     else:
         matched = [(model, _match_shapes(shapes, list_tensors(model))) for model in models]
@@ -101,7 +101,7 @@ def find_model(
     return (fitting[0] if len(fitting) == 1 else None), names
 
 
-def _holds(
+def _has_names(
     model: Mapping[str, Any], names: Sequence[str], shapes: Sequence[tuple[int, ...] | None]
 ) -> bool:
     held = list_tensors(model)
@@ -131,8 +131,8 @@ def _match_shapes(
         last = _fit_in_order(shapes[::-1], [candidates[name] for name in reversed(names)])
         if first is None or last is None:
             continue
-        if first == [len(names) - 1 - place for place in reversed(last)]:  # only one way to fit
-            return [names[place] for place in first]
+        if first == [len(names) - 1 - at for at in reversed(last)]:  # only one way to fit
+            return [names[at] for at in first]
         return None
     return None
 
@@ -141,13 +141,13 @@ def _fit_in_order(
     shapes: Sequence[tuple[int, ...] | None], candidates: Sequence[tuple[int, ...]]
 ) -> list[int] | None:
     """The first candidates, in order, that have the shapes; None stands for any shape."""
-    places: list[int] = []
-    place = -1
+    positions: list[int] = []
+    position = -1
     for shape in shapes:
-        place += 1
-        while place < len(candidates) and shape is not None and candidates[place] != shape:
-            place += 1
-        if place >= len(candidates):
+        position += 1
+        while position < len(candidates) and shape is not None and candidates[position] != shape:
+            position += 1
+        if position >= len(candidates):
             return None
-        places.append(place)
-    return places
+        positions.append(position)
+    return positions

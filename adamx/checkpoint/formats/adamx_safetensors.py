@@ -23,7 +23,7 @@ __all__ = ["Safetensors"]
 
 _VERSION = 1
 _ARRAYS = ("params", "mu", "nu", "nu_max", "extra")
-_BLANK = "0" * 64  # what stands in the place of the checksum while it is computed
+_BLANK = "0" * 64  # instead of the checksum while it is computed
 _BLOCK = 1 << 22
 _LENGTH = 8  # bytes before the header, which say how long it is
 _PER_ARRAY = 3_000  # bytes of memory that the description of an array takes, however small it is
@@ -33,7 +33,7 @@ class Safetensors(FileFormat):
     """A safetensors file that describes itself.
 
     The header's metadata are `format` ("adamx"), `checkpoint`, a JSON object with what is no array,
-    and `sha256`: of the whole file with 64 zeros in the place of the checksum itself.
+    and `sha256`: of the whole file with 64 zeros instead of the checksum itself.
     """
 
     name = "safetensors"

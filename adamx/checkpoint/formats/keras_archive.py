@@ -13,13 +13,19 @@ from typing import Any, BinaryIO
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
-from adamx.checkpoint.formats._keras_layers import layers_of
+from adamx.checkpoint.formats._keras_layers import list_layers
 from adamx.checkpoint.formats._keras_numbered import name_slots, read_numbered, write_numbered
 from adamx.checkpoint.formats._keras_settings import check_optimizer, read_config, write_settings
 from adamx.checkpoint.formats._keras_slots import SlotOrder, unpack
 from adamx.checkpoint.untrusted.account import Account, parse_json
 from adamx.checkpoint.untrusted.hdf5 import Reader
-from adamx.checkpoint.untrusted.zip_reader import Member, content, members, stream, verify
+from adamx.checkpoint.untrusted.zip_reader import (
+    Member,
+    list_members,
+    open_member,
+    read_member,
+    verify,
+)
 from adamx.checkpoint.writing.zip_writer import large_member
 from adamx.config.keras_config import Generation
 
@@ -66,7 +72,7 @@ class KerasArchive(FileFormat):
             _open_weights(path, parts[_WEIGHTS], checked=values) as weights,
             Reader.open(weights, source.progress, values, account) as reader,
         ):
-            held = read_numbered(reader, layers_of(described))
+            held = read_numbered(reader, list_layers(described))
         is_given = config is not None
         config = config or read_config(optimizer, generation)
         order = SlotOrder(
@@ -102,7 +108,7 @@ class KerasArchive(FileFormat):
                 Reader.open(old_weights, target.progress) as reader,
                 large_member(target.path, _WEIGHTS) as weights,
             ):
-                write_numbered(reader, weights, new, layers_of(described))
+                write_numbered(reader, weights, new, list_layers(described))
             with zipfile.ZipFile(target.path, "a") as written:
                 written.writestr(_CONFIG, json.dumps(described))
                 for info in archive.infolist():
@@ -122,7 +128,7 @@ def _read_major(version: str) -> int:
 def _find_parts(path: Path) -> dict[str, Member]:
     """The members of the archive that Keras puts there, by name."""
     found: dict[str, Member] = {}
-    for member in members(path):
+    for member in list_members(path):
         if member.name in (_CONFIG, _METADATA, _WEIGHTS):
             if member.name in found:
                 raise CheckpointError(f"the archive has two members called {member.name}")
@@ -134,7 +140,7 @@ def _find_parts(path: Path) -> dict[str, Member]:
 
 
 def _read_json(path: Path, member: Member, account: Account) -> dict[str, Any]:
-    value = parse_json(content(path, member), account)
+    value = parse_json(read_member(path, member), account)
     if not isinstance(value, dict):
         raise CheckpointError(where=member.name, expected="a JSON object", found="another value")
     return value
@@ -145,7 +151,7 @@ def _open_weights(path: Path, member: Member, checked: bool) -> Iterator[BinaryI
     """The weights as a stream within the archive, and meanwhile its checksum compared."""
     with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
         check = pool.submit(verify, path, member) if checked else None
-        yield stream(file, member)
+        yield open_member(file, member)
         if check is not None:
             check.result()
 

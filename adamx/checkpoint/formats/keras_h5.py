@@ -12,7 +12,7 @@ from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
 from adamx.checkpoint.formats._keras_heads import MODEL, OPTIMIZER, holds_whole_model, starts_hdf5
-from adamx.checkpoint.formats._keras_layers import NOT_TRAINED, layers_of
+from adamx.checkpoint.formats._keras_layers import NOT_TRAINED, list_layers
 from adamx.checkpoint.formats._keras_settings import check_optimizer, read_config, write_settings
 from adamx.checkpoint.formats._keras_slots import SlotOrder, pack, unpack
 from adamx.checkpoint.untrusted.account import parse_json
@@ -242,7 +242,7 @@ def _sort_names(
       None where number and shapes do not agree with what the model's configuration says.
     """
     stored = reader.text(reader.root, "model_config")
-    layers = layers_of(parse_json(stored, reader.account)) if stored else []
+    layers = list_layers(parse_json(stored, reader.account)) if stored else []
     is_trained = {layer.name.rpartition("/")[2]: layer.trained for layer in layers}
 
     def trains(name: str, layer: str) -> bool:

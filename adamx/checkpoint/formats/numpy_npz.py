@@ -17,7 +17,7 @@ from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
 from adamx.checkpoint.formats._counts import read_count
 from adamx.checkpoint.trees import MOMENTS, name_moment
 from adamx.checkpoint.untrusted.account import Account
-from adamx.checkpoint.untrusted.zip_reader import SIGNATURE, Member, members, stream
+from adamx.checkpoint.untrusted.zip_reader import SIGNATURE, Member, list_members, open_member
 
 __all__ = ["NumpyNpz"]
 
@@ -114,7 +114,7 @@ class NumpyNpz(FileFormat):
 def _list_arrays(path: Path, account: Account) -> dict[str, Member]:
     """The members of the archive by the name of their array; their memory is charged."""
     found: dict[str, Member] = {}
-    for member in members(path, deflated=True):
+    for member in list_members(path, deflated=True):
         account.spend(_PER_ARRAY + member.size)
         key = member.name.removesuffix(_SUFFIX)
         if key in found:
@@ -131,7 +131,7 @@ def _list_arrays(path: Path, account: Account) -> dict[str, Member]:
 
 def _read_array(file: BinaryIO, member: Member) -> np.ndarray:
     """An array, in the machine's byte order, whose checksum is right."""
-    content = stream(file, member)
+    content = open_member(file, member)
     start = content.read(10)
     header = content.read(int.from_bytes(start[8:], "little"))
     match = _HEADER.fullmatch(header)

@@ -198,29 +198,29 @@ class File:
                 ahead += children
                 continue
             for child in children:
-                for place, target in self._symbols(child):
-                    name = self._name(names, place)
+                for start, target in self._symbols(child):
+                    name = self._name(names, start)
                     if name in links:
                         raise ValueError(f"two links are called {name}")
                     links[name] = target
         return links
 
     def _symbols(self, address: int) -> Iterator[tuple[int, int | None]]:
-        """Of each entry of a symbol table the name's place, and the address of the object."""
+        """Of each entry of a symbol table where its name starts, and the address of the object."""
         signature, count = unpack("<4s2xH", self._bytes(address, 8))
         if signature != b"SNOD":
             raise ValueError(f"there is no symbol table at {address}")
         self.account.spend(count * _LINK)
         entries = self._bytes(address + 8, 40 * count)
         for at in range(0, 40 * count, 40):
-            place, target, cache = unpack_from("<QQI", entries, at)
-            yield place, None if cache == 2 or target == UNDEFINED else target
+            start, target, cache = unpack_from("<QQI", entries, at)
+            yield start, None if cache == 2 or target == UNDEFINED else target
 
-    def _name(self, names: bytes, place: int) -> str:
-        end = names.find(b"\0", place, place + _LONGEST_NAME)
+    def _name(self, names: bytes, start: int) -> str:
+        end = names.find(b"\0", start, start + _LONGEST_NAME)
         if end < 0:
             raise ValueError("the name of a link does not end")
-        return self._decoded(names[place:end])
+        return self._decoded(names[start:end])
 
     def _variable(self, reference: bytes) -> bytes:
         """The text that an entry of variable length refers to."""

@@ -139,14 +139,14 @@ class _Machine:
         self._account.spend(_CONTAINER)
         self._marks.append(len(self._stack))
 
-    def put(self, place: int) -> None:
+    def put(self, index: int) -> None:
         self._account.spend(_REMEMBERED)
         value = self.pop()
-        self._memo[place] = value
+        self._memo[index] = value
         self._stack.append(value)
 
-    def get(self, place: int) -> None:
-        self.push(self._memo[place])
+    def get(self, index: int) -> None:
+        self.push(self._memo[index])
 
     def text(self) -> None:
         text = self.read(self.integer(4))

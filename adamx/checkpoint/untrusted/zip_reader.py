@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from adamx.checkpoint.errors import CheckpointError
 
-__all__ = ["SIGNATURE", "Member", "content", "members", "stream", "verify"]
+__all__ = ["SIGNATURE", "Member", "list_members", "open_member", "read_member", "verify"]
 
 SIGNATURE = b"PK\x03\x04"
 
@@ -40,7 +40,7 @@ class Member(NamedTuple):
     is_deflated: bool = False
 
 
-def members(path: Path, *, deflated: bool = False) -> Iterator[Member]:
+def list_members(path: Path, *, deflated: bool = False) -> Iterator[Member]:
     """The members of an archive, each of which is wholly in it.
 
     Args:
@@ -82,7 +82,7 @@ def members(path: Path, *, deflated: bool = False) -> Iterator[Member]:
             raise ValueError("the directory of the archive does not end where it should")
 
 
-def content(path: Path, member: Member) -> bytes:
+def read_member(path: Path, member: Member) -> bytes:
     """All bytes of a member, whose checksum is right."""
     verify(path, member)
     with path.open("rb") as file:
@@ -102,7 +102,7 @@ def verify(path: Path, member: Member) -> None:
         raise ValueError(f"{member.name}: the checksum is wrong")
 
 
-def stream(file: BinaryIO, member: Member) -> BinaryIO:
+def open_member(file: BinaryIO, member: Member) -> BinaryIO:
     """A member of an open archive as a file of its own; one that is deflated cannot seek."""
     part = _Part(file, member)
     return io.BufferedReader(_Inflated(part, member.size) if member.is_deflated else part)

@@ -44,7 +44,7 @@ def large_member(path: Path, name: str) -> Iterator[BinaryIO]:
 
 
 class _Rest(io.RawIOBase):
-    """What comes after a place in a file, as a file of its own."""
+    """What comes after a position in a file, as a file of its own."""
 
     def __init__(self, file: io.FileIO, start: int) -> None:
         self._file, self._start = file, start
