@@ -36,7 +36,7 @@ def load(
     Args:
       path: a file in one of `FORMATS`.
       format: one of `FORMATS`; None to tell it from the content, whatever the file is called.
-      config: hyperparameters in the place of the file's. Needed for formats that have none.
+      config: hyperparameters instead of the file's. Needed for formats that have none.
       progress: called with the number of bytes just read.
 
     Returns:

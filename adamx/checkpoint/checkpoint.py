@@ -54,7 +54,7 @@ class Checkpoint:
       nu_max: AMSGrad's maxima by name; empty without AMSGrad.
       transformed: whether `from_state` was given a layout, so that arrays called `kernel` may not
         be in JAX's.
-      extra: what Adam's state has no place for: Keras's averages of the weights as
+      extra: what Adam's state has no room for: Keras's averages of the weights as
         `average/<name>`, and their `ema_momentum`.
 
     The mappings cannot be changed; `dataclasses.replace` makes a checkpoint with others.

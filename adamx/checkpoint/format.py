@@ -46,6 +46,7 @@ What two formats share stands in a module whose name begins with an underscore.
 import abc
 import dataclasses
 import glob
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -84,14 +85,17 @@ class Head:
     @classmethod
     def of(cls, path: Path) -> Self:
         """Look at what is there; an OSError if nothing is."""
-        if path.is_dir():
-            return cls(path, b"", 0, frozenset(entry.name for entry in path.iterdir()))
-        if not path.exists() and path.parent.is_dir():
-            names = frozenset(file.name for file in path.parent.glob(f"{glob.escape(path.name)}.*"))
-            if names:
-                return cls(path, b"", 0, names)
-        with path.open("rb") as file:
-            return cls(path, file.read(_HEAD), path.stat().st_size)
+        try:
+            with path.open("rb") as file:
+                return cls(path, file.read(_HEAD), os.fstat(file.fileno()).st_size)
+        except OSError:
+            if path.is_dir():
+                return cls(path, b"", 0, frozenset(entry.name for entry in path.iterdir()))
+            sharing = path.parent.glob(f"{glob.escape(path.name)}.*")
+            names = frozenset() if path.exists() else frozenset(file.name for file in sharing)
+            if not names:
+                raise
+            return cls(path, b"", 0, names)
 
     def examine(self, function: Callable[[Path], _T]) -> _T:
         """What a function finds at the path; it is called once, whatever formats ask for it."""
@@ -106,7 +110,7 @@ class Source:
 
     Attributes:
       path: where it is.
-      config: hyperparameters in the place of the file's, of a template those of the checkpoint
+      config: hyperparameters instead of the file's, of a template those of the checkpoint
         that is to be written; or None. Never None for a format that does not hold them.
       progress: called with the number of bytes just read.
     """

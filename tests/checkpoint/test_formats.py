@@ -117,6 +117,23 @@ def test_a_folder_of_no_format(content, tmp_path):
         load(tmp_path)
 
 
+def test_what_a_head_sees(tmp_path):
+    (tmp_path / "a.index").write_bytes(b"x" * 2_000)
+    (tmp_path / "a.data").write_bytes(b"")
+    (tmp_path / "ab.index").write_bytes(b"")
+    file = Head.of(tmp_path / "a.index")
+    assert (file.start, file.size, file.entries) == (b"x" * 1024, 2_000, frozenset())
+    folder, prefix = Head.of(tmp_path), Head.of(tmp_path / "a")
+    assert folder.entries == {"a.index", "a.data", "ab.index"}
+    assert prefix.entries == {"a.index", "a.data"}
+    assert (folder.start, folder.size) == (prefix.start, prefix.size) == (b"", 0)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        Head.of(tmp_path / "missing")
+    calls = []
+    assert [file.examine(calls.append), file.examine(calls.append)] == [None, None]
+    assert calls == [tmp_path / "a.index"]
+
+
 # Reading and writing.
 
 
