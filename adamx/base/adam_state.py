@@ -23,14 +23,7 @@ class OpenState(NamedTuple):
 
     treedef: Any
     paths: list[jax.tree_util.KeyPath]
-    columns: dict[
-        str, list[Any]
-    ]  # by field, "mu", "nu" and with AMSGrad "nu_max": a list of leaves
-
-    def close(self, count: Any, columns: dict[str, list[Any]]) -> AdamState | AmsgradState:
-        """The state of the same tree with these moments."""
-        kind = AmsgradState if "nu_max" in columns else AdamState
-        return kind(count, **{f: self.treedef.unflatten(column) for f, column in columns.items()})
+    columns: dict[str, list[Any]]  # by field, mu, nu and with AMSGrad nu_max: its leaves
 
 
 def array_name(field: str, path: jax.tree_util.KeyPath) -> str:
@@ -82,7 +75,9 @@ def check_count(count: Any, shape: tuple[int, ...] = ()) -> None:
     leaves = jax.tree.leaves(count)  # Flax keeps an array within a node
     value: Any = leaves[0] if len(leaves) == 1 else None
     if not _is_integer(value) or jnp.shape(value) != shape:
-        raise InvalidType(where="state: count", expected="an integer scalar", found=_words(value))
+        raise InvalidType(
+            where="state: count", expected="an integer scalar", found=_describe(value)
+        )
     if _is_at_hand(value) and np.any(np.asarray(value) < 0):
         found = np.asarray(value).min()
         raise InvalidValue(where="state: count", expected="a number of at least 0", found=found)
@@ -102,7 +97,7 @@ def _is_integer(x: Any) -> bool:
     return jnp.issubdtype(getattr(x, "dtype", object), jnp.integer)
 
 
-def _words(x: Any) -> str:
+def _describe(x: Any) -> str:
     dtype = getattr(x, "dtype", None)
     return type(x).__name__ if dtype is None else f"{dtype} of shape {jnp.shape(x)}"
 

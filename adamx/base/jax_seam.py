@@ -62,11 +62,11 @@ def define_operation(
 
     Args:
       name: of the operation, in programs.
-      plain: computes it in JAX's own operations; gives its derivatives and its `vmap`. It and the
-        next two take arrays and static arguments by keyword.
+      plain: computes it in JAX's own operations; gives its derivatives and its `vmap`. It takes
+        arrays, and by keyword `plan`, which is hashable and says what is fixed when it is compiled.
       abstract: of the arguments those that the results are like, in shape and dtype.
-      choose: called with a `Target`, the arguments' shapes and the static arguments; returns
-        `plain` or a function that computes the same.
+      choose: called with a `Target`, the abstract arrays and `plan`; returns `plain` or a function
+        that computes the same.
 
     Returns:
       The operation, to be called like `plain`. Where JAX no longer has what it is made of, `plain`

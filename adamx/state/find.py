@@ -13,10 +13,9 @@ from jax.tree_util import (
     tree_map_with_path,
 )
 
-from adamx.base.adam_state import AdamState, AmsgradState, check_count, open_state
+from adamx.base.adam_state import AdamState, AmsgradState, array_name, check_count, open_state
 from adamx.base.errors import InvalidValue
 from adamx.base.jax_seam import is_traced
-from adamx.base.trees import path_name
 from adamx.state.counters import find_following
 
 __all__ = ["named_arrays", "replace_arrays"]
@@ -49,7 +48,7 @@ def named_arrays(state: optax.OptState) -> dict[str, Any]:
     for field in AmsgradState._fields[1:]:
         merged = _merge(field, [getattr(adam, field) for adam in states if hasattr(adam, field)])
         for path, leaf in tree_leaves_with_path(merged):
-            name = _name(field, path)
+            name = array_name(field, path)
             if name in arrays:
                 raise InvalidValue(
                     "two parameters have this path", where=name, remedy="rename one of them"
@@ -91,7 +90,7 @@ def replace_arrays(
             if path[:depth] in adams:
                 field, rest = path[depth].name, path[depth + 1 :]
                 # Flax has each leaf in a box, which makes its path longer.
-                return fit(leaf, arrays["count" if field == "count" else _name(field, rest)])
+                return fit(leaf, arrays["count" if field == "count" else array_name(field, rest)])
         if path not in following:
             return leaf
         count = np.asarray(leaf)
@@ -116,10 +115,6 @@ def _adam_states(state: optax.OptState) -> list[Any]:
 
 def _is_adam(node: object) -> bool:
     return isinstance(node, AdamState | AmsgradState)
-
-
-def _name(field: str, path: KeyPath) -> str:
-    return f"{field}/{path_name(path)}" if path else field
 
 
 def _checked(name: str, leaf: Any) -> Any:
@@ -153,7 +148,7 @@ def _merge(name: str, trees: Sequence[Any]) -> Any:
             remedy="pass them one by one",
         )
     children = zip(*map(treedef.flatten_up_to, parts), strict=True)
-    named = zip((_name(name, key) for key, _ in keyed), children, strict=True)
+    named = zip((array_name(name, key) for key, _ in keyed), children, strict=True)
     return treedef.unflatten([_merge(*child) for child in named])
 
 
