@@ -3,6 +3,7 @@
 | what | for | if it goes |
 |---|---|---|
 | `jax.core.Tracer` | telling an array without a value | `not hasattr(x, "addressable_shards")` |
+| `weak_type` of an array | that a step is not compiled twice | `jax.typeof(x).weak_type` |
 | an error of `jax.lax.pcast` | whether an array differs over a mesh axis | `jax.typeof(x).vma` |
 | `jax.interpreters.ad`, `batching` | derivatives and vmap of an operation | `jax.custom_jvp`, `jax.custom_batching.custom_vmap` |
 | `jax.interpreters.mlir` | compiling it in one way or another | `jax.lax.platform_dependent`, which does not know the number of devices |
@@ -24,7 +25,7 @@ from jax import interpreters
 from jax.core import Tracer
 from jax.extend.core import Primitive
 
-__all__ = ["Target", "define_operation", "is_traced", "varies_over"]
+__all__ = ["Target", "define_operation", "is_traced", "strip_weak_type", "varies_over"]
 
 
 def is_traced(x: object) -> TypeGuard[Tracer]:
@@ -39,6 +40,12 @@ def varies_over(x: Any, axis: str) -> bool:
     except ValueError:  # it does already
         return True
     return False
+
+
+def strip_weak_type(x: jax.Array) -> jax.Array:
+    """The array with its dtype for good: one of a weak type is compiled for anew."""
+    is_weak = getattr(x, "weak_type", False)
+    return jax.lax.convert_element_type(x, x.dtype) if is_weak else x
 
 
 class Target(NamedTuple):

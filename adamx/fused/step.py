@@ -96,10 +96,12 @@ def step_leaves(
     operands = [_vector(scalars, np.dtype("float32"))]
     operands.append(_vector(scalars, np.dtype("float64")) if is_double else jnp.zeros(0))
     operands += arrays
-    # An operation of ours has no rule for axes that are explicit or split by hand: there, JAX's own
-    # operations go straight into the program.
-    on_mesh = jax.sharding.get_abstract_mesh().size > 1
-    results = (plain.run if on_mesh else _operation)(*operands, plan=plan)
+    run = _operation
+    if jax.sharding.get_abstract_mesh().size > 1:
+        # Our operation has no rule for axes that are explicit or split by hand: there, the form
+        # that does not need it goes straight into the program.
+        run = choose(Target("cpu", None, is_export=False), arrays)[0].run
+    results = run(*operands, plan=plan)
     *new_moments, new_params = split_list(results, [*map(len, moments), len(params)])
     return new_moments, new_params
 

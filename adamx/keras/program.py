@@ -12,7 +12,7 @@ import optax
 
 from adamx.base.checks import check_params
 from adamx.base.errors import InvalidType, InvalidValue
-from adamx.base.jax_seam import is_traced
+from adamx.base.jax_seam import is_traced, strip_weak_type
 from adamx.base.trees import listed, path_name
 from adamx.config.adam_config import AdamConfig
 
@@ -179,8 +179,7 @@ def split_params(params: Any) -> tuple[Any, Static | None]:
 def _as_jax_array(x: Any) -> Any:
     """`x` as steps return it, so that the second one need not be compiled for other arguments."""
     if isinstance(x, jax.Array):
-        weak = getattr(x, "weak_type", False)
-        return jax.lax.convert_element_type(x, x.dtype) if weak else x
+        return strip_weak_type(x)
     return jnp.asarray(x) if jnp.issubdtype(x.dtype, jnp.number) else x
 
 
