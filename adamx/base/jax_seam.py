@@ -143,7 +143,9 @@ def _target(platform: str, ctx: Any) -> Target:
     try:
         axes = ctx.module_context.axis_context
         is_export = bool(ctx.module_context.lowering_parameters.for_export)
-        by_hand = hasattr(axes, "mesh") or hasattr(axes, "axis_env")
+        # Where a program is split by hand there is a mesh instead; some versions have both.
+        is_split = hasattr(axes, "mesh") or hasattr(axes, "axis_env")
+        by_hand = is_split and not hasattr(axes, "num_devices")
         devices = None if by_hand else int(axes.num_devices)
     except (AttributeError, TypeError) as error:
         _warn_of_change(f"{error}")

@@ -84,13 +84,20 @@ def test_a_renamed_name_is_a_warning_once(context):
         jax_seam._target("cpu", SimpleNamespace(module_context=context))
 
 
-def test_parts_of_a_mesh_are_no_change_of_jax():
-    axes = SimpleNamespace(mesh=None)
+@pytest.mark.parametrize(
+    ("axes", "devices"),
+    [
+        (SimpleNamespace(mesh=None), None),
+        (SimpleNamespace(num_devices=1), 1),
+        (SimpleNamespace(num_devices=1, mesh=None, axis_env=None), 1),  # JAX 0.10.0
+    ],
+)
+def test_parts_of_a_mesh_are_no_change_of_jax(axes, devices):
     context = SimpleNamespace(
         axis_context=axes, lowering_parameters=SimpleNamespace(for_export=False)
     )
     target = jax_seam._target("cpu", SimpleNamespace(module_context=context))
-    assert target == Target("cpu", None, is_export=False)
+    assert target == Target("cpu", devices, is_export=False)
 
 
 def test_without_primitives_the_plain_form_is_left(monkeypatch):
