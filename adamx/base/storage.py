@@ -57,9 +57,10 @@ class Cast(NamedTuple):
     def load(self, stored: Any, dtype: np.dtype) -> chex.ArrayDevice:
         """See `Storage`; of a complex array and a real dtype, the real part."""
         array = jnp.asarray(stored)
-        # Optax keeps the second moment of complex parameters as complex numbers.
-        is_real = not jnp.issubdtype(dtype, jnp.complexfloating)
-        return (jnp.real(array) if is_real else array).astype(dtype)
+        if jnp.iscomplexobj(array) and not jnp.issubdtype(dtype, jnp.complexfloating):
+            # Optax keeps the second moment of complex parameters as complex numbers.
+            array = jnp.real(array)
+        return array.astype(dtype)
 
     def store(self, moment: chex.ArrayDevice, stored: Any) -> chex.ArrayDevice:
         """See `Storage`."""
