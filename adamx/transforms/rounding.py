@@ -19,8 +19,6 @@ from adamx.base.trees import is_none
 
 __all__ = ["StochasticRoundState", "stochastic_round"]
 
-_FLOAT32_MANTISSA = 23
-
 
 class StochasticRoundState(NamedTuple):
     """The state of `stochastic_round`: arrays that any checkpoint takes.
@@ -147,4 +145,7 @@ def _update_leaf(u: chex.Array, p: chex.Array, key: chex.ArrayDevice) -> chex.Ar
 
 def _is_narrow(dtype: np.dtype) -> bool:
     """Whether it is a real floating dtype with less precision than float32."""
-    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).nmant < _FLOAT32_MANTISSA
+    return (
+        jnp.issubdtype(dtype, jnp.floating)
+        and jnp.finfo(dtype).nmant < jnp.finfo(jnp.float32).nmant
+    )
