@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamx.base.dtypes import compute_dtype, is_number, real_scalar
+from adamx.base.dtypes import check_not_flushed, compute_dtype, is_number, real_scalar
 
 __all__ = [
     "CONVENTIONS",
@@ -113,11 +113,25 @@ def moving_average(
     if jnp.iscomplexobj(mean):
         parts = ((mean.real, x.real), (mean.imag, x.imag))
         return jax.lax.complex(*(moving_average(*part, b, one_minus_b) for part in parts))
-    difference = x - mean
-    from_mean, from_x = mean + one_minus_b * difference, x - b * difference
+    half = 0.5 * x - 0.5 * mean  # exact, and finite where x - mean would overflow
+    from_mean, from_x = mean + 2 * one_minus_b * half, x - 2 * b * half
     if isinstance(b, float):
         return from_mean if b >= 0.5 else from_x
     return jnp.where(b >= 0.5, from_mean, from_x)
+
+
+def _mean_square(
+    v: chex.ArrayDevice, g: chex.ArrayDevice, b: chex.Numeric, one_minus_b: chex.Numeric
+) -> chex.ArrayDevice:
+    """`moving_average` of |g|^2. What has overflowed stays infinite, and does not turn into NaN."""
+    square = _square(g)
+    difference = square - v
+    from_v = jnp.where(jnp.isinf(v), v, v + one_minus_b * difference)
+    is_last = jnp.isinf(square) | (b == 0)
+    from_square = jnp.where(is_last, square, square - b * difference)
+    if isinstance(b, float):
+        return from_v if b >= 0.5 else from_square
+    return jnp.where(b >= 0.5, from_v, from_square)
 
 
 def bias_correction(b: chex.Numeric, t: chex.ArrayDevice, dtype: np.dtype) -> chex.ArrayDevice:
@@ -147,8 +161,8 @@ def scalars(
     return Scalars(
         *_weights(hyper.b1, dtype),
         *_weights(hyper.b2, dtype),
-        eps=real_scalar(hyper.eps, dtype),
-        eps_root=real_scalar(hyper.eps_root, dtype),
+        eps=real_scalar(check_not_flushed("eps", hyper.eps, dtype), dtype),
+        eps_root=real_scalar(check_not_flushed("eps_root", hyper.eps_root, dtype), dtype),
         m_correction=bias_correction(hyper.b1, t, dtype),
         v_correction=bias_correction(hyper.b2, t, dtype),
         rate=real_scalar(rate, dtype),
@@ -203,8 +217,7 @@ def step(
     amsgrad = bool(v_max)
 
     m = moving_average(m, g, s.b1, s.one_minus_b1)
-    # A v that has overflowed stays infinite, and its steps 0: its average would be inf - inf.
-    v = jnp.where(jnp.isinf(v), v, moving_average(v, _square(g), s.b2, s.one_minus_b2))
+    v = _mean_square(v, g, s.b2, s.one_minus_b2)
     largest = v
     if amsgrad:
         candidate = v / s.v_correction if convention.maximum_of_corrected else v
@@ -221,7 +234,10 @@ def step(
         already_corrected = amsgrad and convention.maximum_of_corrected
         v_hat = largest if already_corrected else largest / s.v_correction
 
-    direction = by_parts(jnp.divide, m_hat, safe_sqrt(v_hat + s.eps_root) + s.eps)
+    denominator = safe_sqrt(v_hat + s.eps_root) + s.eps
+    # Beside a v that has overflowed, m may do so when it is corrected: the step is 0, not NaN.
+    numerator = jnp.where(jnp.isinf(denominator), m, m_hat)
+    direction = by_parts(jnp.divide, numerator, denominator)
     return direction, (m, v, largest) if amsgrad else (m, v)
 
 

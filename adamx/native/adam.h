@@ -129,10 +129,20 @@ inline double MultiplyAdd(double a, double b, double c) { return a * b + c; }
 inline float Abs(float x) { return __builtin_fabsf(x); }
 inline double Abs(double x) { return __builtin_fabs(x); }
 
-// b * mean + (1 - b) * x, from whichever of the two has the larger weight. `difference` is x - mean.
-template <class T>
-inline T MovingAverage(T mean, T x, T difference, T b, T rest) {
-  return b >= T(0.5) ? MultiplyAdd(rest, difference, mean) : MultiplyAdd(-b, difference, x);
+// b * mean + (1 - b) * x, from whichever has the larger weight. Half of the difference is exact,
+// and finite where the whole would overflow.
+template <bool kFromMean, class T>
+inline T MovingAverage(T mean, T x, T b, T rest) {
+  const T half = MultiplyAdd(T(0.5), x, T(-0.5) * mean);
+  return kFromMean ? MultiplyAdd(2 * rest, half, mean) : MultiplyAdd(-2 * b, half, x);
+}
+
+// The same of g^2. What has overflowed stays infinite, and does not turn into NaN.
+template <bool kFromMean, class T>
+inline T MeanSquare(T v, T g, T b, T rest) {
+  const T infinity = T(__builtin_inf()), square = g * g, difference = MultiplyAdd(g, g, -v);
+  if (kFromMean) return Abs(v) == infinity ? v : MultiplyAdd(rest, difference, v);
+  return square == infinity || b == 0 ? square : MultiplyAdd(-b, difference, square);
 }
 
 // What the moments are multiplied by. Multiplication by a reciprocal is what XLA makes of a division
@@ -150,27 +160,42 @@ struct Factors {
   }
 };
 
-template <class T, bool kAmsgrad, bool kDecoupled>
+// kFromMeans: whether both decay rates are at least one half.
+template <class T, bool kFromMeans, bool kAmsgrad, bool kDecoupled>
 void Adam(int64_t n, const T* __restrict g, T* __restrict m, T* __restrict v,
           T* __restrict v_max, T* __restrict p, const Scalars<T>& scalars,
           const Factors<T>& factors) {
   const Scalars<T> s = scalars;
   const Factors<T> f = factors;
   for (int64_t i = 0; i < n; ++i) {
-    m[i] = MovingAverage(m[i], g[i], g[i] - m[i], s.b1, s.one_minus_b1);
-    const T difference = MultiplyAdd(g[i], g[i], -v[i]);
-    const T v_next = MovingAverage(v[i], g[i] * g[i], difference, s.b2, s.one_minus_b2);
-    v[i] = Abs(v[i]) == T(__builtin_inf()) ? v[i] : v_next;  // its average would be inf - inf
+    if (kFromMeans) {
+      m[i] = MovingAverage<true>(m[i], g[i], s.b1, s.one_minus_b1);
+      v[i] = MeanSquare<true>(v[i], g[i], s.b2, s.one_minus_b2);
+    } else {
+      m[i] = s.b1 >= T(0.5) ? MovingAverage<true>(m[i], g[i], s.b1, s.one_minus_b1)
+                            : MovingAverage<false>(m[i], g[i], s.b1, s.one_minus_b1);
+      v[i] = s.b2 >= T(0.5) ? MeanSquare<true>(v[i], g[i], s.b2, s.one_minus_b2)
+                            : MeanSquare<false>(v[i], g[i], s.b2, s.one_minus_b2);
+    }
     T largest = v[i];
     if (kAmsgrad) {
       const T candidate = v[i] * f.before_maximum;
       const bool keep = v_max[i] > candidate || v_max[i] != v_max[i];  // NaN stays
       v_max[i] = largest = keep ? v_max[i] : candidate;
     }
-    T direction = m[i] * f.m / (Sqrt(largest * f.after_maximum + s.eps_root) + s.eps);
+    const T denominator = Sqrt(largest * f.after_maximum + s.eps_root) + s.eps;
+    // Beside a v that has overflowed, m may do so when it is corrected: the step is 0, not NaN.
+    T direction = (denominator < T(__builtin_inf()) ? m[i] * f.m : m[i]) / denominator;
     if (kDecoupled) direction = MultiplyAdd(s.weight_decay, p[i], direction);
     p[i] = MultiplyAdd(s.rate, direction, p[i]);
   }
+}
+
+template <class T, bool kFromMeans>
+constexpr auto Variant(bool amsgrad, bool decoupled) {
+  return amsgrad ? (decoupled ? &Adam<T, kFromMeans, true, true> : &Adam<T, kFromMeans, true, false>)
+                 : (decoupled ? &Adam<T, kFromMeans, false, true>
+                              : &Adam<T, kFromMeans, false, false>);
 }
 
 // What happens to the gradient before Adam sees it: clipping, then weight decay.
@@ -190,8 +215,9 @@ void Step(const Leaf& leaf, int64_t begin, int64_t end, const Scalars<T>& s,
           const Options& options, double norm) {
   const bool decays_gradient = leaf.decays && !options.decoupled;
   const bool decoupled = leaf.decays && options.decoupled;
-  const auto adam = options.amsgrad ? (decoupled ? &Adam<T, true, true> : &Adam<T, true, false>)
-                                    : (decoupled ? &Adam<T, false, true> : &Adam<T, false, false>);
+  const bool from_means = s.b1 >= T(0.5) && s.b2 >= T(0.5);
+  const auto adam = from_means ? Variant<T, true>(options.amsgrad, decoupled)
+                               : Variant<T, false>(options.amsgrad, decoupled);
   const Factors<T> factors(s, options);
 
   Scratch<T> scratch;

@@ -107,7 +107,8 @@ struct AsDefined {
 struct AsInNumerics {
   template <class R>
   R operator()(R mean, R x, R b, R rest) const {
-    return b >= R(0.5) ? mean + rest * (x - mean) : x - b * (x - mean);
+    const R half = x / 2 - mean / 2;
+    return b >= R(0.5) ? mean + 2 * rest * half : x - 2 * b * half;
   }
 };
 
@@ -126,7 +127,10 @@ Expected<R> Reference(const Element<R>& x, const Scalars<R>& c, const Options& o
 
   y.m = average(x.m, y.g, c.b1, c.one_minus_b1);
   scale.m = fmax(fabs(c.b1 * x.m), c.one_minus_b1 * scale.g);
-  y.v = std::isinf(x.v) ? x.v : average(x.v, y.g * y.g, c.b2, c.one_minus_b2);
+  // What has overflowed stays infinite.
+  const R square = y.g * y.g;
+  const R first = c.b2 >= R(0.5) ? x.v : square;  // what has the larger weight
+  y.v = std::isinf(first) ? first : average(x.v, square, c.b2, c.one_minus_b2);
   scale.v = fmax(fabs(c.b2 * x.v), c.one_minus_b2 * scale.g * scale.g);
 
   // The second moment under the root, and how much larger its scale is than itself.
@@ -147,7 +151,8 @@ Expected<R> Reference(const Element<R>& x, const Scalars<R>& c, const Options& o
   const R m_factor = keras ? sqrt(c.v_correction) / c.m_correction : R(1);
   const R m_divisor = keras ? R(1) : c.m_correction;
   const R denominator = sqrt(root_of + c.eps_root) + c.eps;
-  R direction = y.m * m_factor / m_divisor / denominator;
+  // A v that has overflowed makes steps of 0, however large the corrected m is.
+  R direction = (std::isinf(denominator) ? y.m : y.m * m_factor / m_divisor) / denominator;
   R direction_scale = fmax(scale.m * m_factor / m_divisor / fabs(denominator),
                            fabs(direction) * fmax(R(1), excess));
   if (options.decoupled && decays) {
