@@ -18,10 +18,10 @@ import optax
 from adamx.base.checks import (
     check_choice,
     check_dtype,
-    check_learning_rate,
-    check_number,
     check_precise_number,
+    check_rate,
 )
+from adamx.base.dtypes import check_not_flushed
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.numerics import CONVENTIONS, ConventionName, Hyperparameters
 from adamx.base.random_bits import check_key
@@ -46,19 +46,23 @@ class Arguments:
     """The root of all of them: each class checks its own fields after those to its right."""
 
     def __post_init__(self) -> None:
-        """Raise for a value out of range or of the wrong type."""
+        """Raise for a value out of range or of the wrong type; NumPy's numbers become Python's."""
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RateArguments(Arguments):
     """The step size."""
 
-    learning_rate: optax.ScalarOrSchedule
+    learning_rate: optax.ScalarOrSchedule | None  # None is Optax's word for no scaling at all
 
     def __post_init__(self) -> None:
         """See `Arguments`."""
         super().__post_init__()
-        check_learning_rate(self.learning_rate)
+        if self.learning_rate is not None:
+            self._set("learning_rate", check_rate("learning_rate", self.learning_rate))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,10 +82,11 @@ class MomentArguments(Arguments):
     def __post_init__(self) -> None:
         """See `Arguments`."""
         super().__post_init__()
-        check_precise_number("b1", self.b1, below=1)
-        check_precise_number("b2", self.b2, below=1)
-        check_precise_number("eps", self.eps)
-        check_precise_number("eps_root", self.eps_root)
+        for name in ("b1", "b2"):
+            self._set(name, check_precise_number(name, getattr(self, name), below=1))
+        for name in ("eps", "eps_root"):
+            number = check_precise_number(name, getattr(self, name))
+            self._set(name, check_not_flushed(name, number))
         check_dtype("mu_dtype", self.mu_dtype, jnp.inexact, "a floating-point")
         check_dtype("nu_dtype", self.nu_dtype, jnp.floating, "a real floating-point")
         check_choice("convention", self.convention, tuple(CONVENTIONS))
@@ -141,8 +146,7 @@ class DecayArguments(Arguments):
     def __post_init__(self) -> None:
         """See `Arguments`."""
         super().__post_init__()
-        if not callable(self.weight_decay):
-            check_number("weight_decay", self.weight_decay)
+        self._set("weight_decay", check_rate("weight_decay", self.weight_decay))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

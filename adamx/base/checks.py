@@ -7,62 +7,93 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.base.dtypes import is_number, number_kind
-from adamx.base.errors import InvalidType, InvalidValue
+from adamx.base.dtypes import (
+    check_not_flushed,
+    dtype_of,
+    is_known,
+    is_number,
+    number_kind,
+    type_name,
+)
+from adamx.base.errors import AdamxError, InvalidType, InvalidValue
 from adamx.base.trees import describe_difference, is_none, leaf_name
 
 __all__ = [
     "check_choice",
     "check_dtype",
     "check_gradients",
-    "check_learning_rate",
     "check_number",
     "check_params",
     "check_positive",
     "check_precise_number",
+    "check_rate",
+    "check_scheduled",
 ]
 
 
-def check_number(name: str, value: Any, *, below: float = np.inf) -> None:
-    """Raise unless `value` is a number in [0, below), or a scalar array, whatever its value."""
+def check_number(name: str, value: Any, *, below: float = np.inf) -> Any:
+    """A number in [0, below) as a Python float, or a scalar array as it is, whatever its value.
+
+    A number of NumPy, whose dtype would promote what it meets, is a Python number from here on.
+    """
     if is_number(value):
-        if not 0 <= value < below:
+        number = _as_float(value)
+        if not 0 <= number < below:
             range_ = "of at least 0" if below == np.inf else f"from 0 to below {below:g}"
             expected = f"a finite number {range_}"
             raise InvalidValue(where=name, expected=expected, found=repr(value))
-        return
-    dtype = None if isinstance(value, np.generic) else getattr(value, "dtype", None)
+        return number
+    dtype = None if isinstance(value, np.generic) else dtype_of(value)
     if dtype is None or not jnp.issubdtype(dtype, jnp.number):
         remedy = "for a schedule wrap the optimizer in optax.inject_hyperparams"
         raise InvalidType(
             where=name,
             expected="a real number or a scalar array",
-            found=f"{type(value).__name__} {value!r}",
+            found=f"{type_name(value)} {value!r}",
             remedy=remedy if callable(value) else "",
         )
     if value.shape != ():
         found = f"an array of shape {value.shape}"
         raise InvalidValue(where=name, expected="a scalar", found=found)
+    return value
 
 
-def check_positive(name: str, value: Any) -> None:
-    """`check_number`, and raise if `value` is 0."""
-    check_number(name, value)
-    if is_number(value) and value == 0:
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an int may be larger than any float
+        return np.inf
+
+
+def check_positive(name: str, value: Any) -> Any:
+    """`check_number`, and raise if `value` is 0, also if it is so to XLA."""
+    number = check_number(name, value)
+    if is_number(number) and number == 0:
         raise InvalidValue(where=name, expected="a number above 0 or None", found=repr(value))
+    return check_not_flushed(name, number)
 
 
-def check_learning_rate(learning_rate: optax.ScalarOrSchedule | None) -> None:
-    """`check_number` unless it is a schedule, or None: Optax's word for a direction not scaled."""
-    if learning_rate is not None and not callable(learning_rate):
-        check_number("learning_rate", learning_rate)
+def check_rate(name: str, value: Any) -> Any:
+    """`check_number`, or a schedule as it is; see `check_scheduled`."""
+    return value if callable(value) else check_number(name, value)
 
 
-def check_precise_number(name: str, value: Any, *, below: float = np.inf) -> None:
+def check_scheduled(name: str, value: Any) -> Any:
+    """`check_number` of what a schedule for the argument `name` returned."""
+    try:
+        return check_number(name, value)
+    except AdamxError as error:
+        raise error.replace(
+            expected="a scalar" if isinstance(error, InvalidType) else error.expected,
+            remedy="a schedule returns one number for a count of steps",
+        ) from error
+
+
+def check_precise_number(name: str, value: Any, *, below: float = np.inf) -> Any:
     """`check_number`, and raise if `value` is an array of less than float32's precision."""
-    check_number(name, value, below=below)
-    if is_number(value) or not jnp.issubdtype(value.dtype, jnp.floating):
-        return
+    number = check_number(name, value, below=below)
+    if is_number(number) or not jnp.issubdtype(value.dtype, jnp.floating):
+        return number
     if value.dtype.itemsize < 4:
         raise InvalidType(
             where=name,
@@ -71,6 +102,7 @@ def check_precise_number(name: str, value: Any, *, below: float = np.inf) -> Non
             remedy="optax.inject_hyperparams rounds to the dtype of the parameters, unless given "
             f'hyperparam_dtype="float32" or static_args="{name}"',
         )
+    return number
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -80,14 +112,34 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise InvalidValue(where=name, expected=expected, found=repr(value))
 
 
+# What is said elsewhere for a dtype.
+_DTYPE_NAMES = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "f16": "float16",
+    "fp32": "float32",
+    "f32": "float32",
+    "fp64": "float64",
+    "f64": "float64",
+}
+
+
 def check_dtype(name: str, dtype: Any, kind: type, words: str) -> None:
     """Raise a TypeError unless `dtype` is None or a subtype of `kind`, called `words`."""
     try:
-        if dtype is None or jnp.issubdtype(jnp.dtype(dtype), kind):
+        if dtype is None or (jnp.issubdtype(jnp.dtype(dtype), kind) and is_known(jnp.dtype(dtype))):
             return
     except TypeError:
         pass
-    raise InvalidType(where=name, expected=f"{words} dtype or None", found=repr(dtype))
+    spelling = str(dtype).removeprefix("torch.")
+    meant = _DTYPE_NAMES.get(spelling, spelling)
+    is_known_name = str(dtype) != meant in _DTYPE_NAMES.values()
+    raise InvalidType(
+        where=name,
+        expected=f"{words} dtype or None",
+        found=repr(dtype),
+        remedy=f'write "{meant}"' if is_known_name else "",
+    )
 
 
 def check_params(params: optax.Params) -> None:

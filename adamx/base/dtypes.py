@@ -7,14 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamx.base.errors import InvalidValue
+
 __all__ = [
+    "check_not_flushed",
     "complex_dtype",
     "compute_dtype",
+    "dtype_of",
     "first_moment_dtype",
+    "is_known",
     "is_number",
     "number_kind",
     "real_scalar",
     "second_moment_dtype",
+    "type_name",
 ]
 
 
@@ -24,22 +30,41 @@ def is_number(x: object) -> TypeGuard[float]:
     An array of JAX is not, even when it is not traced: looking would wait for the device.
     """
     if isinstance(x, np.ndarray):
-        return x.ndim == 0 and x.dtype.kind in "iuf"
+        return x.ndim == 0 and x.dtype.kind in "iuf" and not isinstance(x, np.ma.MaskedArray)
     return isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool)
+
+
+def dtype_of(x: object) -> Any | None:
+    """The dtype of an array that JAX takes; None for anything else, a tensor of torch, say."""
+    dtype = getattr(x, "dtype", None)
+    if isinstance(x, np.ma.MaskedArray) or not isinstance(dtype, np.dtype):
+        return dtype if isinstance(x, jax.Array) else None  # keys have a dtype of JAX's own
+    return dtype
+
+
+def type_name(x: object) -> str:
+    """The name of an object's type, with its package unless it is Python's: `torch.Tensor`."""
+    package, name = type(x).__module__.partition(".")[0], type(x).__qualname__
+    return name if package == "builtins" else f"{package}.{name}"
 
 
 def number_kind(leaf: object) -> str:
     """The kind of number in a leaf: "real", "complex", or the name of something else."""
-    dtype = getattr(leaf, "dtype", None)
+    dtype = dtype_of(leaf)
     if dtype is None and isinstance(leaf, int | float | complex):
         dtype = jnp.result_type(leaf)
     if dtype is None:
-        return type(leaf).__name__
+        return type_name(leaf)
     if dtype == jax.dtypes.float0:
         return "float0, the gradient of an integer"
-    if jnp.issubdtype(dtype, jnp.floating):
-        return "real"
-    return "complex" if jnp.issubdtype(dtype, jnp.complexfloating) else str(dtype)
+    if not jnp.issubdtype(dtype, jnp.inexact) or not is_known(dtype):
+        return str(dtype)
+    return "complex" if jnp.issubdtype(dtype, jnp.complexfloating) else "real"
+
+
+def is_known(dtype: np.dtype) -> bool:
+    """Whether JAX has this floating-point or complex dtype: NumPy has wider ones."""
+    return dtype.itemsize <= (16 if jnp.issubdtype(dtype, jnp.complexfloating) else 8)
 
 
 def compute_dtype(*dtypes: np.dtype) -> np.dtype:
@@ -75,3 +100,20 @@ def real_scalar(x: chex.Numeric, dtype: np.dtype) -> chex.Numeric:
     It may come as a complex array: `optax.inject_hyperparams` makes one for complex parameters.
     """
     return float(x) if is_number(x) else jnp.real(x).astype(dtype)
+
+
+def check_not_flushed(
+    name: str, value: chex.Numeric, dtype: np.dtype | None = None
+) -> chex.Numeric:
+    """`value`; raise if it is a number above 0 that is 0 to XLA in `dtype`, by default JAX's."""
+    if dtype is None:
+        dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    smallest = float(jnp.finfo(dtype).tiny)
+    if is_number(value) and 0 < value < smallest:
+        raise InvalidValue(
+            where=name,
+            expected=f"0 or a number of at least {smallest:.4g}",
+            found=repr(value),
+            remedy=f"smaller ones are 0 in {dtype}",
+        )
+    return value

@@ -10,8 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.base.checks import check_choice, check_number, check_positive
-from adamx.base.dtypes import is_number
+from adamx.base.checks import (
+    check_choice,
+    check_number,
+    check_positive,
+    check_rate,
+    check_scheduled,
+)
+from adamx.base.dtypes import check_not_flushed, is_number
 from adamx.base.errors import AdamxError, InvalidType, InvalidValue
 from adamx.base.jax_seam import is_traced
 from adamx.base.numerics import CONVENTIONS, ConventionName
@@ -24,6 +30,7 @@ from adamx.transforms.foreign import (
     clip_values,
     torch_weight_decay,
 )
+from adamx.transforms.scaling import add_weight_decay, scale_by_learning_rate
 from adamx.transforms.schedules import inverse_time_decay
 
 __all__ = ["AdamConfig"]
@@ -77,21 +84,24 @@ class AdamConfig:
 
     def __post_init__(self) -> None:
         """Raise a ValueError or TypeError for a value out of range or of the wrong type."""
-        if not callable(self.learning_rate):
-            check_number("learning_rate", self.learning_rate)
-        check_number("b1", self.b1, below=1)
-        check_number("b2", self.b2, below=1)
+        rates = {"learning_rate": check_rate("learning_rate", self.learning_rate)}
+        numbers = {name: check_number(name, getattr(self, name), below=1) for name in ("b1", "b2")}
         for name in ("eps", "eps_root", "decay", "weight_decay"):
-            check_number(name, getattr(self, name))
-        for name in ("clip_norm", "clip_global_norm", "clip_value"):
-            value = getattr(self, name)
-            if value is not None:
-                check_positive(name, value)
+            numbers[name] = check_number(name, getattr(self, name))
+        for name in ("eps", "eps_root"):
+            check_not_flushed(name, numbers[name])
+        limits = {
+            name: check_positive(name, getattr(self, name))
+            for name in ("clip_norm", "clip_global_norm", "clip_value")
+            if getattr(self, name) is not None
+        }
         check_choice("convention", self.convention, tuple(CONVENTIONS))
         for name in _FLAGS:
             value = getattr(self, name)
             if not isinstance(value, bool | np.bool_):
                 raise InvalidType(where=name, expected="True or False", found=repr(value))
+        for name, value in (rates | numbers | limits).items():
+            object.__setattr__(self, name, value)  # NumPy's numbers as Python's
         if self.nesterov and self.convention != "optax":
             expected = 'convention "optax" beside it'
             raise InvalidValue(where="nesterov", expected=expected, found=repr(self.convention))
@@ -174,7 +184,7 @@ class AdamConfig:
         parts += self.clipping()
         decays = not is_number(self.weight_decay) or self.weight_decay != 0
         if decays and not self.decoupled:
-            parts.append(optax.add_decayed_weights(self.weight_decay))
+            parts.append(add_weight_decay(self.weight_decay))
         parts.append(
             scale_by_adam(
                 self._rounded(self.b1),
@@ -188,7 +198,7 @@ class AdamConfig:
         )
         if decays and self.decoupled:
             parts.append(self._decoupled_weight_decay())
-        parts.append(optax.scale_by_learning_rate(self._learning_rate()))
+        parts.append(scale_by_learning_rate(self._learning_rate()))
         return optax.chain(*parts)
 
     def clipping(self) -> list[optax.GradientTransformation]:
@@ -233,7 +243,7 @@ class AdamConfig:
     def _decoupled_weight_decay(self) -> optax.GradientTransformation:
         rate, decay = self.learning_rate, self.weight_decay
         if self.convention != "torch" or not is_number(rate) or not is_number(decay) or not rate:
-            return optax.add_decayed_weights(decay)
+            return add_weight_decay(decay)
         return torch_weight_decay(rate, decay)
 
     def _learning_rate(self) -> optax.ScalarOrSchedule:
@@ -245,6 +255,7 @@ class AdamConfig:
         falling = inverse_time_decay(1.0, decay)
 
         def schedule(count: jax.typing.ArrayLike) -> chex.ArrayDevice:
-            return jnp.asarray(rate(count)) * jnp.asarray(falling(count))
+            value = check_scheduled("learning_rate", rate(count))
+            return jnp.asarray(value) * jnp.asarray(falling(count))
 
         return schedule

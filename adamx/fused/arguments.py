@@ -25,7 +25,8 @@ class StepArguments(MomentArguments, RateArguments):
         """See `Arguments`."""
         super().__post_init__()
         if self.clip_global_norm is not None:
-            check_positive("clip_global_norm", self.clip_global_norm)
+            limit = check_positive("clip_global_norm", self.clip_global_norm)
+            self._set("clip_global_norm", limit)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

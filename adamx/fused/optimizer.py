@@ -12,7 +12,7 @@ import optax
 
 from adamx.base.adam_state import AdamState, AmsgradState
 from adamx.base.arguments import DecayArguments, takes
-from adamx.base.checks import check_gradients, check_params
+from adamx.base.checks import check_gradients, check_params, check_scheduled
 from adamx.base.dtypes import is_number, real_scalar
 from adamx.base.errors import InvalidType
 from adamx.base.numerics import CONVENTIONS, Scalars, scalars
@@ -289,9 +289,9 @@ class _Fused:
     def _scalars(self, count: chex.ArrayDevice, parts: dict[str, Any], dtype: np.dtype) -> Scalars:
         """The scalars of the step that leads to `count`, in `dtype`."""
 
-        def value(given: Any, part: str) -> Any:
+        def value(name: str, given: Any, part: str) -> Any:
             if callable(given):
-                given = given(jax.tree.leaves(parts[part])[0])
+                given = check_scheduled(name, given(jax.tree.leaves(parts[part])[0]))
             return real_scalar(given, dtype)
 
         rate, max_norm = self.arguments.learning_rate, self.arguments.clip_global_norm
@@ -299,7 +299,9 @@ class _Fused:
             count,
             self.arguments.hyperparameters,
             dtype,
-            rate=1.0 if rate is None else -value(rate, "rate"),
-            weight_decay=0.0 if self.decay is None else value(self.decay.weight_decay, "decay"),
-            max_norm=0.0 if max_norm is None else value(max_norm, "clip"),
+            rate=1.0 if rate is None else -value("learning_rate", rate, "rate"),
+            weight_decay=0.0
+            if self.decay is None
+            else value("weight_decay", self.decay.weight_decay, "decay"),
+            max_norm=0.0 if max_norm is None else real_scalar(max_norm, dtype),
         )

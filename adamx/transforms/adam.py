@@ -18,6 +18,7 @@ from adamx.base.numerics import CONVENTIONS, Scalars, bias_correction, scalars
 from adamx.base.random_bits import fold_in, key_data, leaf_keys
 from adamx.base.storage import CAST, CastAtRandom, Storage, step_leaf, wide_dtype
 from adamx.base.trees import is_none
+from adamx.transforms.scaling import add_weight_decay, scale_by_learning_rate
 
 __all__ = ["AdamState", "AmsgradState", "adam", "adamw", "scale_by_adam"]
 
@@ -140,7 +141,7 @@ def adam(arguments: AdamArguments) -> optax.GradientTransformationExtraArgs:
     """
     return optax.chain(
         _Direction(arguments).transformation(),
-        optax.scale_by_learning_rate(arguments.learning_rate),
+        scale_by_learning_rate(arguments.learning_rate),
     )
 
 
@@ -172,8 +173,8 @@ def adamw(arguments: AdamWArguments) -> optax.GradientTransformationExtraArgs:
     """
     return optax.chain(
         _Direction(arguments).transformation(),
-        optax.add_decayed_weights(arguments.weight_decay, arguments.mask),
-        optax.scale_by_learning_rate(arguments.learning_rate),
+        add_weight_decay(arguments.weight_decay, arguments.mask),
+        scale_by_learning_rate(arguments.learning_rate),
     )
 
 

@@ -1,5 +1,7 @@
 """Parts of other frameworks' Adam, for an Optax chain, that Optax does not have."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import optax
 
 from adamx.base.clipping import clip_array, clip_to_norm, global_norm
+from adamx.base.dtypes import real_scalar
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.trees import is_none, path_name
 
@@ -32,21 +35,20 @@ def clip_global_norm(max_norm: chex.Numeric) -> optax.GradientTransformation:
 
 
 def clip_values(largest: chex.Numeric) -> optax.GradientTransformation:
-    """`optax.clip`, with an error of its own for complex gradients, which have no order."""
-    clip = optax.clip(largest)
+    """`optax.clip`, in the gradient's dtype, and with an error of its own for complex gradients."""
 
-    def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
-        for path, g in jax.tree_util.tree_leaves_with_path(updates):
-            if jnp.iscomplexobj(g):
-                raise InvalidType(
-                    where=path_name(path),
-                    expected="a real gradient for clipping by value",
-                    found=jnp.result_type(g),
-                    remedy="clip by norm",
-                )
-        return clip.update(updates, clip.init(updates), params)[0]
+    def clip(path: jax.tree_util.KeyPath, g: chex.ArrayDevice) -> chex.ArrayDevice:
+        if jnp.iscomplexobj(g):  # which have no order
+            raise InvalidType(
+                where=path_name(path),
+                expected="a real gradient for clipping by value",
+                found=jnp.result_type(g),
+                remedy="clip by norm",
+            )
+        limit: Any = real_scalar(largest, jnp.result_type(g))
+        return jnp.clip(g, -limit, limit)
 
-    return optax.stateless(update)
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(clip, updates))
 
 
 def torch_weight_decay(rate: float, decay: float) -> optax.GradientTransformation:

@@ -34,8 +34,8 @@ def inverse_time_decay(init_value: chex.Numeric, decay_rate: chex.Numeric) -> op
 
     Source: `get_updates` of `tf.contrib.keras.optimizers.Adam`, TensorFlow 1.1.
     """
-    check_number("init_value", init_value)
-    check_number("decay_rate", decay_rate)
+    init_value = check_number("init_value", init_value)
+    decay_rate = check_number("decay_rate", decay_rate)
 
     def schedule(count: jax.typing.ArrayLike) -> chex.ArrayDevice:
         init, rate, steps = (jnp.asarray(x, float) for x in (init_value, decay_rate, count))

@@ -1,0 +1,71 @@
+"""Optax's multiplications by a learning rate and a weight decay, which promote nothing.
+
+Optax multiplies an update by the number it was given: an array of float32 makes updates of float32
+from those of bfloat16. Here a number takes the precision of what it multiplies.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from adamx.base.checks import check_scheduled
+from adamx.base.dtypes import is_number, real_scalar
+from adamx.base.errors import InvalidValue
+from adamx.base.numerics import by_parts
+from adamx.base.trees import is_none
+
+__all__ = ["add_weight_decay", "scale_by_learning_rate"]
+
+
+def scale_by_learning_rate(
+    learning_rate: optax.ScalarOrSchedule | None,
+) -> optax.GradientTransformation:
+    """`optax.scale_by_learning_rate`, with its state."""
+    if learning_rate is None or is_number(learning_rate):
+        return optax.scale_by_learning_rate(learning_rate)
+    if callable(learning_rate):
+        return optax.scale_by_learning_rate(
+            lambda count: check_scheduled("learning_rate", learning_rate(count))
+        )
+    rate = learning_rate
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(lambda g: _multiply(jnp.asarray(g), -rate), updates)
+    )
+
+
+def add_weight_decay(
+    weight_decay: optax.ScalarOrSchedule, mask: Any | None = None
+) -> optax.GradientTransformation:
+    """`optax.add_decayed_weights`, with its state."""
+    theirs = optax.add_decayed_weights(weight_decay)
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Any]:
+        if params is None:
+            raise InvalidValue(
+                where="params",
+                expected="the parameters, for weight decay",
+                found=None,
+                remedy="call update(updates, state, params)",
+            )
+        decay: Any = weight_decay
+        if callable(decay):
+            decay = check_scheduled("weight_decay", decay(state.count))
+            state = state._replace(count=optax.safe_increment(state.count))
+
+        def add(g: Any, p: Any) -> Any:
+            return None if g is None else g + _multiply(jnp.asarray(p), decay)
+
+        return jax.tree.map(add, updates, params, is_leaf=is_none), state
+
+    tx = optax.GradientTransformation(theirs.init, update)
+    return tx if mask is None else optax.masked(tx, mask)
+
+
+def _multiply(x: chex.ArrayDevice, number: chex.Numeric) -> chex.ArrayDevice:
+    """The product in the dtype of x."""
+    return by_parts(jnp.multiply, x, real_scalar(number, jnp.finfo(x.dtype).dtype))
