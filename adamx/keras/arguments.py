@@ -1,15 +1,19 @@
 """The arguments of `adamx.keras.Adam`: their names in TensorFlow 1.1, their ranges."""
 
+import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adamx.base.checks import check_number
 from adamx.base.dtypes import is_number
 from adamx.base.errors import InvalidType, InvalidValue
+from adamx.base.jax_seam import is_traced
 
-__all__ = ["checked", "unknown_argument"]
+__all__ = ["checked", "checked_count", "describe_unknown", "unknown_argument"]
 
 _ARGUMENTS = ("lr", "beta_1", "beta_2", "epsilon", "decay", "clipnorm", "clipvalue")
 
@@ -35,33 +39,103 @@ _ELSEWHERE = {
     *("gradient_accumulation_steps", "jit_compile", "name"),
 }
 
+_BETWEEN_STEPS = "Set optimizer.{} between steps"
+_TAKES_SCHEDULES = (
+    f"{_BETWEEN_STEPS.format('lr')}; or use adamx.adam(schedule) or "
+    "adamx.AdamConfig(learning_rate=schedule)"
+)
+_REMEDIES_FOR_SCHEDULES = {
+    "lr": f"{_TAKES_SCHEDULES}. For the rate lr / (1 + decay * iterations) give decay=",
+    "decay": f"With a number the rate is lr / (1 + decay * iterations). {_TAKES_SCHEDULES}",
+    "beta_1": _BETWEEN_STEPS.format("beta_1"),
+    "beta_2": _BETWEEN_STEPS.format("beta_2"),
+}
+
 
 def checked(name: str, value: Any) -> float:
     """`value` as a Python float, if it is in the range of the argument `name`."""
-    if isinstance(value, jax.Array) and value.shape == ():
-        value = np.asarray(value)
+    number = _plain_number(value)
     below = 1 if name.startswith("beta") else np.inf
-    check_number(name, value, below=below)
-    if not is_number(value):
-        found = f"{type(value).__name__} {value!r}"
-        raise InvalidType(where=name, expected="a real number", found=found)
+    if not is_number(number):
+        raise _not_a_number(name, value)
+    check_number(name, number, below=below)
+    try:
+        number = float(number)
+    except OverflowError:  # an integer of more than 308 digits
+        number = np.inf
     with np.errstate(over="ignore"):
-        rounded = np.float32(value)
+        rounded = np.float32(number)
     if not rounded < below:
         raise InvalidValue(
             where=name,
             expected=f"a number that is below {below:g} in float32 too, in which TensorFlow 1.1 "
             "holds it",
-            found=repr(value),
+            found=_shown(value),
         )
-    return float(value)
+    return number
+
+
+def _not_a_number(name: str, value: Any) -> InvalidType | InvalidValue:
+    if callable(value) or isinstance(value, Mapping):  # or one that was serialised
+        return InvalidType(
+            where=name,
+            expected="a real number",
+            found=f"a schedule ({type(value).__name__})",
+            remedy=_REMEDIES_FOR_SCHEDULES.get(name, "It is the same in all steps"),
+        )
+    if is_traced(value):
+        return InvalidType(
+            where=name,
+            expected="a real number",
+            found="an array that is traced, whose value is not known yet",
+            remedy="set it outside of jit and other transformations, or use adamx.adam, which "
+            "takes such an array",
+        )
+    if isinstance(value, jax.Array | np.ndarray) and value.shape:
+        found = f"an array of shape {value.shape}"
+        return InvalidValue(where=name, expected="a scalar", found=found)
+    is_own = isinstance(value, bool | complex | jax.Array | np.ndarray | np.generic)
+    is_convertible = hasattr(type(value), "__float__") and not is_own  # such as one of torch
+    return InvalidType(
+        where=name,
+        expected="a real number of Python, NumPy or JAX",
+        found=f"{type(value).__name__} {_shown(value)}",
+        remedy="convert it, with float(x)" if is_convertible else "",
+    )
+
+
+def checked_count(value: Any) -> int:
+    """`value` as a Python int, if it can be the number of steps done."""
+    number, last = _plain_number(value), np.iinfo(np.int32).max
+    if not is_number(number) or not 0 <= number <= last or number != int(number):
+        expected = f"a whole number from 0 to {last}"
+        raise InvalidValue(where="iterations", expected=expected, found=_shown(value))
+    return int(number)
+
+
+def _plain_number(value: Any) -> Any:
+    """A scalar array of JAX or NumPy as a number of Python; anything else as it is."""
+    is_array = isinstance(value, jax.Array | np.ndarray | np.generic) and not is_traced(value)
+    if not is_array or value.shape != () or not jnp.issubdtype(value.dtype, np.number):
+        return value
+    return None if isinstance(value, np.ma.MaskedArray) else value.item()
+
+
+def _shown(value: Any) -> str:
+    """The value in one line, shortened."""
+    return " ".join(reprlib.repr(value).split())
+
+
+def describe_unknown(name: str) -> str:
+    """What to do about an argument that other optimizers have; "" if it is not known."""
+    if name in _ELSEWHERE:
+        return "TensorFlow 1.1 does not have it; use adamx.adam, adamx.adamw or adamx.AdamConfig"
+    return _RENAMED.get(name, "")
 
 
 def unknown_argument(name: str) -> InvalidType:
     """The error for an argument that TensorFlow 1.1 does not have."""
-    hint = _RENAMED.get(name)
-    if name in _ELSEWHERE:
-        hint = "TensorFlow 1.1 does not have it; use adamx.adam, adamx.adamw or adamx.AdamConfig"
+    hint = describe_unknown(name)
     arguments = ", ".join(_ARGUMENTS)
     problem = f"Adam() has no argument {name!r}{f': {hint}' if hint else ''}"
     return InvalidType(problem, remedy=f"It has {arguments}")
