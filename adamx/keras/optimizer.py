@@ -12,6 +12,7 @@ from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.jax_seam import is_traced
 from adamx.config.adam_config import AdamConfig
 from adamx.keras.arguments import checked, unknown_argument
+from adamx.keras.attributes import StrictAttributes, hyperparameter
 from adamx.keras.program import (
     Constraint,
     Loss,
@@ -32,7 +33,7 @@ __all__ = ["Adam"]
 _SETTABLE = {"lr": "learning_rate", "beta_1": "b1", "beta_2": "b2", "decay": "decay"}
 
 
-class Adam:
+class Adam(StrictAttributes):
     r"""Adam as TensorFlow 1.1 has it, for any tree of parameters.
 
     With gradient :math:`g_t` at step :math:`t = 1, 2, \ldots`, clipped as configured, and all
@@ -70,6 +71,7 @@ class Adam:
     Raises:
       ValueError: a number out of range, also when rounded to float32.
       TypeError: an argument of the wrong type; one that TensorFlow 1.1 does not have.
+      AttributeError: an attribute is not there, or cannot be set. The message says what to use.
 
     Example:
       >>> import jax.numpy as jnp
@@ -284,17 +286,7 @@ class Adam:
         state = with_numbers(self._fixed, self._numbers()).transformation().init(arrays)
         return placed_like(arrays, state)
 
-    @staticmethod
-    def _settable(name: str, doc: str) -> Any:
-        def get(self: "Adam") -> float:
-            return self._config[name]
-
-        def set_(self: "Adam", value: float) -> None:
-            self._config = self._config | {name: checked(name, value)}
-
-        return property(get, set_, doc=doc)
-
-    lr = _settable("lr", "The learning rate.")
-    beta_1 = _settable("beta_1", "Decay rate of the first moment.")
-    beta_2 = _settable("beta_2", "Decay rate of the second moment.")
-    decay = _settable("decay", "The learning rate is divided by 1 + decay * iterations.")
+    lr = hyperparameter("lr", "The learning rate.")
+    beta_1 = hyperparameter("beta_1", "Decay rate of the first moment.")
+    beta_2 = hyperparameter("beta_2", "Decay rate of the second moment.")
+    decay = hyperparameter("decay", "The learning rate is divided by 1 + decay * iterations.")
