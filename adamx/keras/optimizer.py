@@ -16,12 +16,13 @@ from adamx.keras.attributes import StrictAttributes, hyperparameter
 from adamx.keras.program import (
     Constraint,
     Loss,
+    check_trainable,
     clipped_gradients,
-    make_program,
-    merge,
+    combine,
+    make_call,
     placed_like,
-    split_params,
     step,
+    trained_arrays,
     with_numbers,
 )
 from adamx.state import arrays as adam_weights
@@ -49,6 +50,11 @@ class Adam(StrictAttributes):
     A thin layer over `transformation`: it keeps the state, and compiles a step once for each loss
     function, constraints and structure of parameters. Which function it is goes by equality: define
     them outside of the training loop, since a new lambda is compiled anew.
+
+    The object of a bound method, the arguments of a `functools.partial` and the attributes of a
+    frozen dataclass are looked at in each step: arrays are traced, another value is compiled anew,
+    an object that can change unseen is an error. What a function finds in global variables or in
+    those around it is compiled in: a later change there has no effect.
 
     Of a tree of parameters the arrays are trained. Whatever else is in it, such as the functions
     and Python numbers in an Equinox module, is passed to the loss and comes back as it is.
@@ -191,19 +197,20 @@ class Adam(StrictAttributes):
         `get_updates` does this at the first step.
 
         Raises:
-          TypeError: a parameter is neither floating-point nor complex; there is none. The message
-            names its path.
+          TypeError: a parameter is neither floating-point nor complex, or an array of another
+            framework; there is none. The message names its path.
         """
-        self._state = self._initial_state(split_params(params)[0])
+        self._state = self._initial_state(trained_arrays(params))
 
     def get_gradients(self, loss: Loss, params: Any, *args: Any) -> Any:
         """The gradients of `loss(params, *args)` by `params`, clipped as configured.
 
         Args:
-          loss: returns a real floating-point scalar. Hashable; is traced by `jax.jit`.
+          loss: returns a real floating-point scalar. A function, or another callable that cannot
+            change unseen (see the class); is traced by `jax.jit`.
           params: tree of parameters, floating-point or complex arrays.
           *args: trees. Arrays and numbers in them are traced; other leaves, also True and False,
-            are passed as they are, and compiled in.
+            are compiled in, and may not change unseen either.
 
         Returns:
           A tree like `params`, in its dtypes, with None where a leaf is no array. For complex
@@ -213,16 +220,17 @@ class Adam(StrictAttributes):
         Raises:
           ValueError: the loss is no scalar.
           TypeError: the loss is no real floating-point number; a parameter is neither
-            floating-point nor complex.
+            floating-point nor complex; an array is masked or of another framework; the loss or
+            a leaf of `params` or `args` can change unseen.
         """
-        program, arrays, traced = make_program(self._fixed, loss, {}, params, args)
-        return clipped_gradients(program, arrays, traced)
+        call = make_call("get_gradients(loss, params, ...)", self._fixed, loss, None, params, args)
+        return clipped_gradients(call.program, call.arrays, call.traced)
 
     def get_updates(
         self,
         params: Any,
-        constraints: Mapping[str, Constraint] | None,
-        loss: Loss,
+        constraints: Mapping[str, Constraint] | None = None,
+        loss: Loss | None = None,
         *args: Any,
     ) -> Any:
         """Take one step on `loss(params, *args)`.
@@ -232,7 +240,8 @@ class Adam(StrictAttributes):
           constraints: maps paths of parameters, such as `dense/kernel`, to functions that are
             applied to them after the step, such as `optax.projections.projection_non_negative`.
             None or empty for none.
-          loss, *args: as for `get_gradients`.
+          loss, *args: as for `get_gradients`. The loss is required; without constraints write
+            `get_updates(params, None, loss, ...)`.
 
         Returns:
           The new parameters, with the structure, shapes and dtypes of `params`.
@@ -243,9 +252,10 @@ class Adam(StrictAttributes):
             `get_gradients`.
           TypeError: as `get_gradients`. After an error all is as it was.
         """
-        program, arrays, traced = make_program(self._fixed, loss, constraints, params, args)
-        state = self._initial_state(arrays) if self._state is None else self._state
-        arrays, state = step(program, arrays, state, self._numbers(), traced)
+        form = "get_updates(params, None, loss, ...)"
+        call = make_call(form, self._fixed, loss, constraints, params, args)
+        state = self._initial_state(call.arrays) if self._state is None else self._state
+        arrays, state = step(call.program, call.arrays, state, self._numbers(), call.traced)
         if any(is_traced(x) for x in jax.tree.leaves(state)):
             raise InvalidValue(
                 where="get_updates",
@@ -254,7 +264,7 @@ class Adam(StrictAttributes):
                 remedy="there use the transformation, whose state is passed around",
             )
         self._state = state
-        return merge(arrays, program.params)
+        return combine(arrays, call.others)
 
     def get_weights(self) -> list[np.ndarray]:
         """The state as NumPy arrays: [iterations, every m, every v]; empty before there is one."""
@@ -283,6 +293,7 @@ class Adam(StrictAttributes):
         return {new: np.float32(self._config[name]) for name, new in _SETTABLE.items()}
 
     def _initial_state(self, arrays: Any) -> optax.OptState:
+        check_trainable(arrays)
         state = with_numbers(self._fixed, self._numbers()).transformation().init(arrays)
         return placed_like(arrays, state)
 

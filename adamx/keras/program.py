@@ -13,101 +13,121 @@ import optax
 from adamx.base.checks import check_params
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.jax_seam import is_traced, strip_weak_type
-from adamx.base.trees import listed, path_name
+from adamx.base.trees import is_none, listed, path_name
 from adamx.config.adam_config import AdamConfig
+from adamx.keras.static import ARRAYS, TRACEABLE, Static, check_array, merge, split
 
 __all__ = [
+    "Call",
     "Constraint",
     "Loss",
     "Program",
+    "check_trainable",
     "clipped_gradients",
-    "make_program",
-    "merge",
+    "combine",
+    "make_call",
     "placed_like",
-    "split_params",
     "step",
+    "trained_arrays",
     "with_numbers",
 ]
 
 Loss = Callable[..., Any]
 Constraint = Callable[[Any], Any]
 
-_ARRAYS = (jax.Array, np.ndarray, np.generic)
-TRACEABLE = (*_ARRAYS, int, float, complex)
-
-
-class Static(NamedTuple):
-    """The leaves of a tree that are not traced, with their types (1 == True); None for the rest."""
-
-    treedef: Any
-    leaves: tuple[tuple[type, Any] | None, ...]
-
 
 class Program(NamedTuple):
     """What a compiled step depends on, besides shapes and dtypes."""
 
-    loss: Loss
-    constraints: tuple[tuple[str, Constraint], ...]
     config: AdamConfig
-    params: Static | None
-    args: Static | None
+    paths: tuple[str, ...]  # those of the constraints
+    parts: tuple[
+        Static, ...
+    ]  # of the loss, of each constraint, of the parameters, of the arguments
+
+    def fill(self, traced: list[Any]) -> tuple[Loss, dict[str, Constraint], Any, Any]:
+        """The loss, the constraints, what of the parameters is no array, and the arguments."""
+        rest = iter(traced)
+        loss, *constraints, others, args = (merge(rest, part) for part in self.parts)
+        return loss, dict(zip(self.paths, constraints, strict=True)), others, args
 
 
-def make_program(
+class Call(NamedTuple):
+    """A program and what it is called with."""
+
+    program: Program
+    arrays: Any  # the parameters that are trained
+    others: Any  # what else is in their tree; None if there is nothing
+    traced: list[Any]
+
+
+def make_call(
+    form: str,
     config: AdamConfig,
-    loss: Loss,
+    loss: Loss | None,
     constraints: Mapping[str, Constraint] | None,
     params: Any,
-    args: Any,
-) -> tuple[Program, Any, Any]:
-    """What is compiled, and the arrays in `params` and `args`."""
-    if not callable(loss):
-        raise InvalidType(where="loss", expected="a function", found=type(loss).__name__)
-    if constraints is None:
-        constraints = {}
-    elif not isinstance(constraints, Mapping):
+    args: tuple[Any, ...],
+) -> Call:
+    """What is compiled and what it is called with. `form` is how the user's call is written."""
+    if constraints is not None and not isinstance(constraints, Mapping):
         raise InvalidType(
             where="constraints",
             expected="a mapping from paths of parameters to functions, or None",
             found=type(constraints).__name__,
+            remedy=f"the constraints come before the loss: write {form}",
         )
-    for path, constraint in constraints.items():
+    if not callable(loss):
+        found = "none" if loss is None else type(loss).__name__
+        remedy = f"write {form}"
+        raise InvalidType(where="loss", expected="a function", found=found, remedy=remedy)
+    ordered = sorted((constraints or {}).items(), key=lambda item: str(item[0]))
+    for path, constraint in ordered:
         if not callable(constraint):
             where, found = f"constraints: {path}", type(constraint).__name__
             raise InvalidType(where=where, expected="a function", found=found)
-    arrays, static_params = split_params(params)
-    traced, static_args = split("args", args, TRACEABLE)
-    ordered = tuple(sorted(constraints.items(), key=lambda item: str(item[0])))
-    for name, function in (("loss", loss), *ordered):
-        check_hashable(name, function)
-    return Program(loss, ordered, config, static_params, static_args), arrays, traced
+    arrays, others = _split_params(params)
+    named = {
+        "loss": (loss, ARRAYS),
+        **{f"constraints: {path}": (constraint, ARRAYS) for path, constraint in ordered},
+        "params": (others, ()),
+        "args": (args, TRACEABLE),
+    }
+    traced, parts = [], []
+    for name, (tree, kinds) in named.items():
+        arrays_within, part = _split_named(name, tree, kinds)
+        traced += arrays_within
+        parts.append(part)
+    program = Program(config, tuple(path for path, _ in ordered), tuple(parts))
+    return Call(program, arrays, others, traced)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def step(
-    program: Program, params: Any, state: Any, numbers: dict[str, jax.Array], args: Any
+    program: Program, params: Any, state: Any, numbers: dict[str, Any], traced: list[Any]
 ) -> tuple[Any, Any]:
     """One step: the new parameters and state."""
     tx = with_numbers(program.config, numbers).transformation()
-    updates, state = tx.update(_gradients(program, params, args), state, params)
+    updates, state = tx.update(_gradients(program, params, traced), state, params)
     params = optax.apply_updates(params, updates)
-    return _constrained(params, dict(program.constraints)), state
+    return _constrained(params, program.fill(traced)[1]), state
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def clipped_gradients(program: Program, params: Any, args: Any) -> Any:
+def clipped_gradients(program: Program, params: Any, traced: list[Any]) -> Any:
     """The gradients of the program's loss, clipped as its configuration says."""
     clipping = optax.chain(optax.identity(), *program.config.clipping())
-    gradients = _gradients(program, params, args)
+    gradients = _gradients(program, params, traced)
     return clipping.update(gradients, clipping.init(params), params)[0]
 
 
-def _gradients(program: Program, params: Any, args: Any) -> Any:
-    check_params(params)
+def _gradients(program: Program, params: Any, traced: list[Any]) -> Any:
+    check_trainable(params)
 
     def loss(params: Any) -> jax.Array:
-        args_of_loss = merge(args, program.args)
-        value = program.loss(merge(params, program.params), *args_of_loss)
+        function, _, others, args = program.fill(traced)
+        value = function(combine(params, others), *args)
+        _check_returned("loss", value)
         if not isinstance(value, TRACEABLE):
             raise InvalidType(where="loss", expected="a real scalar", found=type(value).__name__)
         value = jnp.asarray(value)  # pyright: ignore[reportArgumentType]
@@ -144,6 +164,7 @@ def _constrained(params: Any, constraints: dict[str, Constraint]) -> Any:
             raise InvalidValue(problem, where=path, remedy=remedy)
         place = paths.index(path)
         before, after = leaves[place], constraint(leaves[place])
+        _check_returned(f"constraints: {path}", after)
         if not isinstance(after, TRACEABLE):
             expected = f"an array of shape {before.shape} and {before.dtype}"
             raise InvalidValue(
@@ -167,42 +188,74 @@ def with_numbers(config: AdamConfig, numbers: Mapping[str, Any]) -> AdamConfig:
     return dataclasses.replace(config, **{k: jnp.asarray(v) for k, v in numbers.items()})
 
 
-def split_params(params: Any) -> tuple[Any, Static | None]:
-    """The arrays in `params`, with None in place of the rest; and the rest."""
-    arrays, static = split("params", params, _ARRAYS)
-    if static is not None and all(static.leaves):
+def _split_params(params: Any) -> tuple[Any, Any]:
+    """The arrays in `params`, with None in place of the rest; and the rest, None if there is none.
+
+    Raises:
+      InvalidType: there is no array, or one that JAX does not take.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    if leaves and all(isinstance(x, jax.Array) for x in leaves):  # the usual case, and quick
+        return treedef.unflatten(map(strip_weak_type, leaves)), None
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        try:
+            check_array(leaf)
+        except InvalidType as error:
+            raise error.within(path_name(path) if path else "params") from None
+    trained = [isinstance(x, (*ARRAYS, np.generic)) for x in leaves]
+    if not any(trained):
         expected = "a tree with arrays to train"
-        raise InvalidType(where="params", expected=expected, found="none in it")
-    return jax.tree.map(_as_jax_array, arrays), static
+        kinds = sorted({type(x).__name__ for x in leaves})
+        found = f"only {listed(kinds)}" if kinds else "nothing in it"
+        raise InvalidType(where="params", expected=expected, found=found)
+    pairs = list(zip(leaves, trained, strict=True))
+    arrays = treedef.unflatten([_as_jax_array(x) if is_ else None for x, is_ in pairs])
+    if all(trained):
+        return arrays, None
+    return arrays, treedef.unflatten([None if is_ else x for x, is_ in pairs])
+
+
+def trained_arrays(params: Any) -> Any:
+    """The arrays in `params`, with None in place of the rest, which is checked."""
+    arrays, others = _split_params(params)
+    _split_named("params", others, ())
+    return arrays
+
+
+def check_trainable(arrays: Any) -> None:
+    """Raise a TypeError unless every array is floating-point or complex."""
+    try:
+        check_params(arrays)
+    except InvalidType as error:
+        remedy = "convert it, or pass it as an argument after the loss"
+        raise error.replace(remedy=remedy) from None
+
+
+def _split_named(name: str, tree: Any, kinds: tuple[type, ...]) -> tuple[list[Any], Static]:
+    try:
+        return split(tree, kinds)
+    except InvalidType as error:
+        raise error.within(name) from None
+
+
+def combine(arrays: Any, others: Any) -> Any:
+    """The inverse of `_split_params`."""
+    if others is None:
+        return arrays
+    return jax.tree.map(lambda x, y: y if x is None else x, arrays, others, is_leaf=is_none)
 
 
 def _as_jax_array(x: Any) -> Any:
     """`x` as steps return it, so that the second one need not be compiled for other arguments."""
-    if isinstance(x, jax.Array):
-        return strip_weak_type(x)
-    return jnp.asarray(x) if jnp.issubdtype(x.dtype, jnp.number) else x
+    return strip_weak_type(x if isinstance(x, jax.Array) else jnp.asarray(x))
 
 
-def split(name: str, tree: Any, kinds: tuple[type, ...]) -> tuple[Any, Static | None]:
-    """`tree` with None in place of leaves that are not of `kinds`, and those leaves, if any."""
-    leaves, treedef = jax.tree.flatten(tree)
-    traced = [isinstance(x, kinds) and not isinstance(x, bool) for x in leaves]
-    static = tuple(None if is_ else (type(x), x) for x, is_ in zip(leaves, traced, strict=True))
-    if not any(static):
-        return tree, None
-    for (path, leaf), kept in zip(jax.tree_util.tree_leaves_with_path(tree), static, strict=True):
-        if kept:
-            check_hashable(f"{name}: {path_name(path)}", leaf)
-    rest = [x if is_ else None for x, is_ in zip(leaves, traced, strict=True)]
-    return treedef.unflatten(rest), Static(treedef, static)
-
-
-def merge(tree: Any, static: Static | None) -> Any:
-    """The inverse of `split`."""
-    if static is None:
-        return tree
-    traced = iter(jax.tree.leaves(tree))
-    return static.treedef.unflatten([kept[1] if kept else next(traced) for kept in static.leaves])
+def _check_returned(name: str, x: Any) -> None:
+    """Raise if a function returned an array that JAX does not take."""
+    try:
+        check_array(x)
+    except InvalidType as error:
+        raise error.replace(where=name, remedy="compute it with jax.numpy") from None
 
 
 def placed_like(arrays: Any, state: Any) -> Any:
@@ -217,16 +270,3 @@ def placed_like(arrays: Any, state: Any) -> Any:
     elif not isinstance(sharding, jax.sharding.SingleDeviceSharding):
         return state
     return jax.tree.map(lambda x: x if x.committed else jax.device_put(x, sharding), state)
-
-
-def check_hashable(name: str, x: Any) -> None:
-    """Raise a TypeError unless `x` can be hashed."""
-    try:
-        hash(x)
-    except TypeError as error:
-        raise InvalidType(
-            where=name,
-            expected="something hashable, by which its compiled step is found again",
-            found=type(x).__name__,
-            remedy="Pass arrays as arguments after the loss",
-        ) from error
