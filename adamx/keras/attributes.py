@@ -71,6 +71,7 @@ def hyperparameter(name: str, doc: str) -> Any:
         return self._config[name]
 
     def set_(self: Any, value: float) -> None:
-        self._config = self._config | {name: checked(name, value)}
+        # In place, and so at once: of two threads that set two of them neither loses its own.
+        self._config[name] = checked(name, value)
 
     return property(get, set_, doc=doc)

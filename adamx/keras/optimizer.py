@@ -1,18 +1,17 @@
 """Adam with the surface of `tf.contrib.keras.optimizers.Adam` of TensorFlow 1.1."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import jax
 import numpy as np
 import optax
 
-from adamx.base.dtypes import is_number
 from adamx.base.errors import InvalidType, InvalidValue
-from adamx.base.jax_seam import is_traced
 from adamx.config.adam_config import AdamConfig
-from adamx.keras.arguments import checked, unknown_argument
+from adamx.keras.arguments import checked, checked_count, unknown_argument
 from adamx.keras.attributes import StrictAttributes, hyperparameter
+from adamx.keras.changes import Changes, refuse_traced
 from adamx.keras.program import (
     Constraint,
     Loss,
@@ -59,7 +58,8 @@ class Adam(StrictAttributes):
     Of a tree of parameters the arrays are trained. Whatever else is in it, such as the functions
     and Python numbers in an Equinox module, is passed to the loss and comes back as it is.
 
-    Copies, pickles and `from_config` with `set_weights` go on independently of the original.
+    Threads may share it: changes of its state are made one after the other. Copies, pickles and
+    `from_config` with `set_weights` go on independently of the original.
 
     Args:
       lr: the learning rate, at least 0.
@@ -97,7 +97,7 @@ class Adam(StrictAttributes):
     __module__ = "adamx.keras"  # as users import it: what pickles and repr name
 
     # So that setting an attribute of a mistyped or later name is an error.
-    __slots__ = ("_config", "_fixed", "_state")
+    __slots__ = ("_changes", "_config", "_fixed", "_state")
 
     def __init__(
         self,
@@ -120,10 +120,22 @@ class Adam(StrictAttributes):
         fixed = {k: v for k, v in self._config.items() if k not in _SETTABLE}
         self._fixed = AdamConfig.from_keras(fixed, "tf1")
         self._state: optax.OptState | None = None
+        self._changes = Changes()
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self._config.items())
         return f"Adam({arguments})"
+
+    def __getstate__(self) -> tuple[Any, dict[str, Any]]:
+        attributes, slots = super().__getstate__()  # pyright: ignore[reportGeneralTypeIssues]
+        return attributes, {name: x for name, x in slots.items() if name != "_changes"}
+
+    def __setstate__(self, state: tuple[Any, dict[str, Any]]) -> None:
+        attributes, slots = state
+        for name, value in ((attributes or {}) | slots).items():
+            setattr(self, name, value)
+        self._config = dict(self._config)  # a copy's own: it is changed in place
+        self._changes = Changes()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -136,8 +148,7 @@ class Adam(StrictAttributes):
           ValueError, TypeError: as the constructor.
         """
         if not isinstance(config, Mapping):
-            found = type(config).__name__
-            expected = "a mapping as of get_config"
+            expected, found = "a mapping as of get_config", type(config).__name__
             raise InvalidType(where="config", expected=expected, found=found)
         return cls(**config)
 
@@ -168,12 +179,10 @@ class Adam(StrictAttributes):
 
         It does not change: after the next step there is another.
         """
-        if self._state is None:
-            return None
         # A copy of the containers, whose contents a user could exchange.
         state = jax.tree.map(lambda x: x, self._state)
         nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, AdamState))
-        return next(node for node in nodes if isinstance(node, AdamState))
+        return next((node for node in nodes if isinstance(node, AdamState)), None)
 
     @property
     def iterations(self) -> int:
@@ -183,13 +192,11 @@ class Adam(StrictAttributes):
 
     @iterations.setter
     def iterations(self, value: int) -> None:
-        state = self._existing_state("iterations")
-        last = np.iinfo(np.int32).max
-        if not is_number(value) or value != np.floor(value) or not 0 <= value <= last:
-            expected = f"a whole number from 0 to {last}"
-            raise InvalidValue(where="iterations", expected=expected, found=repr(value))
-        weights = [np.asarray(value), *adam_weights.get_weights(state)[1:]]
-        self._state = adam_weights.set_weights(state, weights)
+        refuse_traced("iterations", value)
+        with self._changes.one("iterations"):
+            state = self._existing_state("iterations")
+            weights = [np.asarray(checked_count(value)), *adam_weights.get_weights(state)[1:]]
+            self._store("iterations", adam_weights.set_weights(state, weights))
 
     def build(self, params: Any) -> None:
         """Make the state for `params`: no steps done, moments of 0. A state there was is discarded.
@@ -199,8 +206,12 @@ class Adam(StrictAttributes):
         Raises:
           TypeError: a parameter is neither floating-point nor complex, or an array of another
             framework; there is none. The message names its path.
+          ValueError: the call is traced. After an error all is as it was.
         """
-        self._state = self._initial_state(trained_arrays(params))
+        arrays = trained_arrays(params)
+        refuse_traced("build", arrays)
+        with self._changes.one("build"):
+            self._store("build", self._initial_state(arrays))
 
     def get_gradients(self, loss: Loss, params: Any, *args: Any) -> Any:
         """The gradients of `loss(params, *args)` by `params`, clipped as configured.
@@ -254,30 +265,36 @@ class Adam(StrictAttributes):
         """
         form = "get_updates(params, None, loss, ...)"
         call = make_call(form, self._fixed, loss, constraints, params, args)
-        state = self._initial_state(call.arrays) if self._state is None else self._state
-        arrays, state = step(call.program, call.arrays, state, self._numbers(), call.traced)
-        if any(is_traced(x) for x in jax.tree.leaves(state)):
-            raise InvalidValue(
-                where="get_updates",
-                expected="a call outside of jit and of other transformations",
-                found="one that is traced",
-                remedy="there use the transformation, whose state is passed around",
-            )
-        self._state = state
+        refuse_traced("get_updates", (call.arrays, call.traced))
+        with self._changes.one("get_updates"):
+            before = self._initial_state(call.arrays) if self._state is None else self._state
+            arrays, after = step(call.program, call.arrays, before, self._numbers(), call.traced)
+            self._store("get_updates", after)
         return combine(arrays, call.others)
 
     def get_weights(self) -> list[np.ndarray]:
         """The state as NumPy arrays: [iterations, every m, every v]; empty before there is one."""
-        return [] if self._state is None else adam_weights.get_weights(self._state)
+        state = self._state  # read once: another thread may exchange it
+        return [] if state is None else adam_weights.get_weights(state)
 
     def set_weights(self, weights: Iterable[np.ndarray]) -> None:
         """Set the state to `weights`, as `get_weights` or TensorFlow returned them.
 
         Raises:
           ValueError: there is no state yet; the number of arrays or a shape differs, or as
-            `adamx.set_weights`. The state is left as it was.
+            `adamx.set_weights`; the call is traced. The state is left as it was.
         """
-        self._state = adam_weights.set_weights(self._existing_state("weights"), weights)
+        if isinstance(weights, Iterator):
+            weights = list(weights)
+        refuse_traced("set_weights", weights)
+        with self._changes.one("set_weights"):
+            state = self._existing_state("weights")
+            self._store("set_weights", adam_weights.set_weights(state, weights))
+
+    def _store(self, caller: str, state: optax.OptState) -> None:
+        """The one place where a state is kept."""
+        refuse_traced(caller, state)
+        self._state = state
 
     def _existing_state(self, what: str) -> optax.OptState:
         if self._state is None:

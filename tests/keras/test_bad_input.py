@@ -5,10 +5,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import torch
 
 from adamx.keras import Adam
 from tests.keras.keras_network import LAYERS, X, Y, assert_same, nonneg, square_loss, train
+
+SCHEDULE = optax.constant_schedule(0.1)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +28,17 @@ from tests.keras.keras_network import LAYERS, X, Y, assert_same, nonneg, square_
         ({"clipnorm": -1.0}, ValueError, "^clipnorm: .* found -1.0"),
         ({"clipvalue": -1.0}, ValueError, "^clipvalue: .* found -1.0"),
         ({"lr": "fast"}, TypeError, "^lr: expected a real number .* found str"),
+        ({"lr": torch.tensor(0.1)}, TypeError, r"^lr: .* found Tensor .*; convert it, with float"),
+        ({"epsilon": [1e-8]}, TypeError, "^epsilon: .* found list"),
+        ({"decay": np.ma.masked_array(0.1)}, TypeError, "^decay: .* found MaskedArray"),
+        ({"beta_1": np.array(None)}, TypeError, "^beta_1: .* found ndarray"),
+        ({"clipnorm": jax.random.key(0)}, TypeError, "^clipnorm: .* found PRNGKeyArray"),
+        ({"lr": 10**400}, ValueError, "^lr: .* below inf in float32 too"),
+        ({"lr": SCHEDULE}, TypeError, "^lr: .* schedule .* Set optimizer.lr .* give decay="),
+        ({"decay": SCHEDULE}, TypeError, "^decay: .* With a number .* Set optimizer.lr between"),
+        ({"beta_2": SCHEDULE}, TypeError, "^beta_2: .* schedule .* Set optimizer.beta_2 between"),
+        ({"clipvalue": SCHEDULE}, TypeError, "^clipvalue: .* It is the same in all steps"),
+        ({"lr": {"class_name": "CosineDecay"}}, TypeError, "^lr: .* a schedule .*AdamConfig"),
         ({"lr": jnp.ones(2)}, ValueError, "^lr: expected a scalar, found an array of shape"),
         ({"learning_rate": 0.1}, TypeError, "no argument 'learning_rate': .* it is lr"),
         ({"b1": 0.1}, TypeError, "'b1': here it is beta_1"),
@@ -62,9 +77,9 @@ def unchanged(optimizer, error, message, call):
         ("iterations", 1.5, ValueError, "^iterations: .* found 1.5"),
         ("iterations", 2**31, ValueError, "^iterations: .* found 2147483648"),
         ("iterations", "2", ValueError, "^iterations: .* found '2'"),
-        ("learning_rate", 0.1, AttributeError, "learning_rate"),
-        ("epsilon", 0.1, AttributeError, "epsilon"),
-        ("state", None, AttributeError, "state"),
+        ("iterations", np.ma.masked, ValueError, "^iterations: .* found masked"),
+        ("lr", SCHEDULE, TypeError, "^lr: .* Set optimizer.lr between steps"),
+        ("decay", torch.ones(()), TypeError, "^decay: .* found Tensor"),
     ],
 )
 def test_setting_attributes(name, value, error, message):
@@ -152,7 +167,7 @@ class Unhashable:
             "^loss: .* found complex64",
         ),
         (3.0, TypeError, "^loss: expected a function, found float"),
-        (Unhashable(), TypeError, "^loss: expected something hashable"),
+        (Unhashable(), TypeError, "^loss: expected a function, .* found an Unhashable"),
     ],
 )
 @pytest.mark.parametrize("steps", [0, 2])
@@ -166,7 +181,7 @@ def test_losses_that_do_not_fit(loss, error, message, steps):
 def test_parameters_that_do_not_fit():
     optimizer = Adam()
     integers = {"in": {"kernel": jnp.ones(2), "bias": jnp.arange(3)}}
-    message = "in/bias: expected a floating-point or complex parameter, found int32"
+    message = "^in/bias: .* complex parameter, found int32; convert it, or pass it as an argument"
     for call in (
         lambda: optimizer.build(integers),
         lambda: optimizer.get_updates(integers, None, Unhashable.__call__),
@@ -202,16 +217,139 @@ def test_parameters_that_do_not_fit():
     )
 
 
-@pytest.mark.parametrize("steps", [0, 2])
-def test_a_traced_step(steps):
+FOREIGN = [
+    (torch.ones(2), "an array of JAX or NumPy, found a torch.Tensor; .* x.detach"),
+    (torch.nn.Parameter(torch.ones(2)), "an array of JAX or NumPy, found a torch.Parameter"),
+    (np.ma.masked_array([1.0, 2.0], [0, 1]), "an array without a mask, found a masked array"),
+    (np.array([None]), "an array of a dtype that JAX has, found one of object"),
+    (np.array(["a"]), "an array of a dtype that JAX has, found one of <U1"),
+    (np.ones(2, ">f4"), "an array of a dtype that JAX has, found one of >f4"),
+    (jax.ShapeDtypeStruct((2,), jnp.float32), "an array with values, found a ShapeDtypeStruct"),
+]
+
+
+@pytest.mark.parametrize(("array", "message"), FOREIGN)
+def test_arrays_that_jax_does_not_take(array, message):
     optimizer = Adam()
-    params = train(optimizer, steps=steps)
+    params = train(optimizer, steps=2)
+    mixed = params | {"in": {"kernel": array, "bias": jnp.ones(3)}}
 
-    @jax.jit
-    def step(params):
-        return optimizer.get_updates(params, None, square_loss, X, Y)
+    def bias_loss(params, *_):
+        return jnp.sum(params["in"]["bias"])
 
-    unchanged(optimizer, ValueError, "expected a call outside of jit", lambda: step(params))
-    gradients = jax.jit(lambda p: Adam().get_gradients(square_loss, p, X, Y))(params)
-    expected = jax.grad(square_loss)(params, X, Y)
+    for where, call in [
+        ("^in/kernel", lambda: optimizer.build(mixed)),
+        ("^params", lambda: optimizer.build(array)),
+        ("^in/kernel", lambda: optimizer.get_updates(mixed, None, bias_loss)),
+        ("^in/kernel", lambda: optimizer.get_gradients(bias_loss, mixed)),
+        ("^args: 1/x", lambda: optimizer.get_updates(params, None, bias_loss, 1, {"x": array})),
+        ("^loss: arguments/0", lambda: optimizer.get_gradients(partial(bias_loss, array), params)),
+    ]:
+        unchanged(optimizer, TypeError, f"{where}: expected {message}", call)
+
+    message = f"expected {message.partition(';')[0]}; compute it with jax.numpy"
+    returning = {"in/bias": lambda _: array}
+    for where, constraints, loss in [
+        ("^loss", None, lambda _: array),
+        ("^constraints: in/bias", returning, bias_loss),
+    ]:
+        call = partial(optimizer.get_updates, params, constraints, loss)
+        unchanged(optimizer, TypeError, f"{where}: {message}", call)
+
+
+@pytest.mark.parametrize(
+    ("params", "found"),
+    [(None, "nothing in it"), ({}, "nothing in it"), ("w", "only str"), ([[1.0, 2]], "only float")],
+)
+def test_no_parameters(params, found):
+    optimizer = Adam()
+    message = f"^params: expected a tree with arrays to train, found {found}"
+    unchanged(optimizer, TypeError, message, lambda: optimizer.build(params))
+    call = partial(optimizer.get_updates, params, None, lambda _: 0.0)
+    unchanged(optimizer, TypeError, message, call)
+
+
+UPDATES = r"write get_updates\(params, None, loss, ...\)"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: x.get_updates(LAYERS, square_loss, X, Y), f"^constraints: .* {UPDATES}"),
+        (lambda x: x.get_updates(LAYERS, square_loss), f"^constraints: .* {UPDATES}"),
+        (lambda x: x.get_updates(LAYERS, X, square_loss), f"^constraints: .* {UPDATES}"),
+        (lambda x: x.get_updates(square_loss, LAYERS), f"^loss: .* found none; {UPDATES}"),
+        (lambda x: x.get_updates(LAYERS), f"^loss: .* found none; {UPDATES}"),
+        (lambda x: x.get_updates(LAYERS, {}, X), f"^loss: .* {UPDATES}"),
+        (lambda x: x.get_gradients(LAYERS, square_loss), r"^loss: .* write get_gradients\(loss,"),
+    ],
+)
+def test_arguments_in_another_order(call, message):
+    optimizer = Adam()
+    unchanged(optimizer, TypeError, message, lambda: call(optimizer))
+
+
+def test_constraints_are_none_by_default():
+    def loss(params):
+        return square_loss(params, X, Y)
+
+    expected = Adam().get_updates(LAYERS, None, loss)
+    assert_same(Adam().get_updates(LAYERS, loss=loss), expected)
+
+
+CHANGES = {
+    "build": lambda optimizer, params: optimizer.build(params),
+    "get_updates": lambda optimizer, params: optimizer.get_updates(params, {}, square_loss, X, Y),
+    "set_weights": lambda optimizer, params: optimizer.set_weights([1, *jax.tree.leaves(params)]),
+    "set_weights_of_generator": lambda optimizer, params: optimizer.set_weights(
+        iter([1, *jax.tree.leaves(params)])
+    ),
+    "iterations": lambda optimizer, params: setattr(optimizer, "iterations", sum_as_int(params)),
+    "build_by_constants": lambda optimizer, _: optimizer.build(LAYERS),
+}
+TRANSFORMATIONS = {
+    "jit": lambda f, params: jax.jit(f)(params),
+    "grad": lambda f, params: jax.grad(f)(params),
+    "vmap": lambda f, params: jax.vmap(f)(jax.tree.map(lambda x: jnp.stack([x, x]), params)),
+    "scan": lambda f, params: jax.lax.scan(lambda x, _: (x, f(x)), params, length=2),
+    "eval_shape": jax.eval_shape,
+}
+# They do not depend on what is traced, or JAX knows their values already.
+KNOWN = {("grad", "iterations"), ("grad", "build_by_constants"), ("vmap", "build_by_constants")}
+
+
+def sum_as_int(params):
+    return sum(jnp.sum(x).astype(int) for x in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("transformation", TRANSFORMATIONS)
+def test_traced_changes(transformation, change):
+    if (transformation, change) in KNOWN:
+        return
+    optimizer = Adam()
+    params = train(optimizer, steps=2)
+
+    def changing(params):
+        CHANGES[change](optimizer, params)
+        return jnp.sum(params["in"]["bias"])
+
+    name = change.partition("_of_")[0].partition("_by_")[0]
+    message = f"^{name}: expected a call outside of jit"
+    call = partial(TRANSFORMATIONS[transformation], changing, params)
+    unchanged(optimizer, ValueError, message, call)
+    train(optimizer, params, steps=1)
+    assert optimizer.iterations == 3
+
+
+def test_a_traced_learning_rate():
+    optimizer = Adam()
+    message = "^lr: .* an array that is traced"
+    call = partial(jax.jit(lambda x: setattr(optimizer, "lr", x)), 0.5)
+    unchanged(optimizer, TypeError, message, call)
+
+
+def test_traced_gradients():
+    gradients = jax.jit(lambda p: Adam().get_gradients(square_loss, p, X, Y))(LAYERS)
+    expected = jax.grad(square_loss)(LAYERS, X, Y)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), gradients, expected)

@@ -1,0 +1,53 @@
+"""One change of an optimizer at a time, by values that are known."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from adamx.base.errors import InvalidValue
+from adamx.base.jax_seam import is_traced
+
+__all__ = ["Changes", "refuse_traced"]
+
+
+class Changes:
+    """Lets one thread at a time change an optimizer, from reading its state to storing the next.
+
+    The others wait. Within a change the same thread cannot make another one, which would be lost:
+    a loss that calls its own optimizer gets an error.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._is_changing = False
+
+    @contextlib.contextmanager
+    def one(self, caller: str) -> Iterator[None]:
+        """The time of one change, which `caller` makes."""
+        with self._lock:
+            if self._is_changing:
+                raise InvalidValue(
+                    where=caller,
+                    expected="a call outside of a step of the same optimizer",
+                    found="one by its loss or a constraint",
+                    remedy="call it before or after the step, or use another optimizer",
+                )
+            self._is_changing = True
+            try:
+                yield
+            finally:
+                self._is_changing = False
+
+
+def refuse_traced(caller: str, tree: Any) -> None:
+    """Raise if an array in `tree` has no value yet: a state of such arrays is lost with them."""
+    if any(is_traced(x) for x in jax.tree.leaves(tree)):
+        raise InvalidValue(
+            where=caller,
+            expected="a call outside of jit, grad, vmap and other transformations",
+            found="one with arrays that are traced",
+            remedy="within them use optimizer.transformation, whose state is passed around",
+        )
