@@ -6,16 +6,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import DictKey
 
 from adamx.base.dtypes import number_kind
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.jax_seam import is_traced
-from adamx.base.trees import describe_difference, path_name
+from adamx.base.trees import describe_difference, flatten_with_path, path_name
 
-__all__ = ["AdamState", "AmsgradState", "OpenState", "array_name", "check_count", "open_state"]
+__all__ = [
+    "AdamState",
+    "AmsgradState",
+    "OpenState",
+    "array_name",
+    "as_adam",
+    "check_count",
+    "open_state",
+]
 
 AdamState = optax.ScaleByAdamState
 AmsgradState = optax.ScaleByAmsgradState
+
+
+_OF_AN_ENSEMBLE = (
+    "If this is the state of an ensemble (jax.vmap) or of replicas (jax.pmap), call this under "
+    "jax.vmap, or give one member: jax.tree.map(lambda x: x[0], state)"
+)
 
 
 class OpenState(NamedTuple):
@@ -29,6 +44,23 @@ class OpenState(NamedTuple):
 def array_name(field: str, path: jax.tree_util.KeyPath) -> str:
     """What an array of a state is called: `mu/dense/kernel`; of a tree that is one leaf, `mu`."""
     return f"{field}/{path_name(path)}" if path else field
+
+
+def as_adam(node: Any) -> AdamState | AmsgradState | None:
+    """The Adam state that `node` is, or None.
+
+    A mapping with the fields of one is one, too: `nnx.state` and checkpoints that are restored
+    without a target turn tuples with names into mappings.
+    """
+    if isinstance(node, AdamState | AmsgradState):
+        return node
+    children, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    fields = {key[0].key: x for key, x in children if key and isinstance(key[0], DictKey)}
+    for kind in (AdamState, AmsgradState):
+        if len(children) == len(fields) and fields.keys() == set(kind._fields):
+            counts = jax.tree.leaves(fields["count"])
+            return kind(**fields) if len(counts) == 1 and _is_integer(counts[0]) else None
+    return None
 
 
 def open_state(
@@ -55,7 +87,7 @@ def open_state(
     members = _ensemble_shape(adam) if is_ensemble_allowed else ()
     check_count(adam.count, members)
     tree, owner = (adam.mu, "first moment") if params is None else (params, "parameter")
-    keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    keyed, treedef = flatten_with_path(tree)
     columns: dict[str, list[Any]] = {}
     for field in adam._fields[1:]:
         columns[field], structure = jax.tree.flatten(getattr(adam, field))
@@ -76,7 +108,10 @@ def check_count(count: Any, shape: tuple[int, ...] = ()) -> None:
     value: Any = leaves[0] if len(leaves) == 1 else None
     if not _is_integer(value) or jnp.shape(value) != shape:
         raise InvalidType(
-            where="state: count", expected="an integer scalar", found=_describe(value)
+            where="state: count",
+            expected="an integer scalar",
+            found=_describe(value),
+            remedy=_OF_AN_ENSEMBLE if _is_integer(value) else "",
         )
     if _is_at_hand(value) and np.any(np.asarray(value) < 0):
         found = np.asarray(value).min()

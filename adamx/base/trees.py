@@ -1,13 +1,17 @@
 """Trees of arrays: the names of their leaves, and how two of them differ in structure."""
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+from jax.tree_util import KeyPath, tree_flatten_with_path, tree_leaves_with_path
 
 __all__ = [
     "describe_difference",
     "expand_nones",
+    "flatten_with_path",
+    "is_box",
     "is_none",
     "leaf_name",
     "listed",
@@ -21,12 +25,51 @@ def is_none(x: object) -> bool:
     return x is None
 
 
-def path_name(path: jax.tree_util.KeyPath) -> str:
-    """`dense/kernel` for the leaf under the keys "dense" and "kernel"."""
+# What Flax's boxes derive from, by name, since adamx does not need Flax: NNX's variables, and
+# linen's metadata of axes, such as `nn.Partitioned`.
+_BOXES = frozenset({"AxisMetadata", "Variable", "VariableState"})
+
+
+def is_box(node: object) -> bool:
+    """Whether `node` is one of Flax's boxes, in which an array lies with what is known of it."""
+    return _is_box_class(type(node))
+
+
+@functools.cache
+def _is_box_class(kind: type) -> bool:
+    return any(c.__name__ in _BOXES and c.__module__.startswith("flax.") for c in kind.__mro__)
+
+
+def flatten_with_path(
+    tree: Any, is_leaf: Callable[[Any], bool] | None = None
+) -> tuple[list[tuple[KeyPath, Any]], Any]:
+    """The leaves of `tree` with their paths, and its structure.
+
+    As JAX's function of this name, but a leaf in one of Flax's boxes has the path of the box: it is
+    `kernel`, as in a tree without boxes, and not `kernel/value`.
+    """
+    nodes, boxed = tree_flatten_with_path(
+        tree, is_leaf=lambda x: is_box(x) or (is_leaf is not None and is_leaf(x))
+    )
+    if not any(is_box(node) for _, node in nodes):
+        return nodes, boxed
+    keyed = []
+    for path, node in nodes:
+        within = tree_leaves_with_path(node, is_leaf=is_leaf)
+        # The first key in a box is the box's own: `value`.
+        keyed += [((*path, *rest[1:]), leaf) for rest, leaf in within]
+    return keyed, jax.tree.structure(tree, is_leaf=is_leaf)
+
+
+def path_name(path: KeyPath) -> str:
+    """`dense/kernel` for the leaf under the keys "dense" and "kernel".
+
+    The path is one of `flatten_with_path`, by which all leaves are named.
+    """
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def leaf_name(path: jax.tree_util.KeyPath) -> str:
+def leaf_name(path: KeyPath) -> str:
     """`path_name`, or words for the path of a tree that is one leaf."""
     return path_name(path) or "the only leaf of the tree"
 
@@ -44,7 +87,7 @@ def describe_difference(found: Any, expected: Any) -> str:
     Where the names of the leaves are the same, the structures themselves.
     """
     named: list[dict[str, Any]] = [
-        {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        {leaf_name(path): leaf for path, leaf in flatten_with_path(tree)[0]}
         for tree in (found, expected)
     ]
     missing = sorted(named[1].keys() - named[0].keys())

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.base.trees import listed, path_name
+from adamx.base.trees import flatten_with_path, listed, path_name
 from adamx.checkpoint.consistency import check_moments
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.frameworks import FRAMEWORKS, Framework
 from adamx.checkpoint.layouts import Layout, choose_layout, lay_out
 from adamx.checkpoint.matching import Order, apply_order, check_pairs, check_paths
+from adamx.checkpoint.names import spell_order
 from adamx.checkpoint.precision import check_losses, find_losses
 from adamx.checkpoint.trees import (
     MOMENTS,
@@ -24,6 +25,7 @@ from adamx.checkpoint.trees import (
     copy_to_host,
     list_leaves,
     name_moment,
+    read_count,
     rounds_at_random,
     split_moments,
 )
@@ -110,7 +112,7 @@ class Checkpoint:
         """The checkpoint of a run in JAX.
 
         Args:
-          params: the model's parameters. Leaves without moments (of `optax.masked`) may be there.
+          params: the model's parameters. Others without moments may be there; keys are left out.
           state: any Optax state that holds an Adam state for them; see `adamx.to_numpy`.
           config: the hyperparameters. They are not in the state: give those of the run.
           order: the tree's paths in the order that the checkpoint is to have; None for the tree's.
@@ -121,8 +123,8 @@ class Checkpoint:
           A checkpoint with framework "jax", and the paths as names. bfloat16 comes as float32.
 
         Raises:
-          ValueError: as `adamx.to_numpy`; the state and the configuration disagree about AMSGrad;
-            moments of no parameter; an order that does not name every path once.
+          ValueError: as `adamx.to_numpy`; the state of an ensemble; one that disagrees with the
+            configuration about AMSGrad; moments of no parameter; an order that is not of all paths.
 
         Warns:
           UserWarning: parameters were rounded by `adamx.stochastic_round`, which no configuration
@@ -132,6 +134,7 @@ class Checkpoint:
         arrays = to_numpy(state)
         leaves = list_leaves(params)
         moments = split_moments(arrays)
+        order = spell_order(order, leaves)
         paths = list(leaves) if order is None else check_paths(order, leaves)
         if rounds_at_random(state):
             warnings.warn(
@@ -150,7 +153,7 @@ class Checkpoint:
             framework="jax",
             version=jax.__version__,
             config=config,
-            count=int(arrays["count"]),
+            count=read_count(arrays),
             names=tuple(path for path in paths if path in moments["mu"]),
             params=put(copy_to_host(leaves)),
             transformed=layout is not None,
@@ -184,6 +187,8 @@ class Checkpoint:
 
         Returns:
           The transformation, and its state: the moments, and every count, those of schedules too.
+          `nnx.Optimizer` needs the state in its own boxes: `optimizer.opt_state =
+          adamx.from_numpy(optimizer.opt_state, adamx.to_numpy(state))`.
 
         Raises:
           CheckpointError: names do not settle where an array goes, and more than one assignment
@@ -237,7 +242,7 @@ class Checkpoint:
           transform: the old name of `layout`; deprecated.
 
         Returns:
-          A tree like `params`, with JAX arrays of the dtypes there.
+          A tree like `params`, with JAX arrays of the dtypes there; its random keys as they are.
 
         Raises:
           CheckpointError: as `restore`; or the file holds no weights.
@@ -258,7 +263,8 @@ class Checkpoint:
             losses += find_losses(path, array, leaves[path].dtype)
             weights[path] = jnp.asarray(array.astype(leaves[path].dtype))
         check_losses(losses)
-        return jax.tree_util.tree_map_with_path(lambda p, _: weights[path_name(p)], params)
+        keyed, treedef = flatten_with_path(params)
+        return treedef.unflatten([weights.get(path_name(path), leaf) for path, leaf in keyed])
 
     def drain(self, field: str) -> Iterator[tuple[str, np.ndarray]]:
         """The arrays of a field by name, each forgotten as it comes, so that memory is freed."""
@@ -282,6 +288,7 @@ class Checkpoint:
         """By path of the tree, the name of the one of `arrays` that goes there."""
         given: Mapping[str, str] | None = None
         names = self.params if arrays is self.params else self.names
+        order = spell_order(order, leaves, [*self.names, *self.params])
         are_linked = self.is_named or all(name in self.params for name in self.names)
         if isinstance(order, Mapping):
             check_pairs(order, [*self.names, *self.params])

@@ -27,7 +27,7 @@ def torch_linear(path: str, array: np.ndarray) -> np.ndarray:
     """The layout between `torch.nn.Linear.weight` (out, in) and a kernel (in, out); either way.
 
     Args:
-      path: of the parameter in the tree, such as `hidden/kernel`, or of NNX `hidden/kernel/value`.
+      path: of the parameter in the tree, such as `hidden/kernel`.
       array: a weight or a moment.
 
     Returns:

@@ -1,18 +1,29 @@
 """The names of variables: their parts, their roles, and which names mean the same."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from adamx.base.trees import listed
 from adamx.checkpoint.errors import CheckpointError
 
-__all__ = ["is_transpose", "match_names", "read_role", "split_name", "split_names"]
+__all__ = [
+    "is_transpose",
+    "match_names",
+    "read_role",
+    "spell_order",
+    "split_name",
+    "split_names",
+]
 
 _TRANSPOSED = {"kernel", "weight"}
 
 
 def split_name(name: str) -> tuple[str, ...]:
-    """The parts of a name, without the `value` under which Flax NNX has an array of its states."""
+    """The parts of a name, without the `value` under which Flax NNX has an array of its states.
+
+    adamx names leaves without it (`base/trees.py`); other programs' files have it.
+    """
     parts = name.replace(".", "/").split("/")
     return tuple(parts[:-1] if len(parts) > 1 and parts[-1] == "value" else parts)
 
@@ -27,6 +38,23 @@ def split_names(names: Collection[str]) -> dict[str, tuple[str, ...]]:
             where=listed(twice), expected="names that differ in more than . and /"
         )
     return split
+
+
+def spell_order(order: Any, paths: Collection[str], names: Collection[str] = ()) -> Any:
+    """`order` with its paths and names spelled as in `paths` and `names`, where these have them."""
+    if isinstance(order, Mapping):
+        return {_spell(name, names): _spell(path, paths) for name, path in order.items()}
+    if isinstance(order, Sequence) and not isinstance(order, str):
+        return [_spell(path, paths) for path in order]
+    return order
+
+
+def _spell(name: Any, known: Collection[str]) -> Any:
+    """The one of `known` that means the same, as `a/b` and `a.b/value` do; or else `name`."""
+    if name in known or not isinstance(name, str):
+        return name
+    same = {other for other in known if split_name(other) == split_name(name)}
+    return same.pop() if len(same) == 1 else name
 
 
 def read_role(name: str) -> str:

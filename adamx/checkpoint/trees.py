@@ -4,11 +4,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.base.errors import InvalidType
-from adamx.base.trees import path_name
+from adamx.base.errors import InvalidType, InvalidValue
+from adamx.base.trees import flatten_with_path, path_name
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.layouts import AS_IN_TORCH, Layout, lay_out
 from adamx.checkpoint.matching import assign
@@ -21,6 +22,7 @@ __all__ = [
     "copy_to_host",
     "list_leaves",
     "name_moment",
+    "read_count",
     "rounds_at_random",
     "split_moments",
 ]
@@ -43,6 +45,20 @@ def split_moments(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.nd
     return moments
 
 
+def read_count(arrays: Mapping[str, np.ndarray]) -> int:
+    """The number of steps in what `adamx.to_numpy` returned; an error for several."""
+    count = arrays["count"]
+    if count.shape != ():
+        raise InvalidValue(
+            where="state: count",
+            expected="the state of one model",
+            found=f"counts of shape {count.shape}, as of an ensemble (jax.vmap) or of replicas "
+            "(jax.pmap)",
+            remedy="give one member of params and of state: jax.tree.map(lambda x: x[0], state)",
+        )
+    return int(count)
+
+
 def rounds_at_random(state: optax.OptState) -> bool:
     """Whether `stochastic_round` is in a state."""
 
@@ -53,16 +69,23 @@ def rounds_at_random(state: optax.OptState) -> bool:
 
 
 def list_leaves(params: optax.Params) -> dict[str, Any]:
-    """The leaves of a tree by path."""
+    """The leaves of a tree by path, but for the keys of random numbers, such as a dropout's."""
     leaves: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in flatten_with_path(params)[0]:
         name = path_name(path)
+        if is_random_key(leaf):
+            continue
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             raise InvalidType(where=name, expected="an array", found=type(leaf).__name__)
         if name in leaves:
             raise CheckpointError("two parameters have this path; rename one of them", where=name)
         leaves[name] = leaf
     return leaves
+
+
+def is_random_key(leaf: Any) -> bool:
+    """Whether it is a key of `jax.random.key`, which has no numbers to save."""
+    return jnp.issubdtype(getattr(leaf, "dtype", object), jax.dtypes.prng_key)
 
 
 def copy_to_host(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:

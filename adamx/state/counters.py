@@ -4,7 +4,9 @@ Adam's count can be set to any step, and a schedule that counts the same steps h
 Which counters those are is told by what holds them:
 
 - In a state of Adam, `count` is Adam's.
-- In a wrapper, or another state of Optax that counts in a way of its own, it is what `_ROLES` says.
+- In a wrapper, or another state of Optax that counts in a way of its own, it is what `_ROLES` says:
+  of its class, or of a mapping with its fields, as in `nnx.state` of an optimizer.
+- Beside an `opt_state`, in an object of Flax that trains, `step` counts the calls of `update`.
 - In any other node, `count` counts the calls of `update` of the transformation that the node
   belongs to. Alone, it is a schedule's or a random key's and follows Adam. Beside floating-point
   arrays, it counts what went into them (for the bias correction of an average, say), and stays as
@@ -15,19 +17,18 @@ A *gate* is a wrapper that passes only some calls of `update` on to the transfor
 Counters of calls agree only if they are behind the same gates.
 """
 
-import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import KeyPath, all_leaves, keystr, tree_flatten_with_path, tree_leaves_with_path
+from jax.tree_util import DictKey, KeyPath, all_leaves, keystr, tree_flatten_with_path
 
+from adamx.base.adam_state import as_adam
 from adamx.base.errors import InvalidValue
-from adamx.base.trees import listed
-from adamx.transforms.adam import AdamState, AmsgradState
+from adamx.base.trees import flatten_with_path, is_box, listed
 
 __all__ = ["Counter", "find_counters", "find_following"]
 
@@ -76,6 +77,7 @@ _ROLES: tuple[tuple[Any, Mapping[str, str]], ...] = (
     (getattr(optax, "InjectHyperparamsState", ()), _INJECTED),  # deprecated since 0.1.9
     (optax.LookaheadState, {"steps_since_sync": _OWN}),
     (optax.MonitorState, {"measurements": _OWN}),
+    (getattr(optax.contrib, "ScheduleFreeState", ()), {"step_count": _CALLS}),
     # What was measured last, and averages whose counts have other names
     (optax.SnapshotState, {"measurement": _OWN}),
     (optax.ScaleByBacktrackingLinesearchState, {"info": _OWN}),
@@ -90,11 +92,15 @@ _ROLES: tuple[tuple[Any, Mapping[str, str]], ...] = (
 )
 
 
+# Fields that have no leaves in most states, so that `nnx.state` leaves them out.
+_OFTEN_EMPTY = {"cache", "hyperparams_states", "measure_states", "skip_state"}
+
+
 class Counter(NamedTuple):
     """An integer scalar of a state.
 
     Attributes:
-      path: of the leaf in the state.
+      path: of the leaf in the state, as of `flatten_with_path`.
       name: the class that holds it, and the path from there: `ScaleByScheduleState.count`.
       kind: Adam's count, one that follows it, one that stays, or unknown.
       gates: those that it is behind.
@@ -180,11 +186,11 @@ def _visit(node: Any, at: _Position, shape: tuple[int, ...], kind: Kind) -> list
         # One count for a whole ensemble cannot follow a count for each member.
         fits = np.shape(jax.tree.leaves(node)[0]) == shape
         return [at.counter(scalars[0], kind if fits else "unknown")]
-    if isinstance(node, AdamState | AmsgradState):
+    if as_adam(node) is not None:
         return [at.counter(scalars[0], "adam")]
     children = tree_flatten_with_path(node, is_leaf=lambda x: x is not node)[0]
     named = [(keystr(key, simple=True), key, child) for key, child in children]
-    roles = next((roles for known, roles in _ROLES if isinstance(node, known)), None)
+    roles = _find_roles(node, [key[0] for key, _ in children])
     if roles is None:
         return _visit_by_protocol(named, at, shape)
     found: list[Counter] = []
@@ -194,6 +200,22 @@ def _visit(node: Any, at: _Position, shape: tuple[int, ...], kind: Kind) -> list
         kind = "unknown" if role is None else "stays" if role == _OWN else "follows"
         found += _visit(child, at.enter(key, child, gate), shape, kind)
     return found
+
+
+def _find_roles(node: Any, keys: Sequence[Any]) -> Mapping[str, str] | None:
+    """The roles of the fields of `node`, if it is known by its class or by its fields."""
+    for known, roles in _ROLES:
+        if isinstance(node, known):
+            return roles
+    names = {keystr((key,), simple=True) for key in keys}
+    if {"step", "opt_state"} <= names:  # Flax's Optimizer and TrainState: steps of training
+        return {"step": _CALLS}
+    if all(isinstance(key, DictKey) for key in keys):
+        for known, roles in _ROLES:
+            fields = set(getattr(known, "_fields", ()))
+            if names <= fields <= names | _OFTEN_EMPTY:
+                return roles
+    return None
 
 
 def _visit_by_protocol(
@@ -220,20 +242,15 @@ def _visit_by_protocol(
 
 
 def _is_boxed(node: Any) -> bool:
-    """Whether it is a leaf, or a box around one, as Flax has them, and not a state."""
-    if all_leaves([node]):
-        return True
-    if isinstance(node, tuple | list | dict) or dataclasses.is_dataclass(node):
-        return False
-    paths = [path for path, _ in tree_leaves_with_path(node)]
-    return len(paths) == 1 and len(paths[0]) == 1 and keystr(paths[0], simple=True) != "count"
+    """Whether it is a leaf, or one in a box of Flax."""
+    return all_leaves([node]) or (is_box(node) and len(jax.tree.leaves(node)) == 1)
 
 
 def _integer_scalars(tree: Any, shape: tuple[int, ...]) -> list[KeyPath]:
-    """The paths of the leaves that may be counters."""
+    """The paths, as of `flatten_with_path`, of the leaves that may be counters."""
     return [
         path
-        for path, leaf in tree_leaves_with_path(tree)
+        for path, leaf in flatten_with_path(tree)[0]
         if np.shape(leaf) in ((), shape) and jnp.issubdtype(_dtype(leaf), np.integer)
     ]
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
-from adamx.base.trees import path_name
+from adamx.base.trees import flatten_with_path, path_name
 from adamx.state.sharding import align, axis_names_in, dtype_of
 
 __all__ = ["describe_sharding"]
@@ -54,7 +54,7 @@ def describe_sharding(
       each device holds 1,924 bytes of 15,364; replicated are 4 of them (0.2%)
     """
     if shardings is None:
-        keyed = jax.tree_util.tree_leaves_with_path(tree)
+        keyed, _ = flatten_with_path(tree)
         given = [getattr(leaf, "sharding", None) for _, leaf in keyed]
     else:
         keyed, given, _ = align(tree, shardings, Sharding)

@@ -6,19 +6,18 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.tree_util import (
-    KeyPath,
-    tree_flatten_with_path,
-    tree_leaves_with_path,
-    tree_map_with_path,
-)
+from jax.tree_util import KeyPath, tree_flatten_with_path
 
-from adamx.base.adam_state import AdamState, AmsgradState, array_name, check_count, open_state
+from adamx.base.adam_state import AmsgradState, array_name, as_adam, check_count, open_state
 from adamx.base.errors import InvalidValue
 from adamx.base.jax_seam import is_traced
+from adamx.base.trees import flatten_with_path, is_box, listed, path_name
+from adamx.fused.packed import PackedAdamState, PackedAmsgradState
 from adamx.state.counters import find_following
 
 __all__ = ["named_arrays", "replace_arrays"]
+
+_PACKED = (PackedAdamState, PackedAmsgradState)
 
 
 def named_arrays(state: optax.OptState) -> dict[str, Any]:
@@ -31,7 +30,11 @@ def named_arrays(state: optax.OptState) -> dict[str, Any]:
       InvalidValue: no Adam state; several that overlap or are at different steps; two parameters
         with the same path; something else than an array, or one that is traced or was deleted.
     """
-    states = _adam_states(state)
+    nodes = [node for node in jax.tree.leaves(state, is_leaf=_is_adam) if _is_adam(node)]
+    states = [adam for node in nodes if (adam := as_adam(node))]
+    if not states:
+        raise _not_found(state)
+    is_sparse = not any(isinstance(node, tuple) for node in nodes)
     counts = []
     for adam in states:
         if len(jax.tree.leaves(adam.count)) != 1:
@@ -46,8 +49,9 @@ def named_arrays(state: optax.OptState) -> dict[str, Any]:
         )
     arrays = {"count": counts[0]}
     for field in AmsgradState._fields[1:]:
-        merged = _merge(field, [getattr(adam, field) for adam in states if hasattr(adam, field)])
-        for path, leaf in tree_leaves_with_path(merged):
+        parts = [getattr(adam, field) for adam in states if hasattr(adam, field)]
+        merged = _merge(field, parts, is_sparse=is_sparse)
+        for path, leaf in flatten_with_path(merged)[0]:
             name = array_name(field, path)
             if name in arrays:
                 raise InvalidValue(
@@ -77,44 +81,54 @@ def replace_arrays(
       InvalidValue: the count changes, and for some integer scalar of `state` it is not known by
         how much it has to change, as in `find_following`.
     """
-    before = jax.tree.leaves(_adam_states(state)[0].count)[0]
+    nodes, _ = flatten_with_path(state, _is_adam)
+    adams = {path: adam for path, node in nodes if (adam := as_adam(node))}
+    before = jax.tree.leaves(next(iter(adams.values())).count)[0]
     steps = np.asarray(arrays["count"], np.int64) - np.asarray(before)
     following = find_following(state, steps.shape) if np.any(steps) else set()
-    adams = {
-        path for path, node in tree_leaves_with_path(state, is_leaf=_is_adam) if _is_adam(node)
-    }
     depths = {len(path) for path in adams}
 
     def replace(path: KeyPath, leaf: Any) -> Any:
         for depth in depths:
             if path[:depth] in adams:
-                field, rest = path[depth].name, path[depth + 1 :]
-                # Flax has each leaf in a box, which makes its path longer.
-                return fit(leaf, arrays["count" if field == "count" else array_name(field, rest)])
+                field, rest = path_name(path[depth : depth + 1]), path[depth + 1 :]
+                return fit(leaf, arrays[array_name(field, rest)])
         if path not in following:
             return leaf
         count = np.asarray(leaf)
         after = np.clip(count + steps, 0, np.iinfo(count.dtype).max)
         return int(after) if isinstance(leaf, int) else fit(leaf, after)
 
-    return tree_map_with_path(replace, state)
-
-
-def _adam_states(state: optax.OptState) -> list[Any]:
-    """Every Adam state within `state`, in tree order; at least one."""
-    states = [node for node in jax.tree.leaves(state, is_leaf=_is_adam) if _is_adam(node)]
-    if not states:
-        raise InvalidValue(
-            expected="an optimizer state that holds an AdamState or AmsgradState",
-            found=f"none in {type(state).__name__}",
-            remedy="states of Optax's and adamx's Adam hold one after init, and adamx.unpack makes "
-            "one of a packed state",
-        )
-    return states
+    keyed, treedef = flatten_with_path(state)
+    return treedef.unflatten([replace(path, leaf) for path, leaf in keyed])
 
 
 def _is_adam(node: object) -> bool:
-    return isinstance(node, AdamState | AmsgradState)
+    return as_adam(node) is not None
+
+
+def _not_found(state: optax.OptState) -> InvalidValue:
+    """The error for a state without Adam: it names the classes that are there instead."""
+    kinds: dict[type, None] = {}  # in order
+
+    def note(node: Any) -> bool:
+        if not hasattr(node, "dtype") and type(node) not in (tuple, list, dict, type(None)):
+            kinds[type(node)] = None
+        return isinstance(node, _PACKED)
+
+    jax.tree.leaves(state, is_leaf=note)
+    packed = listed(kind.__name__ for kind in kinds if kind in _PACKED)
+    others = listed(kind.__name__ for kind in kinds if kind is not type(state))
+    return InvalidValue(
+        where="state",
+        expected="an optimizer state that holds an AdamState or AmsgradState",
+        found=f"a packed one, {packed}"
+        if packed
+        else f"none in {type(state).__name__}{others and f' of {others}'}",
+        remedy="call adamx.unpack(state, params) first"
+        if packed
+        else "give the state that init of adamx's or Optax's Adam returned, or one that holds it",
+    )
 
 
 def _checked(name: str, leaf: Any) -> Any:
@@ -133,23 +147,32 @@ def _checked(name: str, leaf: Any) -> Any:
     return leaf
 
 
-def _merge(name: str, trees: Sequence[Any]) -> Any:
-    """The one tree of which each of `trees` has a part, and `optax.MaskedNode` for the others."""
-    parts = [tree for tree in trees if not isinstance(tree, optax.MaskedNode)]
+def _merge(name: str, trees: Sequence[Any], *, is_sparse: bool) -> Any:
+    """The one tree of which each of `trees` has a part, and nothing for the others.
+
+    Nothing is `optax.MaskedNode`, or None as `equinox.partition` leaves it; in a sparse tree, which
+    `nnx.state` makes of a state, it is a missing key.
+    """
+    parts = [tree for tree in trees if not isinstance(tree, optax.MaskedNode | None)]
     if len(parts) < 2:
         return parts[0] if parts else None
     first = parts[0]
+    if is_sparse and all(isinstance(part, Mapping) for part in parts):
+        keys = sorted({key for part in parts for key in part})
+        first, parts = dict.fromkeys(keys), [{k: part.get(k) for k in keys} for part in parts]
     keyed, treedef = tree_flatten_with_path(first, is_leaf=lambda x: x is not first)
-    if treedef == jax.tree.structure(0) or any(_top(part) != treedef for part in parts):
+    is_leaf = treedef == jax.tree.structure(0)
+    if is_leaf or any(_top(part) != treedef for part in parts):
         raise InvalidValue(
             where=name,
             expected="Adam states that split one tree of parameters, as in optax.partition",
-            found=f"{len(parts)} that overlap",
+            found=f"{len(parts)} {'that overlap' if is_leaf else 'of different trees'}",
             remedy="pass them one by one",
         )
     children = zip(*map(treedef.flatten_up_to, parts), strict=True)
-    named = zip((array_name(name, key) for key, _ in keyed), children, strict=True)
-    return treedef.unflatten([_merge(*child) for child in named])
+    names = [name if is_box(first) else array_name(name, key) for key, _ in keyed]
+    named = zip(names, children, strict=True)
+    return treedef.unflatten([_merge(*child, is_sparse=is_sparse) for child in named])
 
 
 def _top(tree: Any) -> Any:

@@ -178,6 +178,11 @@ KNOWN = {
         "ScaleByScheduleState.count",
         "ScaleByAdemamixState.count ScaleByAdemamixState.count_m2",
     ),
+    "schedule_free": (
+        optax.contrib.schedule_free(adam(), SCHEDULE),
+        "ScaleByScheduleState.count ScheduleFreeState.step_count",
+        "",
+    ),
     "split": (
         optax.contrib.split_real_and_imaginary(adam()),
         "ScaleByScheduleState.count",
@@ -326,10 +331,6 @@ def test_both_sides_of_sam_are_apart():
 
 
 UNKNOWN = {
-    "schedule_free": (
-        optax.contrib.schedule_free(adam(), SCHEDULE),
-        r"state.step_count: ScheduleFreeState.step_count: expected integers that are known to",
-    ),
     "named_otherwise": (
         optax.chain(counting(lambda count: Named(steps=count)), adam()),
         r"state\[0\].steps: Named.steps: expected integers that are known to",
@@ -367,8 +368,8 @@ def test_restoring_a_checkpoint_meets_the_same_error():
     config = adamx.AdamConfig()
     state = trained(config.transformation(), STEPS)
     checkpoint = Checkpoint.from_state(PARAMS, state, config)
-    with pytest.raises(ValueError, match=r"state.step_count: ScheduleFreeState.step_count"):
-        checkpoint.restore(PARAMS, transformation=UNKNOWN["schedule_free"][0])
+    with pytest.raises(ValueError, match=r"state\[0\].steps: Named.steps"):
+        checkpoint.restore(PARAMS, transformation=UNKNOWN["named_otherwise"][0])
 
 
 def test_flax_nnx():
@@ -376,14 +377,14 @@ def test_flax_nnx():
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     tx = optax.chain(multi_steps(adam()), optax.ema(0.9))
     state = nnx.Optimizer(model, tx, wrt=nnx.Param).opt_state
-    assert names(state, "adam") == ["ScaleByAdamState.count.value"]
+    assert names(state, "adam") == ["ScaleByAdamState.count"]
     assert names(state, "follows") == [
-        "MultiStepsState.gradient_step.value",
-        "ScaleByScheduleState.count.value",
+        "MultiStepsState.gradient_step",
+        "ScaleByScheduleState.count",
     ]
-    assert names(state, "stays") == ["EmaState.count.value", "MultiStepsState.mini_step.value"]
-    free = nnx.Optimizer(model, UNKNOWN["schedule_free"][0], wrt=nnx.Param).opt_state
-    assert names(free, "unknown") == ["ScheduleFreeState.step_count.value"]
+    assert names(state, "stays") == ["EmaState.count", "MultiStepsState.mini_step"]
+    other = nnx.Optimizer(model, UNKNOWN["named_otherwise"][0], wrt=nnx.Param).opt_state
+    assert names(other, "unknown") == ["Named.steps"]
 
 
 def test_an_ensemble_and_a_counter_for_all_of_it():
@@ -396,6 +397,35 @@ def test_an_ensemble_and_a_counter_for_all_of_it():
     assert moved[1].count.tolist() == [0, 0, 0]
     shared = (state, optax.scale_by_schedule(SCHEDULE).init(PARAMS))
     check_error(shared, r"state\[1\].count: ScaleByScheduleState.count: expected integers")
+
+
+def test_schedule_free_goes_on_with_its_learning_rate():
+    """Its averages begin anew: with the weights of a fresh one, the next step is that of `adam`."""
+    tx, free = adam(1.0), optax.contrib.schedule_free(adam(1.0), SCHEDULE)
+    state = free.init(PARAMS)
+    moved = adamx.set_weights(state, adamx.get_weights(trained(tx, STEPS)))
+    assert (state.step_count, moved.step_count) == (1, 1 + STEPS)
+    _, after = free.update(PARAMS, moved, PARAMS)
+    # Of a schedule that falls, the rate that is used is also the highest so far.
+    assert after.max_lr == SCHEDULE(1 + STEPS) != SCHEDULE(1)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "int16"])
+def test_counters_stop_at_the_largest_number_and_at_zero(dtype):
+    """As Optax's `safe_increment` does: a schedule that wrapped would begin anew, or before it."""
+    last = np.iinfo(dtype).max
+    adam_state = adam(1e-3).init(PARAMS)
+    weights = adamx.get_weights(adam_state)[1:]
+
+    def move(adam_count, count, to):
+        tree = (optax.tree.set(adam_state, count=jnp.int32(adam_count)), Noted(count=count))
+        return adamx.set_weights(tree, [to, *weights])[1].count
+
+    for count in (jnp.asarray(last - 2, dtype), np.asarray(last - 2, dtype)):
+        assert [int(move(0, count, to)) for to in (1, 2, 3, 2**31 - 1)] == [last - 1, *[last] * 3]
+    for count in (jnp.asarray(2, dtype), np.asarray(2, dtype)):
+        assert [int(move(9, count, to)) for to in (8, 7, 6, 0)] == [1, 0, 0, 0]
+        assert move(9, count, 0).dtype == dtype
 
 
 def test_python_numbers():
@@ -411,7 +441,7 @@ ARGUMENTS: tuple[tuple[Any, ...], ...] = ((SCHEDULE,), (1e-3,), (), (adam(),), (
 
 @pytest.mark.parametrize("module", [optax, optax.contrib], ids=lambda module: module.__name__)
 def test_all_of_optax_is_known(module):
-    """But for what is named here."""
+    """There is no integer of which it is not known whose steps it counts."""
     unknown, tried = set(), 0
     for name in sorted(vars(module)):
         for arguments in ARGUMENTS:
@@ -424,4 +454,4 @@ def test_all_of_optax_is_known(module):
             unknown |= {counter.name for counter in counters if counter.kind == "unknown"}
             break
     assert tried >= (60 if module is optax else 15)
-    assert unknown <= {"ScheduleFreeState.step_count"}
+    assert not unknown
