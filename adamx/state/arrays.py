@@ -1,6 +1,6 @@
 """The Adam state within any Optax state as NumPy arrays, by order and by path."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 import jax
@@ -15,6 +15,10 @@ from adamx.state.find import named_arrays, replace_arrays
 __all__ = ["from_numpy", "get_weights", "set_weights", "to_numpy"]
 
 _UNCHANGED = "The state was left as it was"
+_OF_MEMBERS = (
+    "If the weights are those of an ensemble or of replicas, take one member: array[0] of each",
+    "The state is that of an ensemble: stack the weights of its members",
+)
 _ML_DTYPE = 2  # what `isbuiltin` is for the dtypes of ml_dtypes: bfloat16, float8
 
 
@@ -60,14 +64,19 @@ def set_weights(state: optax.OptState, weights: Iterable[np.ndarray]) -> optax.O
         of them reach. The message names the array.
       TypeError: `weights` is a mapping; see `from_numpy`.
     """
-    if isinstance(weights, Mapping):
+    try:
+        iterator = None if isinstance(weights, str | bytes | Mapping | Set) else iter(weights)
+    except TypeError:
+        iterator = None
+    if iterator is None:
+        is_mapping = isinstance(weights, Mapping)
         raise InvalidType(
             where="weights",
-            expected="a list of arrays",
-            found="a mapping",
-            remedy="use from_numpy",
+            expected="a list of arrays, as get_weights returns it",
+            found="a mapping" if is_mapping else _describe(weights),
+            remedy="use from_numpy" if is_mapping else _UNCHANGED,
         )
-    leaves, values = named_arrays(state), list(weights)
+    leaves, values = named_arrays(state), list(iterator)
     if len(values) != len(leaves):
         raise InvalidValue(
             expected=f"{len(leaves)} arrays ({listed(leaves)})",
@@ -117,19 +126,29 @@ def from_numpy(state: optax.OptState, arrays: Mapping[str, np.ndarray]) -> optax
     if not isinstance(arrays, Mapping):
         raise InvalidType(
             where="arrays",
-            expected="a mapping from names",
-            found=type(arrays).__name__,
-            remedy="for a list use set_weights",
+            expected="a mapping from names, as to_numpy returns it",
+            found=_describe(arrays),
+            remedy="for a list use set_weights" if isinstance(arrays, list | tuple) else _UNCHANGED,
         )
     leaves = named_arrays(state)
-    missing, unknown = sorted(leaves.keys() - arrays.keys()), sorted(arrays.keys() - leaves.keys())
+    names = {_drop_box(name, leaves, arrays): name for name in arrays}
+    missing = sorted(leaves.keys() - names.keys())
+    unknown = sorted(map(str, names.keys() - leaves.keys()))
     if missing or unknown:
         raise InvalidValue(
             f"expected the arrays {listed(leaves)}; missing: {listed(missing) or 'none'}; "
             f"unknown: {listed(unknown) or 'none'}",
             remedy=_UNCHANGED,
         )
-    return _replace(state, leaves, arrays)
+    return _replace(state, leaves, {name: arrays[names[name]] for name in leaves})
+
+
+def _drop_box(name: Any, leaves: Mapping[str, Any], arrays: Mapping[str, Any]) -> Any:
+    """`mu/kernel` for `mu/kernel/value`: what older files call the arrays of Flax NNX."""
+    if not isinstance(name, str) or name in leaves:
+        return name
+    short = name.removesuffix("/value")
+    return short if short in leaves and short not in arrays else name
 
 
 def _replace(
@@ -156,21 +175,15 @@ def _convert(name: str, leaf: Any, value: Any) -> np.ndarray:
     """`value` with `leaf`'s shape and dtype."""
     dtype = np.dtype(leaf.dtype)
 
-    def fail(expected: str, found: object) -> InvalidValue:
-        return InvalidValue(where=name, expected=expected, found=found, remedy=_UNCHANGED)
+    def fail(expected: str, found: object, remedy: str = "") -> InvalidValue:
+        remedy = f"{remedy}. {_UNCHANGED}" if remedy else _UNCHANGED
+        return InvalidValue(where=name, expected=expected, found=found, remedy=remedy)
 
-    try:
-        value = np.asarray(value)
-    except ValueError as error:
-        raise fail("an array", "rows of unequal length") from error
+    value = _read(value, dtype, fail)
     if value.shape != leaf.shape:
-        raise fail(f"shape {leaf.shape}", value.shape)
-    if value.dtype.kind == "c" and dtype.kind != "c" and not np.any(value.imag):
-        value = value.real  # Optax's second moment of complex parameters
-    kinds = "biufc" if dtype.kind == "c" else "biuf"
-    if value.dtype.kind not in kinds and value.dtype.isbuiltin != _ML_DTYPE:
-        kind = "complex" if dtype.kind == "c" else "real"
-        raise fail(f"{kind} numbers", f"an array of {value.dtype}")
+        is_of_members = name == "count" and () in (value.shape, leaf.shape)
+        remedy = _OF_MEMBERS[value.shape == ()] if is_of_members else ""
+        raise fail(f"shape {leaf.shape}", value.shape, remedy)
     if name == "count":
         last = np.iinfo(dtype).max
         wrong = ~((value >= 0) & (value <= last) & (value == np.floor(value)))
@@ -185,6 +198,37 @@ def _convert(name: str, leaf: Any, value: Any) -> np.ndarray:
         if np.any(wrong):
             raise fail(f"numbers in the range of {dtype}", value[wrong].flat[0])
     return array
+
+
+def _read(value: Any, dtype: np.dtype, fail: Callable[..., InvalidValue]) -> np.ndarray:
+    """`value` as an array of numbers that may become ones of `dtype`."""
+    if np.ma.is_masked(value):
+        raise fail("an array without masked entries", f"{np.ma.count_masked(value)} masked")
+    if getattr(value, "is_meta", False):
+        raise fail("an array", "a tensor on torch's meta device, which has no values")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise fail("an array", "rows of unequal length") from error
+    except (TypeError, RuntimeError) as error:  # a tensor of torch, an array that was deleted
+        kind = f"{type(value).__module__}.{type(value).__name__}"
+        found = f"a {kind} that NumPy cannot read ({str(error).splitlines()[0]})"
+        remedy = "Give tensor.detach().cpu().float().numpy()" if hasattr(value, "detach") else ""
+        raise fail("an array", found, remedy) from error
+    if array.dtype.kind == "c" and dtype.kind != "c" and not np.any(np.imag(array)):
+        array = np.real(array)  # Optax's second moment of complex parameters
+    kinds = "biufc" if dtype.kind == "c" else "biuf"
+    if array.dtype.kind not in kinds and array.dtype.isbuiltin != _ML_DTYPE:
+        is_array = isinstance(value, np.ndarray) or array.ndim
+        raise fail(
+            f"{'complex' if dtype.kind == 'c' else 'real'} numbers",
+            f"an array of {array.dtype}" if is_array else _describe(value),
+        )
+    return array
+
+
+def _describe(value: Any) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def _copy_like(leaf: Any, array: np.ndarray) -> Any:

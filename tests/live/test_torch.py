@@ -80,3 +80,27 @@ def test_torch(optimizer_class, arguments, seed, scale):
     config = adamx.AdamConfig.from_torch(optimizer.param_groups[0])
     ours = trajectory(config.transformation(), params, grads)
     assert_close(ours, theirs, arguments["lr"], BOUNDS[optimizer_class])
+
+
+TENSORS = {
+    "requires_grad": (lambda w: torch.tensor(w, requires_grad=True), r"\(Can't call numpy"),
+    "bfloat16": (lambda w: torch.tensor(w).bfloat16(), r"\(Got unsupported ScalarType"),
+    "list": (lambda w: [torch.tensor(x, requires_grad=True) for x in w], r"\(Can't call numpy"),
+    "meta": (lambda w: torch.tensor(w, device="meta"), "meta device, which has no values"),
+}
+
+
+def test_tensors_as_weights():
+    """Taken if NumPy can read them; otherwise an error that says what to do, and it does."""
+    state = adamx.adam(1e-3).init({"w": jnp.zeros(3)})
+    arrays = {"count": 3, "mu/w": np.float32([1, 2, 3]), "nu/w": np.float32([4, 5, 6])}
+    expected = adamx.from_numpy(state, arrays)
+    found = adamx.from_numpy(state, {name: torch.tensor(x) for name, x in arrays.items()})
+    assert str(found) == str(expected)
+    for make, message in TENSORS.values():
+        with pytest.raises(ValueError, match=f"mu/w: expected an array, found a.*{message}"):
+            adamx.from_numpy(state, arrays | {"mu/w": make(arrays["mu/w"])})
+    for name in ("requires_grad", "bfloat16"):
+        tensor = TENSORS[name][0](arrays["mu/w"])
+        mended = tensor.detach().cpu().float().numpy()
+        assert str(adamx.from_numpy(state, arrays | {"mu/w": mended})) == str(expected)

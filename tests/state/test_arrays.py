@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adamx
+from adamx.checkpoint import Checkpoint
 from tests.state.holders import HOLDERS, PARAMS, PATHS, SCHEDULE, trained
 
 PROMOTES = True  # Optax's wrappers do
@@ -84,6 +85,25 @@ def test_a_prefix_masks_a_whole_branch():
     assert list(adamx.to_numpy(trained(tx)))[1:5] == [f"mu/{p}" for p in PATHS]
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_parts_that_none_leaves_out_are_put_together(is_first):
+    """As of `equinox.partition`, or None for a whole subtree."""
+    layer = eqx.nn.MLP(2, 2, 3, 1, key=jax.random.key(0))
+    one, other = eqx.partition(layer, lambda x: eqx.is_array(x) and x.ndim == 2)
+    other = eqx.filter(other, eqx.is_array)
+    trees = [({"m": one, "x": None}, {"m": other, "x": {"y": jnp.ones(2), "z": None}})]
+    whole = {"m": eqx.filter(layer, eqx.is_array), "x": {"y": jnp.ones(2), "z": None}}
+    tx = adamx.adam(SCHEDULE)
+    [parts] = trees if is_first else [pair[::-1] for pair in trees]
+    state = tuple(trained(tx, 3, part) for part in parts)
+    arrays = adamx.to_numpy(state)
+    expected = adamx.to_numpy(trained(tx, 3, whole))
+    assert list(arrays) == list(expected)
+    chex.assert_trees_all_equal(arrays, expected)
+    fresh = tuple(map(tx.init, parts))
+    chex.assert_trees_all_equal(adamx.from_numpy(fresh, arrays), state)
+
+
 def test_npz(tmp_path):
     state = trained(HOLDERS["amsgrad"])
     np.savez(tmp_path / "state.npz", **adamx.to_numpy(state))
@@ -122,6 +142,37 @@ def test_an_ensemble():
     assert adamx.to_numpy(state)["count"].tolist() == [1, 1, 1]
     restored = adamx.from_numpy(jax.vmap(tx.init)(params), adamx.to_numpy(state))
     chex.assert_trees_all_equal(restored, state)
+
+
+def test_members_and_ensembles_are_told_apart():
+    """The errors say what to do, and it does."""
+    tx, params = adamx.adam(1e-2), {"w": jnp.ones(2)}
+    stacked = jax.tree.map(lambda x: jnp.stack([x] * 3), params)
+    one, many = tx.init(params), jax.vmap(tx.init)(stacked)
+    with pytest.raises(
+        ValueError, match=r"count: .* found \(3,\). If the weights are .*array\[0\]"
+    ):
+        adamx.set_weights(one, adamx.get_weights(many))
+    adamx.set_weights(one, [array[0] for array in adamx.get_weights(many)])
+    with pytest.raises(
+        ValueError, match=r"count: .* found \(\). The state is .*: stack the weights"
+    ):
+        adamx.from_numpy(many, adamx.to_numpy(one))
+    adamx.from_numpy(many, {name: np.stack([x] * 3) for name, x in adamx.to_numpy(one).items()})
+    packed = adamx.fused_adam(1e-2, packed=True)
+    config = adamx.AdamConfig()
+    member = r"one member.*: jax.tree.map\(lambda x: x\[0\], state\)"
+    for call, error in (
+        (lambda: adamx.pack(many, stacked), TypeError),
+        (lambda: adamx.unpack(jax.vmap(packed.init)(stacked), stacked), TypeError),
+        (lambda: tx.update(stacked, many, stacked), TypeError),
+        (lambda: Checkpoint.from_state(stacked, many, config), ValueError),
+        (lambda: Checkpoint.from_state(params, many, config), ValueError),
+    ):
+        with pytest.raises(error, match=f"state: count: .* of shape .*{member}"):
+            call()
+    taken = jax.tree.map(lambda x: x[0], (stacked, many))
+    assert Checkpoint.from_state(*taken, config).count == 0
 
 
 def test_a_restored_state_can_be_donated_and_does_not_share_memory():

@@ -6,9 +6,11 @@ import re
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +24,23 @@ PROMOTES = True  # Optax's wrappers do
 def state_of(holder):
     """A trained state, of NumPy arrays, which could be changed."""
     return jax.device_get(trained(HOLDERS[holder]))
+
+
+class Tensor:
+    """As one of torch that requires a gradient; see `tests/live/test_torch.py` for the real one."""
+
+    def __array__(self, dtype=None, copy=None):
+        """What torch says."""
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+    def detach(self):
+        """Only looked for."""
+
+
+def deleted(weight):
+    array = jnp.asarray(weight)
+    array.delete()
+    return array
 
 
 def replaced(index, value):
@@ -84,6 +103,98 @@ def test_the_other_function_is_named():
         adamx.set_weights(state, adamx.to_numpy(state))
     with pytest.raises(TypeError, match="found list; for a list use set_weights"):
         adamx.from_numpy(state, adamx.get_weights(state))
+
+
+@pytest.mark.parametrize("weights", [None, 3, 2.5, "abc", b"abc", {1, 2}, object(), np.ones(())])
+def test_what_is_no_list_and_no_mapping(weights):
+    state = trained(HOLDERS["schedule"])
+    kind = "None" if weights is None else type(weights).__name__
+    message = (
+        rf"weights: expected a list of arrays, .*, found {kind}\. The state was left as it was"
+    )
+    with pytest.raises(TypeError, match=message):
+        adamx.set_weights(state, weights)
+    message = rf"arrays: expected a mapping from names, .*, found {kind}\. The state was left"
+    with pytest.raises(TypeError, match=message):
+        adamx.from_numpy(state, weights)
+    with pytest.raises(ValueError, match="unknown: 0, 1, x"):
+        adamx.from_numpy(state, adamx.to_numpy(state) | {0: 1, 1: 1, "x": 1})
+
+
+def test_what_is_as_good_as_a_list():
+    state = trained(HOLDERS["schedule"])
+    weights = adamx.get_weights(state)
+    for same in (
+        tuple(weights),
+        iter(weights),
+        (w for w in weights),
+        dict(enumerate(weights)).values(),
+    ):
+        chex.assert_trees_all_equal(adamx.set_weights(state, same), state)
+    with pytest.raises(ValueError, match=r"expected 9 arrays .*, found 1"):
+        adamx.set_weights(state, (w for w in weights[:1]))
+
+
+UNREADABLE = {
+    "none": (lambda _: None, "real numbers, found None"),
+    "text": (lambda _: "abc", "real numbers, found str"),
+    "bytes": (lambda _: b"abc", "real numbers, found bytes"),
+    "mapping": (lambda _: {}, "real numbers, found dict"),
+    "objects": (lambda w: w.astype(object), "real numbers, found an array of object"),
+    "some_none": (lambda w: [None, *w[1:]], "real numbers, found an array of object"),
+    "dates": (lambda w: w.astype("M8[s]"), r"real numbers, found an array of datetime64\[s\]"),
+    "masked": (
+        lambda w: np.ma.masked_array(w, w == w[0]),
+        r"an array without masked entries, found \d masked",
+    ),
+    "tensor": (
+        lambda _: Tensor(),
+        r"an array, found a tests\S*Tensor that NumPy cannot read \(Can't call numpy.*\)\. "
+        r"Give tensor.detach\(\).cpu\(\).float\(\).numpy\(\)",
+    ),
+    "deleted": (
+        deleted,
+        r"an array, found a jax.* that NumPy cannot read \(Array has been deleted",
+    ),
+    "key": (lambda _: jax.random.key(0), r"an array, found a jax.* that NumPy cannot read \(JAX"),
+}
+
+
+@pytest.mark.parametrize("fault", UNREADABLE)
+@pytest.mark.parametrize("index", [3, 7])
+def test_weights_that_are_no_arrays_of_numbers(fault, index):
+    make, message = UNREADABLE[fault]
+    state = state_of("schedule")
+    before, weights = copy.deepcopy(state), adamx.get_weights(state)
+    weights[index] = make(weights[index])
+    name = list(adamx.to_numpy(state))[index]
+    for set_them in (
+        lambda: adamx.set_weights(state, weights),
+        lambda: adamx.from_numpy(state, dict(zip(adamx.to_numpy(state), weights, strict=True))),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: expected {message}.*as it was$"):
+            set_them()
+        chex.assert_trees_all_equal(state, before)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        jnp.asarray,
+        np.ma.masked_array,
+        lambda w: w.astype(np.longdouble),
+        lambda w: w.tolist(),
+    ],
+)
+def test_other_arrays_of_numbers_are_taken(convert):
+    state = state_of("schedule")
+    weights = [w.astype(np.int64) if w.ndim == 0 else w for w in adamx.get_weights(state)]
+    found = adamx.set_weights(state, [convert(w) for w in weights])
+    expected = adamx.set_weights(state, weights)
+    chex.assert_trees_all_equal(found, expected)
+    chex.assert_trees_all_equal_dtypes(found, state)
+    with pytest.raises(ValueError, match="mu/heads/0: expected numbers in the range of float32"):
+        adamx.set_weights(state, [*weights[:3], np.full(2, 1e300, np.longdouble), *weights[4:]])
 
 
 def test_long_lists_of_names_are_cut():
@@ -173,22 +284,102 @@ def test_malformed_weights_raise_and_change_nothing(data, holder):
     chex.assert_trees_all_equal(state, before)
 
 
-def test_no_adam_state():
-    with pytest.raises(ValueError, match=r"holds an AdamState .*, found none in tuple"):
-        adamx.get_weights(optax.sgd(1e-2).init(PARAMS))
+NO_ADAM = {
+    "sgd": (
+        lambda: optax.sgd(1e-2, momentum=0.9).init(PARAMS),
+        "none in tuple of TraceState, EmptyState; give the state that init of",
+    ),
+    "params": (lambda: PARAMS, "none in dict; give the state that init of"),
+    "array": (lambda: jnp.ones(2), "none in ArrayImpl; give"),
+    "none": (lambda: None, "none in NoneType; give"),
+    "transformation": (
+        lambda: adamx.adam(1e-2),
+        "none in GradientTransformationExtraArgs of funct",
+    ),
+    "packed": (
+        lambda: packed(),
+        r"a packed one, PackedAdamState; call adamx.unpack\(state, params",
+    ),
+    "packed_deep": (
+        lambda: {"opt": [packed(amsgrad=True)], "step": 0},
+        r"a packed one, PackedAmsgradState; call adamx.unpack\(state, params\) first",
+    ),
+}
 
 
-def test_two_adam_states_of_the_same_parameters():
-    state = HOLDERS["schedule"].init(PARAMS)
-    message = "mu/dense/bias: expected Adam states that split one tree .* found 2 that overlap"
+def packed(**options):
+    params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    return adamx.fused_adam(1e-2, packed=True, **options).init(params)
+
+
+@pytest.mark.parametrize("case", NO_ADAM)
+def test_no_adam_state(case):
+    make, message = NO_ADAM[case]
+    expected = "state: expected an optimizer state that holds an AdamState or AmsgradState"
+    for read in (adamx.get_weights, adamx.to_numpy, lambda state: adamx.set_weights(state, [])):
+        with pytest.raises(ValueError, match=f"{expected}, found {message}"):
+            read(make())
+
+
+def part(**leaves):
+    """An Adam state of these parameters, of which some may be None."""
+    return adamx.adam(1e-2).init(leaves)
+
+
+def mapping(**leaves):
+    """The same as `nnx.state` has it."""
+    return {"count": jnp.int32(0), "mu": leaves, "nu": leaves}
+
+
+X = jnp.ones(2)
+OVERLAPS = {
+    "whole": (part(x=X, y={"z": X}), part(x=X, y={"z": X}), "mu/x"),
+    "whole_one_leaf": (adamx.scale_by_adam().init(X), adamx.scale_by_adam().init(X), "mu"),
+    "one_leaf": (part(x=X, y=None), part(x=X, y=X), "mu/x"),
+    "other_leaf": (part(x=X, y=X), part(x=None, y=X), "mu/y"),
+    "deep": (
+        part(x=[None, {"y": (X, X)}], z=X),
+        part(x=[X, {"y": (None, X)}], z=None),
+        "mu/x/1/y/1",
+    ),
+    "empty_leaf": (part(x=jnp.ones(0), y=X), part(x=jnp.ones(0), y=None), "mu/x"),
+    "boxed": (part(x=nnx.Param(X), y=None), part(x=nnx.Param(X), y=X), "mu/x"),
+    "mappings": (mapping(x=X), mapping(x=X, y=X), "mu/x"),
+}
+
+
+@pytest.mark.parametrize("case", OVERLAPS)
+def test_two_adam_states_that_overlap(case):
+    *states, name = OVERLAPS[case]
+    message = f"^{name}: expected Adam states that split one tree .* found 2 that overlap"
+    for pair in (states, states[::-1]):
+        for read in (adamx.get_weights, adamx.to_numpy):
+            with pytest.raises(ValueError, match=message):
+                read(pair)
+        with pytest.raises(ValueError, match=message):
+            adamx.set_weights(pair, [])
+
+
+def test_three_adam_states_of_which_two_overlap():
+    parts = [part(x=X, y=None, z=None), part(x=None, y=X, z=None), part(x=None, y=X, z=X)]
+    assert list(adamx.to_numpy(parts[:2])) == ["count", "mu/x", "mu/y", "nu/x", "nu/y"]
+    with pytest.raises(ValueError, match=r"^mu/y: .*found 2 that overlap"):
+        adamx.to_numpy(parts)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "name"),
+    [
+        (part(a=1.0), part(b=1.0), "mu"),
+        (part(a=[X, None]), part(a=[None]), "mu/a"),
+        (part(a=X), part(a={"b": X}), "mu/a"),
+        (part(a={"b": X}), part(a=X), "mu/a"),
+    ],
+)
+def test_two_adam_states_of_different_parameters(one, other, name):
+    message = rf"^{name}: expected Adam states .* pass them one by one"
     with pytest.raises(ValueError, match=message):
-        adamx.get_weights((state, state))
-
-
-def test_two_adam_states_of_different_parameters():
-    tx = adamx.adam(1e-2)
-    with pytest.raises(ValueError, match=r"mu: expected Adam states .* pass them one by one"):
-        adamx.to_numpy((tx.init({"a": 1.0}), tx.init({"b": 1.0})))
+        adamx.to_numpy((one, other))
 
 
 def test_two_adam_states_at_different_steps():
