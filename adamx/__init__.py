@@ -7,7 +7,8 @@ from adamx.fused.optimizer import FusedOptimizer, fused_adam, fused_adamw
 from adamx.fused.packed import PackedAdamState, PackedAmsgradState, pack, unpack
 from adamx.state.arrays import from_numpy, get_weights, set_weights, to_numpy
 from adamx.state.describe import describe_sharding
-from adamx.state.sharding import reduce_scatter, zero_sharding
+from adamx.state.gradients import reduce_scatter
+from adamx.state.sharding import zero_sharding
 from adamx.transforms.adam import AdamState, AmsgradState, adam, adamw, scale_by_adam
 from adamx.transforms.rounding import StochasticRoundState, stochastic_round
 from adamx.transforms.schedules import inverse_time_decay

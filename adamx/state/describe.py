@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
 from adamx.base.trees import flatten_with_path, path_name
-from adamx.state.sharding import align, axis_names_in, dtype_of
+from adamx.state.sharding import align, axis_names_in, dtype_of, memory_kind
 
 __all__ = ["describe_sharding"]
 
@@ -29,6 +29,8 @@ def describe_sharding(
     tree: chex.ArrayTree, shardings: chex.ArrayTree | None = None, *, file: TextIO | None = None
 ) -> None:
     """Print what each device holds: the bytes of each leaf, of all, and of what is not split.
+
+    A leaf in another memory than the devices' own, such as `pinned_host`, is marked.
 
     Args:
       tree: arrays, or their shapes as of `jax.eval_shape`: parameters, a state, or both.
@@ -90,10 +92,11 @@ def _row(path: jax.tree_util.KeyPath, leaf: Any, sharding: Any) -> _Row:
         split = ", ".join("+".join(axis_names_in(entry)) or "-" for entry in sharding.spec)
     else:
         split = type(sharding).__name__
+    kind = memory_kind(sharding)
     return _Row(
         path_name(path) or ".",
         f"{dtype}[{','.join(map(str, shape))}]",
-        split,
+        f"{split} in {kind}" if kind else split,
         math.prod(held) * dtype.itemsize,
         math.prod(shape) * dtype.itemsize,
         split == "replicated",

@@ -3,22 +3,55 @@
 import math
 import warnings
 from collections.abc import Iterable
-from typing import Any, Protocol
+from itertools import combinations
+from typing import Any, NamedTuple, Protocol, Self
 
 import chex
 import jax
 import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import KeyPath
 
 from adamx.base.errors import InvalidType, InvalidValue
-from adamx.base.jax_seam import varies_over
-from adamx.base.trees import is_none, leaf_name, listed
+from adamx.base.trees import flatten_with_path, is_none, leaf_name
 from adamx.fused.packed import PackedAdamState, PackedAmsgradState
 
-__all__ = ["align", "axis_names_in", "dtype_of", "reduce_scatter", "zero_sharding"]
+__all__ = [
+    "Axis",
+    "PartSharding",
+    "align",
+    "axis_names_in",
+    "dtype_of",
+    "memory_kind",
+    "zero_sharding",
+]
 
 Axis = str | tuple[str, ...]
+
+
+class _Owner(NamedTuple):
+    """What the moments of a parameter lie by: its shape, and how it lies itself."""
+
+    shape: tuple[int, ...]
+    spec: tuple[tuple[str, ...], ...]  # for each dimension the axes that it is split over
+    memory_kind: str | None
+
+
+class PartSharding(NamedSharding):
+    """That of a parameter which is split over `axis` itself, with the whole shape.
+
+    Inside of `jax.shard_map` its gradient is a part already, which only its shape tells.
+    """
+
+    owner: _Owner | None = None
+
+    @classmethod
+    def of(cls, mesh: Mesh | AbstractMesh, spec: PartitionSpec, owner: _Owner) -> Self:
+        """Besides what a `NamedSharding` takes, how the parameter lies."""
+        sharding = cls(mesh, spec, memory_kind=owner.memory_kind)
+        sharding.owner = owner
+        return sharding
 
 
 class _HasInit(Protocol):
@@ -37,9 +70,11 @@ def zero_sharding(
 
     Each device along `axis` holds one part of every moment instead of all of it. A moment is split
     along the largest of its dimensions that the axis divides and that its parameter is not split
-    along; along the others it lies as the parameter does. What cannot be split so is replicated, as
-    counts are: `describe_sharding` prints it. A parameter that is split over `axis` itself has
-    moments that lie as it does.
+    along; along the others it lies as the parameter does, and in the same kind of memory. What
+    cannot be split so is replicated, as counts are: `describe_sharding` prints it. A parameter that
+    is split over `axis` itself has moments that lie as it does. Of several axes, a moment is split
+    over those that its parameter is not split over; if no dimension is divided by all of these
+    together, over those of them that make the most parts.
 
     Nothing moves here. JAX's partitioner does the rest, if the state is created with these
     shardings and the compiled step returns it with them, and the parameters with their own::
@@ -68,8 +103,8 @@ def zero_sharding(
       and it is of floating or complex dtype; all others are replicated.
 
     Raises:
-      ValueError: `axis` is not of the mesh; a parameter is split on another mesh; a packed state,
-        whose buffers hold many parameters each.
+      ValueError: `axis` is not of the mesh; a parameter is split on another mesh, or on one with
+        the devices in another order; a packed state, whose buffers hold many parameters each.
 
     Warns:
       UserWarning: nothing of the state could be split, so that each device holds all of it.
@@ -85,23 +120,24 @@ def zero_sharding(
     Source: Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 5.1.
     """
     axes = _axes(mesh, axis)
-    specs = {
-        path: (np.shape(leaf), _spec(path, leaf, mesh))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    owners = {path: _lie(path, leaf, mesh) for path, leaf in flatten_with_path(params)[0]}
     state = params if transformation is None else jax.eval_shape(transformation.init, params)
     _check_not_packed(state)
 
-    def sharding(path: jax.tree_util.KeyPath, leaf: Any) -> NamedSharding:
+    def sharding(path: KeyPath, leaf: Any) -> NamedSharding:
         # The longest ending first: with a tree of one leaf, () is the ending of every path.
         for start in range(len(path) + 1):
-            owner = specs.get(path[start:])
-            if owner is not None and owner[0] == np.shape(leaf) and _is_inexact(leaf):
-                return NamedSharding(mesh, _split(*owner, axes, mesh))
+            owner = owners.get(path[start:])
+            if owner is not None and owner.shape == np.shape(leaf) and _is_inexact(leaf):
+                spec = _split(owner, axes, mesh)
+                if transformation is None and not _names(owner.spec).isdisjoint(axes):
+                    return PartSharding.of(mesh, spec, owner)
+                return NamedSharding(mesh, spec, memory_kind=owner.memory_kind)
         return NamedSharding(mesh, PartitionSpec())
 
-    shardings = jax.tree_util.tree_map_with_path(sharding, state)
-    used = {n for s in jax.tree.leaves(shardings) for entry in s.spec for n in axis_names_in(entry)}
+    keyed, treedef = flatten_with_path(state)
+    shardings = treedef.unflatten([sharding(path, leaf) for path, leaf in keyed])
+    used = {n for s in jax.tree.leaves(shardings) for n in _names(map(axis_names_in, s.spec))}
     splittable = any(np.ndim(leaf) and _is_inexact(leaf) for leaf in jax.tree.leaves(state))
     if not used & set(axes) and _size(mesh, axes) > 1 and splittable:
         warnings.warn(
@@ -111,70 +147,6 @@ def zero_sharding(
             stacklevel=2,
         )
     return shardings
-
-
-def reduce_scatter(grads: optax.Updates, shardings: chex.ArrayTree, axis: Axis) -> chex.ArrayTree:
-    """The mean of gradients over devices, of which each device gets the part that it updates.
-
-    For use inside of `jax.shard_map`, which leaves nothing to the compiler's choice::
-
-        shardings = adamx.zero_sharding(params, mesh, "data")
-
-        def local(params, batch):  # of one device
-            params = jax.lax.pcast(params, "data", to="varying")
-            value, grads = jax.value_and_grad(loss)(params, batch)
-            return jax.lax.pmean(value, "data"), adamx.reduce_scatter(grads, shardings, "data")
-
-        specs = jax.tree.map(lambda s: s.spec, shardings)
-        value_and_grad = jax.shard_map(
-            local, mesh=mesh, in_specs=(P(), P("data")), out_specs=(P(), specs)
-        )
-
-    The gradients that come out are split as the moments are, and go into `update` or `step`.
-
-    Args:
-      grads: the gradients of the loss of this device's part of the batch.
-      shardings: for each, from `zero_sharding` without a transformation.
-      axis: every axis of the mesh that the batch is split over, and that `pcast` is given: those
-        over which the moments are not split are averaged over. Over an axis that is not named here
-        JAX has summed the gradients, which cannot be told.
-
-    Returns:
-      For each gradient this device's part of the mean, or the whole mean where it is replicated;
-      None for None.
-
-    Raises:
-      ValueError: gradients that were summed over `axis`, or one of its axes, already, since the
-        parameters were not varying over it; `shardings` of another structure.
-      TypeError: something else than a `NamedSharding` among `shardings`.
-    """
-    axes = (axis,) if isinstance(axis, str) else tuple(axis)
-    tracked = varies_over(jax.lax.axis_index(axes), axes[0])
-
-    def part(path: jax.tree_util.KeyPath, g: Any, sharding: NamedSharding) -> Any:
-        if g is None:
-            return None
-        if tracked and (summed := [name for name in axes if not varies_over(g, name)]):
-            raise InvalidValue(
-                where=leaf_name(path),
-                expected="a gradient that differs from device to device",
-                found=f"one that was summed over {listed(summed)} already",
-                remedy="differentiate with respect to "
-                f'jax.lax.pcast(params, {axis!r}, to="varying")',
-            )
-        whole = list(axes)
-        for dimension, entry in enumerate(sharding.spec):
-            split = tuple(name for name in axis_names_in(entry) if name in axes)
-            if split:
-                g = jax.lax.psum_scatter(g, split, scatter_dimension=dimension, tiled=True)
-                g = g / jax.lax.axis_size(split)
-                whole = [name for name in whole if name not in split]
-        return jax.lax.pmean(g, tuple(whole)) if whole else g
-
-    keyed, given, treedef = align(grads, shardings, NamedSharding)
-    return treedef.unflatten(
-        part(path, g, sharding) for (path, g), sharding in zip(keyed, given, strict=True)
-    )
 
 
 def dtype_of(leaf: Any) -> Any:
@@ -189,7 +161,7 @@ def _is_inexact(leaf: Any) -> bool:
 
 def align(tree: Any, shardings: Any, kind: type) -> tuple[list[Any], list[Any], Any]:
     """The leaves of `tree` with their paths, what `shardings` has for them, and the structure."""
-    keyed, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_none)
+    keyed, treedef = flatten_with_path(tree, is_none)
     try:
         given = treedef.flatten_up_to(shardings)
     except (ValueError, TypeError) as error:
@@ -231,39 +203,70 @@ def axis_names_in(entry: Any) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def _spec(
-    path: jax.tree_util.KeyPath, param: Any, mesh: Mesh | AbstractMesh
-) -> tuple[tuple[str, ...], ...]:
-    """The mesh axes that each dimension of a parameter is split over."""
+def _names(spec: Iterable[tuple[str, ...]]) -> set[str]:
+    return {name for names in spec for name in names}
+
+
+def _lie(path: KeyPath, param: Any, mesh: Mesh | AbstractMesh) -> _Owner:
+    """How a parameter lies on `mesh`."""
     sharding = getattr(param, "sharding", None)
     entries: list[Any] = [None] * np.ndim(param)
-    if isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated:
-        if list(sharding.mesh.shape.items()) != list(mesh.shape.items()):
+    if isinstance(sharding, NamedSharding):
+        _check_mesh(path, sharding, mesh)
+        entries[: len(sharding.spec)] = sharding.spec
+    spec = tuple(map(axis_names_in, entries))
+    return _Owner(np.shape(param), spec, memory_kind(sharding))
+
+
+def memory_kind(sharding: Any) -> str | None:
+    """The memory that arrays of this sharding lie in, if it is not their devices' default."""
+    kind = getattr(sharding, "memory_kind", None)
+    if kind is None or isinstance(getattr(sharding, "mesh", None), AbstractMesh):
+        return kind
+    device = next(iter(sharding.device_set))
+    return None if kind == device.default_memory().kind else kind
+
+
+def _check_mesh(path: KeyPath, sharding: NamedSharding, mesh: Mesh | AbstractMesh) -> None:
+    """Raise for a parameter on another mesh; one that is whole may be on other devices."""
+    other = sharding.mesh
+    is_split = not sharding.is_fully_replicated
+    if is_split and list(other.shape.items()) != list(mesh.shape.items()):
+        raise InvalidValue(
+            where=leaf_name(path),
+            expected=f"a parameter on the mesh {dict(mesh.shape)}",
+            found=f"one on {dict(other.shape)}",
+            remedy="give the mesh that the parameters are on",
+        )
+    if isinstance(mesh, Mesh) and isinstance(other, Mesh):
+        wanted, found = ([device.id for device in m.devices.flat] for m in (mesh, other))
+        if wanted != found and (is_split or sorted(wanted) == sorted(found)):
             raise InvalidValue(
                 where=leaf_name(path),
-                expected=f"a parameter on the mesh {dict(mesh.shape)}",
-                found=f"one on {dict(sharding.mesh.shape)}",
-                remedy="give the mesh that the parameters are on",
+                expected=f"a parameter on a mesh with the devices in the order {wanted}",
+                found=f"one with {found}",
+                remedy="give the mesh that the parameters are on, params.sharding.mesh of one",
             )
-        entries[: len(sharding.spec)] = sharding.spec
-    return tuple(map(axis_names_in, entries))
 
 
-def _split(
-    shape: tuple[int, ...],
-    spec: tuple[tuple[str, ...], ...],
-    axes: tuple[str, ...],
-    mesh: Mesh | AbstractMesh,
-) -> PartitionSpec:
-    """`spec`, with one of the free dimensions split over `axes` where that is possible."""
+def _split(owner: _Owner, axes: tuple[str, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The owner's spec, with one of its free dimensions split over the axes that it leaves."""
     entries: list[tuple[str, ...] | str | None] = [
-        names[0] if len(names) == 1 else names or None for names in spec
+        names[0] if len(names) == 1 else names or None for names in owner.spec
     ]
-    parts = _size(mesh, axes)
-    free = [i for i, names in enumerate(spec) if not names and shape[i] and shape[i] % parts == 0]
-    if free and not any(name in names for names in spec for name in axes):
-        largest = max(free, key=lambda i: shape[i])
-        entries[largest] = axes[0] if len(axes) == 1 else axes
+    rest = [name for name in axes if name not in _names(owner.spec)]
+    choices = [names for n in range(len(rest), 0, -1) for names in combinations(rest, n)]
+    for names in sorted(choices, key=lambda names: _size(mesh, names), reverse=True):
+        parts = _size(mesh, names)
+        free = [
+            i
+            for i, size in enumerate(owner.shape)
+            if not owner.spec[i] and size and size % parts == 0
+        ]
+        if free:
+            largest = max(free, key=lambda i: owner.shape[i])
+            entries[largest] = names[0] if len(names) == 1 else names
+            break
     while entries and entries[-1] is None:
         entries.pop()
     return PartitionSpec(*entries)

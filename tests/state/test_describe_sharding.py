@@ -69,3 +69,12 @@ def test_description_of_copies_of_parts_and_of_shapes_alone():
     split = adamx.zero_sharding(shapes, two_axes(), "data")
     assert printed(shapes, split).endswith("24 bytes of 96; replicated are 0 of them (0.0%)\n")
     assert printed(shapes).endswith("96 bytes of 96; replicated are 96 of them (100.0%)\n")
+
+
+def test_description_of_arrays_in_another_memory():
+    kind = "pinned_host"
+    place = NamedSharding(data_mesh(), P("data"), memory_kind=kind)
+    arrays = {"w": jax.device_put(jnp.ones((8, 3)), place)}
+    row = "w     float32[8,3]  data in pinned_host                12\n"
+    assert row in printed(arrays)
+    assert row in printed(jax.eval_shape(lambda: {"w": jnp.ones((8, 3))}), {"w": place})

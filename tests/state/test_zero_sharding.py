@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +155,60 @@ def test_several_axes_count_as_one():
     assert spec_of((24, 16), mesh=mesh, axis=axis) == P(axis)
     assert spec_of((12, 16), mesh=mesh, axis=axis) == P(None, axis)
     assert spec_of((24, 16), P(None, "model"), mesh=mesh, axis=axis) == P(axis, "model")
-    assert spec_of((24, 16), P(None, "data"), mesh=mesh, axis=axis) == P(None, "data")
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec", "expected"),
+    [
+        ((24, 16), P(None, "data"), P("replica", "data")),  # the axis that is free
+        ((24, 16), P("replica"), P("replica", "data")),
+        ((24, 15), P("replica"), P("replica")),
+        ((24, 16), P(("data", "model")), P(("data", "model"), "replica")),
+        ((24, 16), P("data", "replica"), P("data", "replica")),  # none is free
+        ((4, 15), None, P("data")),  # 8 divides none, 4 does
+        ((6, 15), None, P("replica")),
+        ((4, 6), None, P("data")),  # the most parts, before the largest dimension
+        ((4, 6, 8), None, P(None, None, ("replica", "data"))),
+        ((3, 5), None, P()),
+    ],
+)
+def test_axes_that_the_parameter_leaves(shape, spec, expected):
+    mesh = jax.sharding.AbstractMesh((2, 4, 2), ("replica", "data", "model"))
+    assert spec_of(shape, spec, mesh=mesh, axis=("replica", "data")) == expected
+
+
+@pytest.mark.parametrize("kind", ["pinned_host", "unpinned_host", "device", None])
+@pytest.mark.parametrize("spec", [P(), P("model")])
+@pytest.mark.parametrize("transformation", [None, adamx.scale_by_adam()])
+def test_moments_lie_in_the_memory_of_their_parameters(kind, spec, transformation):
+    mesh = two_axes()
+    sharding = NamedSharding(mesh, spec, memory_kind=kind)
+    params = {"w": jax.device_put(jnp.ones((8, 16)), sharding), "b": jnp.ones(8)}
+    found: Any = adamx.zero_sharding(params, mesh, "data", transformation=transformation)
+    for moments in [found] if transformation is None else [found.mu, found.nu]:
+        assert moments["w"].memory_kind == (kind or "device")
+        assert moments["b"].memory_kind == "device"
+    abstract = NamedSharding(mesh.abstract_mesh, spec, memory_kind=kind)
+    shapes = {"w": jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=abstract)}
+    assert adamx.zero_sharding(shapes, mesh.abstract_mesh, "data")["w"].memory_kind == kind
+
+
+@pytest.mark.parametrize("spec", [P("data"), P(None, "model"), P()])
+def test_a_mesh_with_the_devices_in_another_order(spec):
+    """JAX compiles nothing for arrays on both."""
+    mesh = two_axes()
+    other = jax.sharding.Mesh(mesh.devices[::-1], mesh.axis_names)
+    params = {"v": [jax.device_put(jnp.ones((8, 8)), NamedSharding(other, spec))]}
+    order = [device.id for device in mesh.devices.flat]
+    message = rf"v/0: .* the devices in the order {order}, found .*give the mesh that the param"
+    with pytest.raises(ValueError, match=re.escape(message).replace(r"\.\*", ".*")):
+        adamx.zero_sharding(params, mesh, "data")
+    # Only shapes and names count where there are no devices, or if all of it is moved anyway.
+    again = jax.sharding.Mesh(mesh.devices.copy(), mesh.axis_names)
+    for same in (other, again, mesh.abstract_mesh):
+        of_same = {"v": [jax.ShapeDtypeStruct((8, 8), "f4", sharding=NamedSharding(same, spec))]}
+        for meshes in (same, mesh.abstract_mesh):
+            assert adamx.zero_sharding(of_same, meshes, "data")["v"][0].spec[0] == "data"
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
