@@ -59,10 +59,10 @@ def set_weights(state: optax.OptState, weights: Iterable[np.ndarray]) -> optax.O
 
     Raises:
       ValueError: the number of arrays or a shape differs; a count is no whole number from 0 to the
-        largest of its dtype; a second moment is negative; a value is no number, or too large for
-        the dtype; a schedule counts calls of `MultiSteps` or the like around Adam, which only some
-        of them reach. The message names the array.
-      TypeError: `weights` is a mapping; see `from_numpy`.
+        largest of its dtype; a second moment is negative; a value is no number, too large for the
+        dtype, masked, or an object that NumPy cannot read; a schedule counts calls of `MultiSteps`
+        or the like around Adam, which only some of them reach. The message names the array.
+      TypeError: `weights` is no list, but a mapping, say; see `from_numpy`.
     """
     try:
         iterator = None if isinstance(weights, str | bytes | Mapping | Set) else iter(weights)
@@ -89,6 +89,9 @@ def set_weights(state: optax.OptState, weights: Iterable[np.ndarray]) -> optax.O
 def to_numpy(state: optax.OptState) -> dict[str, np.ndarray]:
     """The Adam state within `state` by path, fit for `np.savez`.
 
+    Boxes of Flax are no part of a path: it is the same for a model of NNX, its pure state and a
+    plain tree. `nnx.state(optimizer)` and other mappings are taken for states by their fields.
+
     Args:
       state: as for `get_weights`.
 
@@ -112,9 +115,16 @@ def to_numpy(state: optax.OptState) -> dict[str, np.ndarray]:
 def from_numpy(state: optax.OptState, arrays: Mapping[str, np.ndarray]) -> optax.OptState:
     """A copy of `state` whose Adam state has these arrays: the inverse of `to_numpy`.
 
+    It also brings a state into another form of the same tree. An `nnx.Optimizer`, which cannot take
+    a state of plain arrays, takes what this makes of it::
+
+        arrays = adamx.to_numpy(state)  # that `Checkpoint.restore` returned, say
+        optimizer.opt_state = adamx.from_numpy(optimizer.opt_state, arrays)
+
     Args:
       state: as for `set_weights`, which also tells what happens to all else in it.
-      arrays: as `to_numpy` returns them, or as `np.load` reads them back.
+      arrays: as `to_numpy` returns them, or as `np.load` reads them back. `mu/kernel/value`, as
+        files may call an array of Flax NNX, means `mu/kernel`.
 
     Returns:
       The new state.
