@@ -222,7 +222,7 @@ def _read(value: Any, dtype: np.dtype, fail: Callable[..., InvalidValue]) -> np.
         raise fail("an array", "rows of unequal length") from error
     except (TypeError, RuntimeError) as error:  # a tensor of torch, an array that was deleted
         kind = f"{type(value).__module__}.{type(value).__name__}"
-        found = f"a {kind} that NumPy cannot read ({str(error).splitlines()[0]})"
+        found = f"a {kind} that NumPy cannot read"
         remedy = "Give tensor.detach().cpu().float().numpy()" if hasattr(value, "detach") else ""
         raise fail("an array", found, remedy) from error
     if array.dtype.kind == "c" and dtype.kind != "c" and not np.any(np.imag(array)):

@@ -83,9 +83,9 @@ def test_torch(optimizer_class, arguments, seed, scale):
 
 
 TENSORS = {
-    "requires_grad": (lambda w: torch.tensor(w, requires_grad=True), r"\(Can't call numpy"),
-    "bfloat16": (lambda w: torch.tensor(w).bfloat16(), r"\(Got unsupported ScalarType"),
-    "list": (lambda w: [torch.tensor(x, requires_grad=True) for x in w], r"\(Can't call numpy"),
+    "requires_grad": (lambda w: torch.tensor(w, requires_grad=True), "cannot read"),
+    "bfloat16": (lambda w: torch.tensor(w).bfloat16(), "cannot read"),
+    "list": (lambda w: [torch.tensor(x, requires_grad=True) for x in w], "cannot read"),
     "meta": (lambda w: torch.tensor(w, device="meta"), "meta device, which has no values"),
 }
 
