@@ -178,7 +178,8 @@ class Checkpoint:
             some without moments, they may be left out, or not. Or a mapping from the file's names
             to paths, in which those of other weights may stand, too.
           layout: called with a path of the tree and each array that goes there, to change how its
-            axes stand; `torch_linear` is one.
+            axes stand; `torch_linear` is one. Where shapes alone decide what goes where, an error
+            that it raises means that this array does not go there.
           transformation: a transformation to go on with that holds an Adam and perhaps more than
             `config` can say, such as `adamx.stochastic_round`; what else it keeps begins anew. None
             for `config.transformation()`. Hyperparameters, and with AMSGrad the convention, are not

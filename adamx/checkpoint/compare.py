@@ -42,7 +42,7 @@ def bring(
         nu_max=like(b.nu_max, a.nu_max),
         extra=like(b.extra, a.extra),
     )
-    return fit(a, target, order)
+    return fit(a, target, order, sides=("A", "B"))
 
 
 def find_differences(a: Checkpoint, b: Checkpoint) -> dict[str, dict[str, str]]:

@@ -21,7 +21,10 @@ _TORCHS_OWN = "num_batches_tracked"
 
 
 def fit(
-    checkpoint: Checkpoint, target: Checkpoint, order: Order | None = None
+    checkpoint: Checkpoint,
+    target: Checkpoint,
+    order: Order | None = None,
+    sides: tuple[str, str] = ("the checkpoint", "the template"),
 ) -> tuple[Checkpoint, list[str]]:
     """`checkpoint` with the names, layouts and dtypes of `target`'s variables.
 
@@ -31,6 +34,7 @@ def fit(
       order: the names in `target` of the checkpoint's weights or variables, in their order; or a
         mapping from names in `target`, of weights and variables, to those in the checkpoint; None
         where they are called the same.
+      sides: what the checkpoint and the file are called in an error.
 
     Returns:
       The checkpoint, with the moments of `target.names` and the weights of `target.params`; and
@@ -54,13 +58,13 @@ def fit(
         given_weights = {name: path for path, name in order.items() if path in target.params}
     elif order is not None:
         given = given_weights = _apply_order(order, checkpoint)
-    moments = _assign(checkpoint.mu, target.mu, given, carry, ())
+    moments = _assign(checkpoint.mu, target.mu, given, carry, (), sides)
     weights: dict[str, str] = {}
     left = [f"params/{name}" for name in checkpoint.params]
     if target.params:
         if not checkpoint.params:
             raise CheckpointError(
-                "the checkpoint holds no weights, the file has some", where="params"
+                f"{sides[0]} holds no weights, {sides[1]} has some", where="params"
             )
         order_of_weights = {name: path for path, name in moments.items()} | given_weights
         untrained = [name for name in checkpoint.params if name not in checkpoint.mu]
@@ -69,7 +73,7 @@ def fit(
         )
         keeps = () if has_own else (_TORCHS_OWN,)
         wanted = {p: a for p, a in target.params.items() if not p.endswith(keeps)}
-        weights = _assign(checkpoint.params, wanted, order_of_weights, carry, untrained)
+        weights = _assign(checkpoint.params, wanted, order_of_weights, carry, untrained, sides)
         left = [name for name in left if name.removeprefix("params/") not in weights.values()]
 
     losses: list[str] = []
@@ -192,6 +196,7 @@ def _assign(
     order: Mapping[str, str],
     carry: Callable[[np.ndarray, str, str], np.ndarray],
     optional: Sequence[str],
+    sides: tuple[str, str],
 ) -> dict[str, str]:
     """By path what goes there: as `order` says, and by name what it does not speak of."""
     known = {n: p for n, p in order.items() if n in found and p in wanted}
@@ -205,5 +210,5 @@ def _assign(
         order={**order, **known} if known else None,
         shape_at=lambda name, path: carry(found[name], name, path).shape,
         optional=optional,
-        sides=("checkpoint", "other file"),
+        sides=sides,
     )

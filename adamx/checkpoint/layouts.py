@@ -3,8 +3,10 @@
 import warnings
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import numpy as np
 
+from adamx.base.errors import AdamxError, InvalidType
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.names import read_role
 
@@ -36,11 +38,21 @@ def torch_linear(path: str, array: np.ndarray) -> np.ndarray:
 
     Raises:
       CheckpointError: anything else, such as the kernel of a convolution. How its axes stand
-        depends on the layer; give a layout of your own.
+        depends on the layer; give a layout of your own. Or an array of two dimensions comes to a
+        path such as `hidden/bias`; give an `order`.
     """
     if array.ndim < 2 or read_role(path) in AS_IN_TORCH:
         return array
-    if array.ndim > 2 or read_role(path) != "kernel":
+    if read_role(path) != "kernel":
+        raise CheckpointError(
+            where=path,
+            expected="a path that ends in kernel for an array of 2 dimensions or more",
+            found=f"shape {array.shape}",
+            remedy="If this array belongs elsewhere, say with order= which one goes where; if it "
+            "belongs here, give a layout of your own",
+            argument="order",
+        )
+    if array.ndim > 2:
         raise CheckpointError(
             where=path,
             expected="a kernel of 2 dimensions",
@@ -53,6 +65,13 @@ def torch_linear(path: str, array: np.ndarray) -> np.ndarray:
 
 def choose_layout(layout: Layout | None, transform: Layout | None) -> Layout | None:
     """`layout`, or what was given under its old name, `transform`, with a warning."""
+    for where, given in (("layout", layout), ("transform", transform)):
+        if given is not None and not callable(given):
+            raise InvalidType(
+                where=where,
+                expected="a function that takes a path and an array",
+                found=repr(given)[:80],
+            )
     if transform is None:
         return layout
     if layout is not None:
@@ -67,5 +86,40 @@ def choose_layout(layout: Layout | None, transform: Layout | None) -> Layout | N
 
 
 def lay_out(path: str, array: np.ndarray, layout: Layout | None) -> np.ndarray:
-    """`array` as it goes to `path`."""
-    return array if layout is None else np.asarray(layout(path, array))
+    """`array` as it goes to `path`.
+
+    Raises:
+      CheckpointError: the layout raised an error, or returned something else than an array.
+    """
+    if layout is None:
+        return array
+    try:
+        given = layout(path, array)
+    except AdamxError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"the layout raised {type(error).__name__}: {error}",
+            where=path,
+            remedy="It is called with this path and each array that goes there, here one of shape "
+            f"{array.shape}",
+            argument="layout",
+        ) from error
+    result = given if isinstance(given, np.ndarray) else _to_array(given)
+    if result is None or not (
+        result.dtype == array.dtype or jnp.issubdtype(result.dtype, jnp.number)
+    ):
+        raise CheckpointError(
+            where=path,
+            expected="an array from the layout",
+            found=type(given).__name__,
+            argument="layout",
+        )
+    return result
+
+
+def _to_array(given: object) -> np.ndarray | None:
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError):  # a list of lists of several lengths, say
+        return None

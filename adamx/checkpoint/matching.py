@@ -1,9 +1,10 @@
 """Which variable of a file is which of a tree: by order, by name, or by shapes without a doubt."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from adamx.base.errors import InvalidType
+from adamx.base.errors import AdamxError, InvalidType
 from adamx.base.trees import listed
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.names import match_names, split_name, split_names
@@ -12,6 +13,9 @@ __all__ = ["Order", "Shape", "apply_order", "assign", "check_order", "check_pair
 
 Order = Sequence[str] | Mapping[str, str]
 Shape = tuple[int, ...]
+
+_MOST_LINES = 1_000  # of a table in an error
+_MOST_REFUSALS = 5
 
 
 def check_order(order: object, lengths: Collection[int], of: str) -> list[str]:
@@ -93,7 +97,7 @@ def assign(
     optional: Collection[str] = (),
     known: Mapping[str, str] | None = None,
     find_fault: Callable[[str, str], str | None] | None = None,
-    sides: tuple[str, str] = ("file", "tree"),
+    sides: tuple[str, str] = ("the file", "the tree"),
     named: bool = True,
 ) -> dict[str, str]:
     """By path of the tree, the name of the file's variable that belongs there.
@@ -102,7 +106,9 @@ def assign(
       found: the file's variables and their shapes, in the file's order.
       wanted: the tree's paths and their shapes.
       order: by name of a variable its path, where the user has said so.
-      shape_at: the shape of a variable, by name and path, as it would be put in there.
+      shape_at: the shape of a variable, by name and path, as it would be put in there. Where
+        shapes alone decide, it is asked only for pairs with the same number of entries, and an
+        error there means that the two do not belong together.
       optional: names that need not be in the tree.
       known: by name, what is wrong with a variable that is not among those found.
       find_fault: by name and path, what else is wrong with putting one there, if anything is.
@@ -111,7 +117,7 @@ def assign(
 
     Raises:
       CheckpointError: neither names nor shapes settle it; or entries are missing, extra or
-        misshapen: all of them.
+        misshapen: all of them. Or that of `shape_at` for a pair which names or `order` settle.
     """
     required = {name: shape for name, shape in found.items() if name not in optional}
     if order is None:
@@ -119,9 +125,10 @@ def assign(
     # If any name matches, never match by shape.
     all_names = {*split_names(found).values(), *split_names(known or ()).values()}
     silent = not named or all_names.isdisjoint(split_names(wanted).values())
+    refusals: list[str] = []
     if not order and found and wanted and silent:
         fitting = required if len(required) == len(wanted) else found
-        order = _match_shapes(fitting, wanted, shape_at, sides)
+        order = _match_shapes(fitting, wanted, shape_at, sides, refusals)
     pairs = [(name, path) for name, path in order.items() if name in found and path in wanted]
     names = {path: name for name, path in pairs}
     source, target = sides
@@ -129,30 +136,34 @@ def assign(
     missing = [path for path in wanted if path not in names]
     unknown = [path for path in missing if split_name(path) not in absent]
     extra = [name for name in found if order.get(name) not in wanted and name not in optional]
-    problems = [
-        f"{path}: {absent.get(split_name(path)) or f'not in the {source}'}" for path in missing
-    ]
-    problems += [
-        f"{path}: expected one variable, found both {name} and {names[path]}"
-        for name, path in pairs
-        if names[path] != name
-    ]
-    for name in extra:
-        called = f" (as {order[name]})" if order.get(name, name) != name else ""
-        problems.append(f"{name}: in the {source}{called}, but not in the {target}")
+    faults = {
+        path: absent.get(split_name(path)) or f"not in {source}, shape {wanted[path]}"
+        for path in missing
+    }
     for path, name in names.items():
+        if others := [other for other, its in pairs if its == path and other != name]:
+            faults[path] = f"expected one variable, found {listed(others)} and {name}"
+            continue
         shape = shape_at(name, path)
         if find_fault is not None and (fault := find_fault(name, path)):
-            problems.append(f"{path}: {fault}")
+            faults[path] = fault
         elif shape != wanted[path]:
-            also = "" if shape == found[name] else f", {found[name]} in the {source}"
-            problems.append(f"{path}: expected shape {wanted[path]}, found {shape}{also}")
-    if problems:
-        message = "\n  ".join([f"the {source}'s variables do not fit the {target}:", *problems])
+            also = "" if shape == found[name] else f", {found[name]} in {source}"
+            faults[path] = f"expected shape {wanted[path]}, found {shape}{also}"
+    extras = {}
+    for name in extra:
+        called = f" (as {order[name]})" if order.get(name, name) != name else ""
+        extras[name] = f"in {source}{called}, but not in {target}, shape {found[name]}"
+    if faults or extras:
+        message = f"the variables of {source} do not fit {target}:"
         if unknown or extra:
-            message += f"\nThe {source} has, in its order: {listed(found, most=1000)}"
-            message += f"\nThe {target} has: {listed(wanted, most=1000)}"
+            message += f"\n{_capitalise(source)} has, in its order:{_table(found, extras)}"
+            message += f"\n{_capitalise(target)} has:{_table(wanted, faults)}"
+            if refusals:
+                message += f"\nNor do shapes decide:{''.join(refusals[:_MOST_REFUSALS])}"
             message += f"\nWhere names differ, {_advise(sides)}"
+        else:
+            message += "".join(f"\n  {path}: {fault}" for path, fault in faults.items())
         raise CheckpointError(message, argument="order" if unknown or extra else None)
     return names
 
@@ -162,13 +173,25 @@ def _match_shapes(
     wanted: Mapping[str, Shape],
     shape_at: Callable[[str, str], Shape],
     sides: tuple[str, str],
+    refusals: list[str],
 ) -> dict[str, str]:
     """By name the path of the same shape, if there is only one way to assign all; {} if none.
 
     There is only one if and only if this never comes to a halt: take a variable that fits one path
-    only, or a path that only one variable fits, and go on without both.
+    only, or a path that only one variable fits, and go on without both. `refusals` gets a line for
+    each pair of which `shape_at` raised an error.
     """
-    fits = {n: {p for p in wanted if shape_at(n, p) == wanted[p]} for n in found}
+
+    def fits_at(name: str, path: str) -> bool:
+        if math.prod(found[name]) != math.prod(wanted[path]):
+            return False
+        try:
+            return shape_at(name, path) == wanted[path]
+        except AdamxError as error:  # a layout knows what belongs together, and refuses the rest
+            refusals.append(f"\n  {name} to {error}")
+            return False
+
+    fits = {n: {p for p in wanted if fits_at(n, p)} for n in found}
     takers = {p: {n for n in found if p in fits[n]} for p in wanted}
     if len(found) != len(wanted) or not all(fits.values()) or not all(takers.values()):
         return {}
@@ -190,11 +213,11 @@ def _match_shapes(
 
 def _advise(sides: tuple[str, str]) -> str:
     source, target = sides
-    names = "paths" if target == "tree" else "names"
-    keys, values = (target, source) if target == "other file" else (source, target)
+    is_tree = target == "the tree"
+    keys, values = sides if is_tree else (target, source)
     return (
-        f"give order=[the {target}'s {names} in the {source}'s order], or a mapping from the names "
-        f"in the {keys} to those in the {values}"
+        f"give order=[{target}'s {'paths' if is_tree else 'names'} in {source}'s order], or a "
+        f"mapping from the names in {keys} to those in {values}"
     )
 
 
@@ -202,12 +225,19 @@ def _describe_ambiguity(
     found: Mapping[str, Shape], wanted: Mapping[str, Shape], sides: tuple[str, str]
 ) -> str:
     source, target = sides
-
-    def table(entries: Mapping[str, Shape]) -> str:
-        return "".join(f"\n  {name} {shape}" for name, shape in entries.items())
-
     return (
-        f"the names in the {source} are not those of the {target}, and more than one assignment "
-        f"has the right shapes. The {source} has, in its order:{table(found)}\n"
-        f"The {target} has:{table(wanted)}\nSo {_advise(sides)}"
+        f"the names in {source} are not those of {target}, and more than one assignment has the "
+        f"right shapes. {_capitalise(source)} has, in its order:{_table(found, {})}\n"
+        f"{_capitalise(target)} has:{_table(wanted, {})}\nSo {_advise(sides)}"
     )
+
+
+def _table(entries: Mapping[str, Shape], faults: Mapping[str, str]) -> str:
+    """A line for each: the fault of one that has any, the shape of others."""
+    lines = [f"{n}: {faults[n]}" if n in faults else f"{n} {entries[n]}" for n in entries]
+    more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+    return "".join(f"\n  {line}" for line in [*lines[:_MOST_LINES], *more])
+
+
+def _capitalise(side: str) -> str:
+    return side[0].upper() + side[1:]

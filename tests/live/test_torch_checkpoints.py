@@ -257,7 +257,7 @@ def test_groups_in_an_order_of_their_own(tmp_path):
 
     ours = Checkpoint.from_state(params, state, theirs.config, layout=torch_linear)
     for unclear in (None, ["0.weight", "2.weight"], ["1", "0"]):
-        with pytest.raises(CheckpointError, match="or a mapping from the names in the other file"):
+        with pytest.raises(CheckpointError, match="or a mapping from the names in the template"):
             save(tmp_path / "ours.pt", ours, template=tmp_path / "theirs.pt", order=unclear)
     save(tmp_path / "ours.pt", ours, template=tmp_path / "theirs.pt", order=order)
     again = torch.load(tmp_path / "ours.pt", weights_only=True)
