@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,10 @@ from adamx.checkpoint.fitting import fit, fit_moments
 from adamx.checkpoint.format import FORMATS, FileFormat, Head, Source, Target
 from adamx.checkpoint.matching import Order
 from adamx.checkpoint.untrusted.account import Progress
-from adamx.checkpoint.writing.atomic import replace_file
+from adamx.checkpoint.writing.atomic import check_place, replace_file
 from adamx.config.adam_config import AdamConfig
 
-__all__ = ["Format", "load", "recognise", "save", "write"]
+__all__ = ["Format", "find_target", "load", "recognise", "save", "write"]
 
 Format = Annotated[str, "one of FORMATS"]
 
@@ -109,9 +110,7 @@ def write(
     progress: Progress | None,
 ) -> tuple[str, ...]:
     """`save`, and use the checkpoint up: it loses its arrays, so that none is in memory twice."""
-    if format is not None:
-        check_choice("format", format, tuple(FORMATS))
-    form = _find_by_suffix(path) if format is None else FORMATS[format]
+    form = find_target(path, format)
     source = None if template is None else Source(Path(template), checkpoint.config, progress)
     _check_template(form, path, source, order)
     form.check(checkpoint)
@@ -121,6 +120,24 @@ def write(
     with _naming_extra(form), replace_file(path) as temporary:
         left += form.write(Target(temporary, progress), new, source)
     return tuple(left)
+
+
+def find_target(path: Path, format: Format | None) -> FileFormat:
+    """The format of a file that is to be written.
+
+    Raises:
+      CheckpointError: neither the suffix nor `format` tells.
+      OSError: there can be no file at `path`.
+      ImportError: a package is missing that writes the format.
+    """
+    if format is not None:
+        check_choice("format", format, tuple(FORMATS))
+    form = _find_by_suffix(path) if format is None else FORMATS[format]
+    check_place(path)
+    with _naming_extra(form):
+        for package in form.packages:
+            importlib.import_module(package)
+    return form
 
 
 def recognise(path: Path) -> FileFormat:
@@ -163,7 +180,10 @@ def _fit(
     """What `form` is to write, and what of the checkpoint is not in it."""
     if source is not None:
         plan = _read(form, dataclasses.replace(source, progress=None), values=False)
-        return fit(checkpoint, plan, order)
+        try:
+            return fit(checkpoint, plan, order)
+        except CheckpointError as error:
+            raise error.within(str(source.path)) from error.__cause__
     if form.framework is not None:
         return fit_moments(checkpoint, form.framework, order)
     return dataclasses.replace(checkpoint), []
@@ -217,7 +237,8 @@ def _naming_extra(form: FileFormat) -> Iterator[None]:
             raise
         package = (error.name or "").partition(".")[0] or form.extra
         raise ImportError(
-            f"{_describe(form)} needs the package {package}: pip install 'adamx[{form.extra}]'",
+            f'{_describe(form)} needs the package {package}: pip install "adamx[{form.extra}]", or '
+            f'in a checkout of adamx pip install -e ".[{form.extra}]"',
             name=error.name,
         ) from error
 

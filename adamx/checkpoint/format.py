@@ -142,6 +142,7 @@ class FileFormat(abc.ABC):
       suffixes: of file names; of all formats' the longest one that a name ends in tells. Empty for
         folders.
       extra: the extra of adamx that installs what `read` or `write` import, or None.
+      packages: what `write` imports of it. They are imported before anything else is done.
       template: whether `write` needs an existing file of the model to start from, or can use one.
       holds_config: whether files hold hyperparameters; if not, `load` needs `config=`.
       framework: whose names, order and layout the moments take where `template` is "optional" and
@@ -152,6 +153,7 @@ class FileFormat(abc.ABC):
     title: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str | None] = None
+    packages: ClassVar[tuple[str, ...]] = ()
     template: ClassVar[Literal["required", "optional", "none"]] = "none"
     holds_config: ClassVar[bool] = True
     framework: ClassVar[Framework | None] = None

@@ -16,7 +16,7 @@ from typing import Any
 from adamx.base.trees import listed
 from adamx.base.version import __version__
 from adamx.checkpoint import FORMATS, Checkpoint, CheckpointError, load
-from adamx.checkpoint.api import write
+from adamx.checkpoint.api import find_target, write
 from adamx.checkpoint.compare import bring, find_differences, measure
 from adamx.checkpoint.errors import convert_error
 from adamx.checkpoint.format import FileFormat
@@ -201,6 +201,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     target: Path = arguments.target
     if os.path.lexists(target) and not arguments.force:
         raise CheckpointError("exists", where=str(target), remedy="--force replaces it")
+    find_target(target, arguments.to)  # what is wrong with it is told before a large file is read
     order = _order(arguments.order)
     checkpoint = _load(arguments.source, arguments)
     old = list_fields(checkpoint.config)

@@ -1,8 +1,8 @@
 """How the command `adamx` shows things: plain texts, tables, a progress bar."""
 
 import contextlib
-import io
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -96,8 +96,6 @@ def explain(error: Exception) -> str:
     """What an error says, and the option that helps."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return make_printable(f"{error.filename}: {error.strerror}")
-    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "rich":
-        return "the command adamx needs the package rich: pip install 'adamx[checkpoint]'"
     option = _OPTIONS.get(error.argument or "") if isinstance(error, AdamxError) else None
     hint = f"\nOn the command line: {option}" if option else ""
     return make_printable(f"{error}{hint}", keep="\n")
@@ -105,13 +103,17 @@ def explain(error: Exception) -> str:
 
 @contextlib.contextmanager
 def show_progress(doing: str, size: int) -> Iterator[Progress | None]:
-    """A bar on standard error, if somebody sees it and has to wait."""
+    """A bar on standard error, if somebody sees it and has to wait, and if rich can be imported."""
     if size < _LARGE or not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import Progress as Bar
+    try:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.progress import Progress as Bar
+    except ImportError:
+        yield None
+        return
 
     with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(escape(make_printable(doing)), total=None)  # until it is known to move
@@ -122,20 +124,23 @@ def show_progress(doing: str, size: int) -> Iterator[Progress | None]:
         yield advance
 
 
-def print_table(rows: list[dict[str, str]]) -> None:
-    """Rows under their columns' names. Where no terminal sets a width, no line is broken."""
-    from rich.console import Console
-    from rich.table import Table
+def print_table(rows: Sequence[Mapping[str, str]]) -> None:
+    """Rows under their columns' names: numbers to the right, the rest to the left."""
+    lines = [dict(zip(rows[0], rows[0], strict=True))]
+    lines += [{column: make_printable(text) for column, text in row.items()} for row in rows]
+    widths = {column: max(_width(line[column]) for line in lines) for column in rows[0]}
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in rows[0]:
-        is_number = column.startswith("norm")
-        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*map(make_printable, row.values()))
-    text = io.StringIO()  # a pipe that breaks is for `main` to see, not for rich
-    seen = sys.stdout.isatty()
-    width = None if seen else 1 << 20
-    console = Console(file=text, force_terminal=seen, width=width, markup=False, emoji=False)
-    console.print(table, highlight=False)
-    print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
+    def align(column: str, text: str) -> str:
+        space = " " * (widths[column] - _width(text))
+        return space + text if column.startswith("norm") else text + space
+
+    for line in lines:
+        print("  ".join(align(column, text) for column, text in line.items()).rstrip())
+
+
+def _width(text: str) -> int:
+    """The columns of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import re
+import sys
 import tomllib
 import tracemalloc
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import adamx.checkpoint.api
+import adamx.cli.main
 from adamx import AdamConfig
 from adamx.checkpoint import FORMATS, Checkpoint, CheckpointError, load, save
 from adamx.checkpoint.format import FileFormat, Head, register, unregister
@@ -242,10 +244,56 @@ def test_extras_are_those_of_the_project(form, monkeypatch):
     message = "No module named"
     if form.extra is not None:
         message = (
-            rf"\({form.suffixes[0]}\) needs the package sun: pip install 'adamx\[{form.extra}\]'"
+            rf'\({form.suffixes[0]}\) needs the package sun: pip install "adamx\[{form.extra}\]", '
+            rf'or in a checkout of adamx pip install -e "\.\[{form.extra}\]"'
         )
     with pytest.raises(ImportError, match=message):
         load(example_of(form), config=RUN)
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """As after `pip install adamx`: no package of any extra can be imported."""
+    for name in ("h5py", "rich", "rich.console", "safetensors", "torch"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_a_missing_package_is_told_before_anything_is_done(form, tmp_path, monkeypatch, capsys):
+    """Before the source is read, and before the file that is replaced is touched."""
+    target, template = tmp_path / f"x{form.suffixes[0]}", template_for(example_of(form))
+    target.write_text("as it was")
+    source = load(CHECKPOINTS / "keras3_model.keras")
+    if form.extra is None:
+        save(target, source)
+        return
+    with pytest.raises(ImportError, match=rf'pip install "adamx\[{form.extra}\]", or') as caught:
+        save(target, source, template=template)
+    assert caught.value.name in form.packages
+    monkeypatch.setattr(adamx.cli.main, "load", lambda *_, **__: pytest.fail("it was read"))
+    argv = ["convert", str(CHECKPOINTS / "keras3_model.keras"), str(target), "--force"]
+    assert main(argv) == 2
+    assert capsys.readouterr() == ("", f"adamx: error: {caught.value}\n")
+    assert target.read_text() == "as it was"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
+def test_inspect_without_extras(path, capsys):
+    """All of it, or nothing but the error that names the extra."""
+    form = format_of(path)
+    if path.name in CONFIGS:
+        return
+    code = main(["inspect", str(path)])
+    out, err = capsys.readouterr()
+    if form.name in ("safetensors", "torch"):
+        assert (code, out) == (2, "")
+        assert f'pip install -e ".[{form.extra}]"' in err
+    else:
+        assert (code, err) == (0, "")
+        assert len(out.splitlines()) > len(load(path).names)
 
 
 def test_docs_have_a_line_for_each_format():

@@ -1,6 +1,7 @@
 """The command `adamx`, as its user meets it: what it prints, where, and its exit code."""
 
 import dataclasses
+import errno
 import io
 import json
 import re
@@ -220,6 +221,17 @@ def test_inspect_shows_any_shape_dtype_and_name(run, tmp_path):
     assert "\x1b" not in "".join(out)
 
 
+def test_columns_are_aligned(run, tmp_path):
+    """By what a terminal shows: a Chinese character is two columns wide, an accent none."""
+    mu = {"a": np.ones(2), "权重" * 5: np.ones((10, 20)), "e\u0301e": np.full(1, 1e12)}
+    _, out, _ = run("inspect", saved(tmp_path / "x.safetensors", checkpoint_of(mu)))
+    table = out[out.index("") + 1 :]
+    shown = [line.replace("\u0301", "").replace("权重", "wide") for line in table]
+    assert [line.index("float64") for line in shown[1:]] == [shown[0].index("dtype")] * 3
+    assert [line.index("(") for line in shown[1:]] == [shown[0].index("shape")] * 3
+    assert {len(line) for line in shown} == {len(shown[0])}
+
+
 def test_arrays_of_many_blocks(run, tmp_path):
     ones = {"a": np.ones((101, 1001), np.float32)}
     files = [
@@ -437,6 +449,51 @@ def test_convert_replaces_a_file_only_by_force(run, tmp_path):
     assert_equal(load(target), load(KERAS))
 
 
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("missing/state.safetensors", "No such file or directory"),
+        ("missing/deeper/state.npz", "No such file or directory"),
+        ("file/state.safetensors", "Not a directory"),
+        ("folder", "Is a directory"),
+    ],
+)
+def test_convert_to_where_no_file_can_be(run, tmp_path, monkeypatch, target, told):
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "folder").mkdir()
+    path, to = tmp_path / target, ("--to", "safetensors", "--force")
+    with pytest.raises(OSError, match=f"{told}: '{path}'") as caught:
+        save(path, load(KERAS), format="safetensors")
+    assert caught.value.filename == str(path)
+    monkeypatch.setattr(adamx.cli.main, "load", lambda *_, **__: pytest.fail("it was read"))
+    assert run("convert", KERAS, path, *to) == (2, [], [f"adamx: error: {path}: {told}"])
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "file", tmp_path / "folder"]
+
+
+def test_an_error_while_writing_names_the_target(run, tmp_path, monkeypatch):
+    target = tmp_path / "state.safetensors"
+
+    def full(_, file, *__):
+        raise OSError(errno.ENOSPC, "No space left on device", file)
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    told = f"adamx: error: {target}: No space left on device"
+    assert run("convert", KERAS, target) == (2, [], [told])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_names_the_template_that_does_not_fit(run, tmp_path):
+    template = CHECKPOINTS / "keras3_frozen.keras"
+    code, out, err = run("convert", KERAS, tmp_path / "new.keras", "--template", template)
+    assert (code, out) == (2, [])
+    assert err[0] == (
+        f"adamx: error: {template}: the variables of the checkpoint do not fit the template:"
+    )
+    assert [line for line in err if "b2/bias" in line] == [
+        "  b2/bias: in the checkpoint, but not in the template, shape (16,)"
+    ]
+
+
 def test_convert_to_a_format_that_no_suffix_tells(run, tmp_path):
     target = tmp_path / "state"
     code, _, err = run("convert", KERAS, target)
@@ -631,7 +688,10 @@ def test_diff_of_other_variables_is_an_error(run, tmp_path):
     code, out, err = run("diff", KERAS, other)
     assert (code, out) == (2, [])
     assert err[0].startswith(f"adamx: error: {KERAS} and {other}: ")
-    assert "  hidden: not in the checkpoint" in err
+    assert "  hidden: not in A, shape (2,)" in err
+    assert "  out/bias: in A, but not in B, shape (4,)" in err
+    assert [sum(name in line for line in err) for name in ("hidden", "out/bias")] == [1, 1]
+    assert "the checkpoint" not in " ".join(err)
 
 
 def test_diff_without_weights_compares_the_state(run, tmp_path):
@@ -666,15 +726,6 @@ def test_interrupted(run, monkeypatch):
     assert run("inspect", KERAS) == (130, [], [])
 
 
-def test_a_missing_package_says_what_to_install(run, monkeypatch):
-    for module in [name for name in sys.modules if name.partition(".")[0] == "rich"]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "rich", None)
-    code, _, err = run("inspect", KERAS)
-    assert (code, len(err)) == (2, 1)
-    assert "pip install 'adamx[checkpoint]'" in err[0]
-
-
 class Terminal(io.StringIO):
     def isatty(self):  # noqa: D102
         return True
@@ -692,6 +743,8 @@ def test_progress_is_for_who_waits_at_a_terminal(monkeypatch, tmp_path):
     seen = shown("seen.safetensors", Terminal())
     assert "reading keras3_model.keras" in seen
     assert "writing seen.safetensors" in seen
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert shown("without_rich.safetensors", Terminal()) == ""
 
 
 def test_as_a_module_for_a_reader_that_leaves():

@@ -40,6 +40,7 @@ class Safetensors(FileFormat):
     title = "adamx"
     suffixes = (".safetensors",)
     extra = "checkpoint"
+    packages = ("safetensors",)
 
     def matches(self, head: Head) -> bool:
         """Whether a JSON object begins after a length that the file has."""

@@ -44,6 +44,7 @@ class KerasArchive(FileFormat):
     title = "Keras 3 and tf_keras"
     suffixes = (".keras",)
     extra = "checkpoint"
+    packages = ("h5py",)
     template = "required"
 
     def matches(self, head: Head) -> bool:

@@ -49,6 +49,7 @@ class KerasH5(FileFormat):
     title = "TensorFlow 1.1, tf_keras and Keras 3, whole models"
     suffixes = (".h5", ".hdf5")
     extra = "checkpoint"
+    packages = ("h5py",)
     template = "required"
 
     def matches(self, head: Head) -> bool:

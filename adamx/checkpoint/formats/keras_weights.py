@@ -30,6 +30,7 @@ class KerasWeights(FileFormat):
     title = "Keras 3 and tf_keras, weights alone"
     suffixes = (".weights.h5",)
     extra = "checkpoint"
+    packages = ("h5py",)
     template = "required"
     holds_config = False
 

@@ -43,6 +43,7 @@ class TorchSave(FileFormat):
     title = "PyTorch"
     suffixes = (".pt", ".pth")
     extra = "torch"
+    packages = ("torch",)
     template = "optional"
     framework = "torch"
 

@@ -1,21 +1,35 @@
 """Atomic replacement of files."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["replace_file"]
+__all__ = ["check_place", "replace_file"]
+
+
+def check_place(path: Path) -> None:
+    """Raise the OSError for a path where no file can be: its folder is missing, or it is one."""
+    if path.is_dir():
+        raise _name_target(errno.EISDIR, path)
+    if not path.parent.is_dir():
+        raise _name_target(errno.ENOTDIR if path.parent.exists() else errno.ENOENT, path)
 
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, which replaces it when all went well.
 
-    A crash, whenever it comes, leaves `path` as it was or as it is to be.
+    A crash, whenever it comes, leaves `path` as it was or as it is to be. An OSError names `path`,
+    since nobody else knows the temporary file.
     """
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    check_place(path)
+    try:
+        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise _name_target(error.errno, path) from error
     os.close(fd)
     temporary = Path(name)
     try:
@@ -24,10 +38,20 @@ def replace_file(path: Path) -> Iterator[Path]:
         temporary.chmod(mode & 0o7777)
         _sync(temporary, os.O_RDWR)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (name, temporary):
+            raise
+        raise _name_target(error.errno, path) from error
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":
         _sync(path.parent, os.O_RDONLY)
+
+
+def _name_target(number: int | None, path: Path) -> OSError:
+    """The error of the operating system with this number, about `path`."""
+    number = number or errno.EIO
+    return OSError(number, os.strerror(number), str(path))
 
 
 def _read_umask() -> int:
