@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.fuzz.mangling import pick
 
-__all__ = ["EDITS", "calling", "integer", "split", "text", "with_payload"]
+__all__ = ["EDITS", "calling", "integer", "numpy_number", "split", "text", "with_payload"]
 
 _START, _STOP = b"\x80\x02", b"."
 _INTEGERS = {"BININT", "BININT1", "BININT2", "LONG1"}
@@ -51,6 +51,13 @@ def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(encoded)) + encoded
 
 
+def numpy_number(code: str, data: str, byte_order: str = "<") -> bytes:
+    """A number of NumPy with any dtype and bytes, pickled."""
+    dtype = calling("numpy", "dtype", text(code)) + b"(K\x03" + text(byte_order) + b"NNNtb"
+    encoded = calling("_codecs", "encode", text(data), text("latin1"))
+    return calling("numpy.core.multiarray", "scalar", dtype, encoded)
+
+
 def allocation(saved: bytes, rng: np.random.RandomState) -> bytes:
     """Something that takes memory for a number alone."""
     functions = [
@@ -87,6 +94,29 @@ def execution(saved: bytes, rng: np.random.RandomState) -> bytes:
     ]
     module, name = pick(rng, functions)
     return with_payload(saved, calling(module, name, text("touch /tmp/adamx-was-here")))
+
+
+def strange_number(saved: bytes, rng: np.random.RandomState) -> bytes:
+    """A number of NumPy, perhaps of a dtype and bytes that do not fit; or the dtype of it alone."""
+    codes = ["f8", "i4", "b1", "c16", "f16", "O8", "V8", "U2", "M8", "f8,f8", "(9,9)f8", "x" * 9]
+    data = "\0" * pick(rng, [0, 1, 4, 8, 16, 1000])
+    number = numpy_number(pick(rng, codes), data, pick(rng, ["<", ">", "|", "=", "x", "<f8"]))
+    dtype = calling("numpy", "dtype", text(pick(rng, codes))) + pick(rng, [b"}b", b"Nb", b"]b"])
+    kinds = [number, number + b"}b", b"]" + number + b"a", b"}" + number + b"Ns", dtype]
+    return with_payload(saved, pick(rng, kinds))
+
+
+def foreign_object(saved: bytes, rng: np.random.RandomState) -> bytes:
+    """Objects of classes that are not known, and what a pickle may do with them; and sets."""
+    one = pick(rng, [b"cargparse\nNamespace\n)\x81", calling("pathlib", "PosixPath", text("a"))])
+    web = b")" + (b"r\xff\xff\x00\x00j\xff\xff\x00\x00\x86") * 60
+    kinds = [one, one + b"}" + text("a") + b"K\x01sb", one + web + b"b", one + b"K\x01a"]
+    kinds += [one + web + b"a", one + b"(K\x01K\x02u", one + b")R", one + b")\x81", one + b"Q"]
+    kinds += [b"}" + one + b"Ns", b"](" + one * 9_999 + b"e", b"c\x1b[31m\nx\n", b"ctorch\nonnx\n"]
+    kinds += [b"(" + b"".join(b"ca\n%x\n" % i for i in range(9_999)) + b"t"]
+    kinds += [calling("__builtin__", "set", part) for part in (web, b"]", b"](" + web + b"e", one)]
+    kinds += [calling("builtins", "complex", integer(1), integer(2**600)), calling("a", "Storage")]
+    return with_payload(saved, pick(rng, kinds))
 
 
 def deep(saved: bytes, rng: np.random.RandomState) -> bytes:
@@ -155,6 +185,9 @@ EDITS: tuple[Callable[[bytes, np.random.RandomState], bytes], ...] = (
     allocation,
     doubling,
     execution,
+    foreign_object,
+    foreign_object,
+    strange_number,
     deep,
     recursive,
     web,

@@ -5,6 +5,9 @@ from typing import Any
 
 from adamx.base.trees import listed
 from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.formats._torch_flat import is_flat
+from adamx.checkpoint.formats._torch_unpickler import Placeholder
+from adamx.checkpoint.untrusted.pickle_scan import refuse_object
 
 __all__ = ["find_model", "find_optimizer", "list_tensors"]
 
@@ -36,7 +39,7 @@ def _walk(node: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[st
 
 
 def _is_optimizer(node: Any) -> bool:
-    return (
+    return is_flat(node) or (
         isinstance(node, dict)
         and isinstance(node.get("state"), Mapping)
         and isinstance(node.get("param_groups"), list | tuple)
@@ -44,8 +47,18 @@ def _is_optimizer(node: Any) -> bool:
 
 
 def find_optimizer(saved: Any) -> dict[str, Any]:
-    """The state dict of the one optimizer."""
-    found = {path: node for path, node in _walk(saved, (), set()) if _is_optimizer(node)}
+    """The state dict of the one optimizer, which may be flat."""
+    nodes = list(_walk(saved, (), set()))
+    found = {path: node for path, node in nodes if _is_optimizer(node)}
+    objects = [
+        type(child).__name__
+        for _, node in nodes
+        for child in (node, *(child for _, child in _list_children(node)))
+        if isinstance(child, Placeholder)
+    ]
+    if not found and objects:
+        beside = f"none beside objects of {listed(dict.fromkeys(objects))}"
+        raise refuse_object(beside, expected="the state dict of one optimizer")
     if len(found) != 1:
         raise CheckpointError(
             expected="the state dict of one optimizer",
@@ -63,6 +76,7 @@ def _list_models(saved: Any) -> list[dict[str, Any]]:
         node
         for _, node in _walk(saved, (), set())
         if isinstance(node, dict)
+        and not _is_optimizer(node)
         and all(isinstance(key, str) for key in node)
         and any(isinstance(value, torch.Tensor) for value in node.values())
     ]
@@ -86,6 +100,9 @@ def find_model(
     given = [name for group in groups for name in group.get("param_names", ())]
     if len(given) != len(shapes) or len({str(name) for name in given}) != len(given):
         given = []
+    keys = [key for group in groups for key in group["params"]]
+    if all(isinstance(key, str) for key in keys):  # a state dict that is keyed by names
+        given = keys
     if not all(isinstance(name, str) for name in given):
         given = []
     if given or len(groups) > 1:

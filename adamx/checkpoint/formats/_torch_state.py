@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from adamx.base.errors import InvalidType
 from adamx.base.trees import listed
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.formats._counts import read_count
 from adamx.checkpoint.formats._refusals import OTHER_CONFIG, suggest_config
 from adamx.checkpoint.formats._torch_checks import check_real
+from adamx.checkpoint.formats._torch_flat import is_flat, unflatten
 from adamx.checkpoint.formats._torch_objects import find_model, find_optimizer, list_tensors
 from adamx.checkpoint.formats._torch_tensors import to_array
 from adamx.config.adam_config import AdamConfig
@@ -27,6 +29,8 @@ KEPT = ("params", "param_names", "foreach", "capturable", "differentiable", "fus
 def read_state(saved: Any, size: int, config: AdamConfig | None) -> Checkpoint:
     """The checkpoint in what a file of `size` bytes holds: of the one optimizer within."""
     state_dict = find_optimizer(saved)
+    if is_flat(state_dict):
+        state_dict = unflatten(state_dict)
     groups, positions = _list_positions(state_dict)
     if "amsgrad" not in groups[0]:  # RAdam's state looks like Adam's
         raise CheckpointError(
@@ -36,7 +40,7 @@ def read_state(saved: Any, size: int, config: AdamConfig | None) -> Checkpoint:
         )
     config = config or _read_config(groups)
     state = state_dict["state"]
-    moments: dict[int, dict[str, np.ndarray]] = {}
+    moments: dict[int | str, dict[str, np.ndarray]] = {}
     steps = {}
     for position in positions:
         if position in state:
@@ -79,10 +83,15 @@ def read_state(saved: Any, size: int, config: AdamConfig | None) -> Checkpoint:
     )
 
 
-def _list_positions(state_dict: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[int]]:
-    """The parameter groups, and the positions of their parameters in order."""
+def _list_positions(
+    state_dict: Mapping[str, Any],
+) -> tuple[list[dict[str, Any]], list[int | str]]:
+    """The parameter groups, and what their parameters are called in order.
+
+    An optimizer counts them. `torch.distributed` calls them by their names.
+    """
     groups = list(state_dict["param_groups"])
-    positions: list[int] = []
+    positions: list[int | str] = []
     for group in groups:
         if not isinstance(group, dict) or not isinstance(group.get("params"), list):
             raise CheckpointError(
@@ -91,26 +100,31 @@ def _list_positions(state_dict: Mapping[str, Any]) -> tuple[list[dict[str, Any]]
                 found=type(group).__name__,
             )
         positions += group["params"]
-    if not groups or any(not isinstance(p, int) or isinstance(p, bool) for p in positions):
-        raise CheckpointError(where="param_groups", expected="positions of parameters in params")
+    kinds = {type(position) for position in positions}
+    if kinds not in ({int}, {str}):
+        raise CheckpointError(
+            where="param_groups",
+            expected="positions or names of parameters in params",
+            found=listed(sorted(kind.__name__ for kind in kinds)),
+        )
     if len(set(positions)) != len(positions):
         raise CheckpointError(where="param_groups", expected="every parameter once")
     return groups, positions
 
 
-def _plain(value: Any) -> Any:
+def _plain(key: str, value: Any) -> Any:
     """A number, a flag or a text, or a pair of such: what can be compared and has a `repr`."""
     import torch
 
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
+    if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1):
         return value.item()
     if isinstance(value, list | tuple):
         is_pair = len(value) <= 2 and not any(isinstance(v, list | tuple) for v in value)
         if is_pair:
-            return tuple(map(_plain, value))
+            return tuple(_plain(key, part) for part in value)
     elif value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"expected a number, found {type(value).__name__}")
+    raise InvalidType(where=f"{key:.80}", expected="a number", found=type(value).__name__)
 
 
 def list_settings(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,7 +133,9 @@ def list_settings(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_config(groups: Sequence[Mapping[str, Any]]) -> AdamConfig:
     try:
-        plain = [{k: _plain(v) for k, v in list_settings(group).items()} for group in groups]
+        plain = [
+            {k: _plain(str(k), v) for k, v in list_settings(group).items()} for group in groups
+        ]
         configs = [AdamConfig.from_torch(group) for group in plain]
     except (TypeError, ValueError) as error:
         raise suggest_config(error).within("param_groups") from error
@@ -137,7 +153,7 @@ def _read_config(groups: Sequence[Mapping[str, Any]]) -> AdamConfig:
     return configs[0]
 
 
-def _read_entry(position: int, entry: Any, size: int) -> tuple[int, dict[str, np.ndarray]]:
+def _read_entry(position: int | str, entry: Any, size: int) -> tuple[int, dict[str, np.ndarray]]:
     """The steps done and the moments of one parameter."""
     where = f"state/{position}"
     if not isinstance(entry, Mapping) or not {"step", "exp_avg", "exp_avg_sq"} <= entry.keys():
@@ -150,7 +166,7 @@ def _read_entry(position: int, entry: Any, size: int) -> tuple[int, dict[str, np
             where=where, expected="the state of Adam", found=f"{listed(unknown)} in it"
         )
     step = entry["step"]
-    if not isinstance(step, int | float):
+    if not isinstance(step, int | float | np.generic):
         step = to_array(f"{where}/step", step, size)
     count = read_count(f"{where}/step", np.asarray(step))
     moments = {

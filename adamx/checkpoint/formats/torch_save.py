@@ -1,5 +1,6 @@
 """Files of torch.save: the state dict of an Adam, wherever it stands in what was saved."""
 
+import os
 import pickle
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from adamx.base.errors import InvalidValue
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
+from adamx.checkpoint.formats import _torch_unpickler
 from adamx.checkpoint.formats._refusals import explain_refusal
 from adamx.checkpoint.formats._torch_checks import (
     LEGACY_SIGNATURE,
@@ -20,6 +22,7 @@ from adamx.checkpoint.formats._torch_checks import (
     check_real,
     verify_members,
 )
+from adamx.checkpoint.formats._torch_flat import flatten, is_flat, unflatten
 from adamx.checkpoint.formats._torch_objects import find_model, find_optimizer
 from adamx.checkpoint.formats._torch_state import KEPT, KEYS, list_settings, read_state
 from adamx.checkpoint.formats._torch_tensors import to_tensor
@@ -80,7 +83,16 @@ class TorchSave(FileFormat):
         else:
             saved = _open(template.path, values=False)
             left = _replace_state(saved, new)
-        torch.save(saved, target.path)
+        try:
+            torch.save(saved, target.path)
+        except pickle.PicklingError as error:  # only a template holds what cannot be pickled
+            raise CheckpointError(
+                where="" if template is None else str(template.path),
+                expected="a template of tensors in plain dictionaries and lists",
+                found="objects beside them, which are not read and would be lost",
+                remedy="Give a file with the state dicts alone, or none",
+                argument="template",
+            ) from error
         if target.progress:
             target.progress(target.path.stat().st_size)
         return left
@@ -96,12 +108,20 @@ def _open(path: Path, values: bool) -> Any:
         check = pool.submit(verify_members, path) if is_archive and values else None
         try:
             mapped = is_archive and not values
-            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            saved = torch.load(path, map_location="cpu", mmap=mapped, **_choose_unpickler())
         except pickle.UnpicklingError as error:
             raise refuse_object("something else") from error
         if check is not None:
             check.result()
     return saved
+
+
+def _choose_unpickler() -> dict[str, Any]:
+    """adamx's, which passes over objects; torch's where a user allows no other."""
+    forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "").lower()
+    if forced in ("1", "y", "yes", "true"):
+        return {"weights_only": True}
+    return {"weights_only": False, "pickle_module": _torch_unpickler}
 
 
 def _write_state_dict(new: Checkpoint) -> dict[str, Any]:
@@ -120,7 +140,8 @@ def _write_state_dict(new: Checkpoint) -> dict[str, Any]:
 
 def _replace_state(saved: Any, new: Checkpoint) -> list[str]:
     """Put the values of a checkpoint into what a template holds."""
-    state_dict = find_optimizer(saved)
+    found = find_optimizer(saved)
+    state_dict = unflatten(found) if is_flat(found) else found
     groups = state_dict["param_groups"]
     shapes = [new.mu[name].shape if name in new.mu else None for name in new.names]
     model, _ = find_model(saved, groups, shapes)
@@ -132,7 +153,7 @@ def _replace_state(saved: Any, new: Checkpoint) -> list[str]:
     else:
         left.append("config")  # of groups with different ones, each keeps its own
     positions = [position for group in groups for position in group["params"]]
-    state: dict[int, dict[str, Any]] = {
+    state: dict[int | str, dict[str, Any]] = {
         position: {"step": _make_step(new)}
         for position, name in zip(positions, new.names, strict=True)
         if name in new.mu
@@ -143,6 +164,9 @@ def _replace_state(saved: Any, new: Checkpoint) -> list[str]:
             if name in arrays:
                 state[position][key] = to_tensor(arrays[name])
     state_dict["state"] = state
+    if state_dict is not found:
+        found.clear()
+        found.update(flatten(state_dict))
     weights = {} if model is None else model
     for name, array in new.params.items():
         weights[name] = to_tensor(array)

@@ -1,9 +1,10 @@
 """What a pickle of `torch.save` would make, found out without making it.
 
-torch's weights-only loader executes nothing. But it takes memory for any number that a pickle
-names, believes what it says of a storage's size, and hashes whatever is a key, however long that
-takes. So a pickle is gone through first, by the opcodes that the loader knows. With tensors,
-numbers, texts and containers in it and nothing else, it goes on to the loader.
+An unpickler that executes nothing still takes memory for any number that a pickle names, believes
+what it says of a storage's size, and hashes whatever is a key, however long that takes. So a pickle
+is gone through first, by the opcodes of protocol 2, which torch writes. Tensors, numbers, texts and
+containers are looked at; an object of any other class is passed over, and so the unpickler makes a
+placeholder of it.
 """
 
 import os
@@ -15,37 +16,26 @@ from typing import Any, BinaryIO, NamedTuple
 
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.untrusted.account import Account
+from adamx.checkpoint.untrusted.pickle_names import (
+    BYTES,
+    COMPLEX,
+    CONTAINERS,
+    ITEM_SIZES,
+    NUMPY_SCALARS,
+    OBJECTS,
+    REFUSED,
+    SETS,
+    TENSORS,
+)
 
 __all__ = ["check_pickle", "refuse_object"]
-
-_ITEM_SIZES = {
-    "torch DoubleStorage": 8,
-    "torch FloatStorage": 4,
-    "torch HalfStorage": 2,
-    "torch BFloat16Storage": 2,
-    "torch LongStorage": 8,
-    "torch IntStorage": 4,
-    "torch ShortStorage": 2,
-    "torch CharStorage": 1,
-    "torch ByteStorage": 1,
-    "torch BoolStorage": 1,
-    "torch ComplexFloatStorage": 8,
-    "torch ComplexDoubleStorage": 16,
-    "torch.storage UntypedStorage": 1,
-}
-_TENSORS = [f"torch._utils _rebuild_tensor{version}" for version in ("", "_v2", "_v3")]
-_CONTAINERS = ["collections Counter", "collections OrderedDict"]
-_OBJECTS = [
-    "torch Size",
-    "torch device",
-    "torch._utils _rebuild_parameter",
-    "torch._utils _rebuild_sparse_tensor",
-    "torch.serialization _get_layout",
-]
 
 # Bytes of memory that things take in Python, about: a container, with a note that it was looked at;
 # an entry; what the pickle may refer to again; a tensor, beside its values.
 _CONTAINER, _ENTRY, _REMEMBERED, _TENSOR = 180, 40, 100, 4_000
+# A class that stands for an unknown one; an entry of the table that the unpickler enlarges up to
+# the largest number under which it remembers anything.
+_CLASS, _NUMBERED = 2_000, 16
 
 
 class _Tuple(NamedTuple):
@@ -65,6 +55,7 @@ class _Made(NamedTuple):
 
 
 _LIST, _DICT, _SET, _OBJECT = map(_Made, ("list", "dict", "set", "object"))
+_SIZE, _UNKNOWN = _Made("a tuple, in effect"), _Made("placeholder")
 
 
 def check_pickle(file: BinaryIO, account: Account, most: int) -> dict[str, int]:
@@ -97,6 +88,8 @@ class _Machine:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self._largest = 0
+        self._names: set[str] = set()
         self.storages: dict[str, int] = {}
 
     def run(self) -> None:
@@ -140,7 +133,8 @@ class _Machine:
         self._marks.append(len(self._stack))
 
     def put(self, index: int) -> None:
-        self._account.spend(_REMEMBERED)
+        self._account.spend(_REMEMBERED + _NUMBERED * max(0, index - self._largest))
+        self._largest = max(index, self._largest)
         value = self.pop()
         self._memo[index] = value
         self._stack.append(value)
@@ -157,24 +151,29 @@ class _Machine:
         module, name = (self._file.readline(200).decode() for _ in range(2))
         if not (module.endswith("\n") and name.endswith("\n")):
             raise ValueError("the pickle names something without end")
-        self.push(_Global(f"{module[:-1]} {name[:-1]}"), _CONTAINER)
+        full = f"{module[:-1]} {name[:-1]}"
+        self.push(_Global(full), _CONTAINER if full in self._names else _CLASS)
+        self._names.add(full)
 
     def tuple_of(self, values: list[Any]) -> None:
         self.push(_Tuple(values), _CONTAINER + 8 * len(values))
 
     def append(self, values: list[Any]) -> None:
-        self._into(_LIST, 8 * len(values))
+        self._into((_LIST, _UNKNOWN), 8 * len(values))
 
     def set_items(self, values: list[Any]) -> None:
         for key in values[::2]:
-            if not isinstance(key, str | bytes | int | float | None):
+            is_plain = isinstance(key, str | bytes | int | float | _Global | None)
+            if not is_plain and key is not _UNKNOWN and key is not _OBJECT:
                 raise CheckpointError("expected texts and numbers as keys, found something else")
-        self._into(_DICT, _CONTAINER * len(values))
+        self._into((_DICT, _UNKNOWN), _CONTAINER * len(values))
 
     def build(self) -> None:
-        if self.pop() is not _DICT:
+        """Give an object its state: of a placeholder any, which it forgets."""
+        state = self.pop()
+        if state is not _DICT and not (self._stack and self._stack[-1] is _UNKNOWN):
             raise refuse_object("an object with a state")
-        self._into(_DICT, 0)
+        self._into((_DICT, _UNKNOWN), 0)
 
     def storage(self) -> None:
         """A persistent id, which is all that refers to something outside of the pickle."""
@@ -182,9 +181,9 @@ class _Machine:
         if len(parts) not in (5, 6) or parts[0] != "storage" or not isinstance(parts[1], _Global):
             raise refuse_object("a reference to something else than values")
         _, kind, key, _, count = parts[:5]
-        if kind.name not in _ITEM_SIZES or not isinstance(key, str) or not _is_size(count):
+        if kind.name not in ITEM_SIZES or not isinstance(key, str) or not _is_size(count):
             raise refuse_object(kind.name)
-        nbytes = count * _ITEM_SIZES[kind.name]
+        nbytes = count * ITEM_SIZES[kind.name]
         if key not in self.storages:
             self._account.spend(nbytes)
             self._account.allow(_TENSOR if len(self.storages) < self._most else 0)
@@ -196,25 +195,40 @@ class _Machine:
 
     def new(self) -> None:
         self.pop()
-        raise refuse_object(_name(self.pop()))
+        self._pass_over(_name(self.pop()))
 
     def call(self) -> None:
         parts = _parts(self.pop())
         name = _name(self.pop())
-        if name in _TENSORS:
+        if name in TENSORS:
             _check_tensor(parts)
             self.push(_OBJECT)
-        elif name in _CONTAINERS:
+        elif name in CONTAINERS and all(p is _DICT or isinstance(p, _Global) for p in parts):
             self.push(_DICT, _CONTAINER)
-        elif name in _OBJECTS:
+        elif name == "torch Size":
+            self.push(_SIZE, _CONTAINER)
+        elif name in OBJECTS or name in NUMPY_SCALARS:
             self.push(_OBJECT, _CONTAINER)
+        elif name in SETS and len(parts) < 2:
+            self.push(_OBJECT, 4 * _CONTAINER)
+        elif name in COMPLEX and all(isinstance(part, int | float) for part in parts):
+            self.push(1j, _ENTRY)
+        elif name in BYTES and not parts:
+            self.push(b"", _ENTRY)
         elif name == "_codecs encode" and parts[1:] == ["latin1"] and isinstance(parts[0], str):
             self.push(b"", 2 * len(parts[0]) + _ENTRY)
         else:
-            raise refuse_object(name)
+            self._pass_over(name)
 
-    def _into(self, kind: _Made, cost: int) -> None:
-        if not self._stack or self._stack[-1] is not kind:
+    def _pass_over(self, name: str) -> None:
+        """Go on without an object of another class; refuse what was made to do harm."""
+        module = name.partition(" ")[0]
+        if not name or module in REFUSED or name in (*CONTAINERS, "_codecs encode"):
+            raise refuse_object(name or "something without a name")
+        self.push(_UNKNOWN, _CONTAINER)
+
+    def _into(self, kinds: tuple[_Made, ...], cost: int) -> None:
+        if not self._stack or not any(self._stack[-1] is kind for kind in kinds):
             raise ValueError("the pickle puts something into what is no container")
         self._account.spend(cost)
 
@@ -278,7 +292,7 @@ def _check_tensor(arguments: Sequence[Any]) -> None:
 
 
 def _name(value: Any) -> str:
-    return value.name if isinstance(value, _Global) else "something without a name"
+    return value.name if isinstance(value, _Global) else ""
 
 
 def _parts(value: Any) -> Sequence[Any]:
@@ -289,10 +303,12 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def refuse_object(name: str) -> CheckpointError:
+def refuse_object(
+    name: str, expected: str = "tensors in plain dictionaries and lists"
+) -> CheckpointError:
     """The error for what no state dict holds, and what is therefore not made."""
     return CheckpointError(
-        expected="tensors in plain dictionaries and lists",
+        expected=expected,
         found=name,
         remedy="Other objects are not loaded, since loading them may execute code. Save the state "
         "dicts alone: torch.save({'model': model.state_dict(), 'optimizer': "
