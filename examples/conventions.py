@@ -12,11 +12,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
 import adamx
+
+try:
+    import matplotlib.pyplot as plt
+except ModuleNotFoundError as error:
+    raise SystemExit(f'{error}: pip install -e ".[examples]"') from error
 
 STYLES = {
     "optax": {"color": "#2f6db5", "lw": 2.5, "alpha": 0.55},

@@ -20,11 +20,15 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from train_digits import Data, Params, evaluate, init_params, load, loss
 
 import adamx
+
+try:
+    import orbax.checkpoint as ocp
+except ModuleNotFoundError as error:
+    raise SystemExit(f'{error}: pip install -e ".[examples]"') from error
 
 DEVICES = 8
 BATCH = 128

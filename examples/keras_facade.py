@@ -20,11 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from adamx.keras import Adam
+
+try:
+    from rich.console import Console
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+except ModuleNotFoundError as error:
+    raise SystemExit(f'{error}: pip install -e ".[examples]"') from error
 
 Params = dict[str, dict[str, jax.Array]]
 BATCH = 64

@@ -19,12 +19,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from train_digits import BATCH, Data, evaluate, init_params, load, loss, shift
 
 import adamx
+
+try:
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+except ModuleNotFoundError as error:
+    raise SystemExit(f'{error}: pip install -e ".[examples]"') from error
 
 
 class Variant(NamedTuple):

@@ -33,11 +33,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from train_digits import BATCH, Data, Params, evaluate, init_params, load, loss, shift
 
 import adamx
+
+try:
+    import orbax.checkpoint as ocp
+except ModuleNotFoundError as error:
+    raise SystemExit(f'{error}: pip install -e ".[examples]"') from error
 
 
 class Run(NamedTuple):

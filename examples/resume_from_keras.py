@@ -20,12 +20,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from sklearn.datasets import load_digits
 
 import adamx.checkpoint
+
+try:
+    import matplotlib.pyplot as plt
+    from sklearn.datasets import load_digits
+except ModuleNotFoundError as error:
+    raise SystemExit(f'{error}: pip install -e ".[examples]"') from error
 
 DATA = Path(__file__).parent / "data"
 BATCH = 128
