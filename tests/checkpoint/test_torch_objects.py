@@ -130,9 +130,18 @@ def test_a_numpy_number_of_the_old_name(tmp_path):
     assert load(with_beside(tmp_path / "x.pt", payload)).count == 30
 
 
+def test_an_ordered_dictionary_of_python_2(tmp_path):
+    payload = pickles.calling("collections", "OrderedDict", b"]](" + pickles.text("a") + b"K\x01ea")
+    assert load(with_beside(tmp_path / "x.pt", payload)).count == 30
+
+
+WEB = b")" + b"r\xff\xff\0\0j\xff\xff\0\0\x86" * 60  # takes forever to hash
+
+
 @pytest.mark.parametrize(
     ("payload", "message"),
     [
+        (pickles.calling("collections", "OrderedDict", b"]" + WEB + b"a"), "numbers as keys"),
         (pickles.numpy_number("f8", "\0" * 7), "dtype float64 takes 8 bytes, found 7"),
         (pickles.numpy_number("f8", ""), "dtype float64 takes 8 bytes, found 0"),
         (pickles.numpy_number("i4", "\0" * 4, "x"), "dtype int32 takes 4 bytes"),

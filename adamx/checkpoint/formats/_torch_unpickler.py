@@ -22,6 +22,7 @@ from adamx.checkpoint.untrusted.pickle_names import NUMPY_SCALARS, TORCH_OBJECTS
 __all__ = ["Placeholder", "Unpickler", "load"]
 
 _NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
+_PLAIN = str | bytes | int | float | complex | None  # what takes no time to hash
 
 
 class Placeholder:
@@ -110,12 +111,19 @@ def _make_set(kind: Callable[[Any], Any]) -> Callable[..., Any]:
     """A set of texts and numbers; a placeholder for one of what may take forever to hash."""
 
     def make(items: object = (), *_: object) -> Any:
-        plain = str | bytes | int | float | complex | None
-        if isinstance(items, list | tuple) and all(isinstance(item, plain) for item in items):
+        if isinstance(items, list | tuple) and all(isinstance(item, _PLAIN) for item in items):
             return kind(items)
         return _make_placeholder(kind.__name__)()
 
     return make
+
+
+def _make_ordered(items: Any = (), *_: object) -> OrderedDict[Any, Any]:
+    """As torch's state dicts are; Python 2 gave them their items in a list of pairs."""
+    for pair in items if isinstance(items, list) else ():
+        if not (isinstance(pair, list | tuple) and pair and isinstance(pair[0], _PLAIN)):
+            raise CheckpointError("expected texts and numbers as keys, found something else")
+    return OrderedDict(items)
 
 
 def _make_dict(*_: object) -> dict[Any, Any]:
@@ -125,7 +133,7 @@ def _make_dict(*_: object) -> dict[Any, Any]:
 _MAKERS: dict[str, Callable[..., Any]] = {
     "_codecs encode": codecs.encode,
     "collections Counter": Counter,
-    "collections OrderedDict": OrderedDict,
+    "collections OrderedDict": _make_ordered,
     "collections defaultdict": _make_dict,
     "numpy dtype": _Dtype,
     **dict.fromkeys(NUMPY_SCALARS, _make_scalar),

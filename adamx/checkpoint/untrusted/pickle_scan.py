@@ -33,8 +33,7 @@ __all__ = ["check_pickle", "refuse_object"]
 # Bytes of memory that things take in Python, about: a container, with a note that it was looked at;
 # an entry; what the pickle may refer to again; a tensor, beside its values.
 _CONTAINER, _ENTRY, _REMEMBERED, _TENSOR = 180, 40, 100, 4_000
-# A class that stands for an unknown one; an entry of the table that the unpickler enlarges up to
-# the largest number under which it remembers anything.
+# A class that stands for an unknown one; an entry of the unpickler's table of what it remembers.
 _CLASS, _NUMBERED = 2_000, 16
 
 
@@ -203,7 +202,7 @@ class _Machine:
         if name in TENSORS:
             _check_tensor(parts)
             self.push(_OBJECT)
-        elif name in CONTAINERS and all(p is _DICT or isinstance(p, _Global) for p in parts):
+        elif name in CONTAINERS and all(_is_of_items(name, part) for part in parts):
             self.push(_DICT, _CONTAINER)
         elif name == "torch Size":
             self.push(_SIZE, _CONTAINER)
@@ -297,6 +296,11 @@ def _name(value: Any) -> str:
 
 def _parts(value: Any) -> Sequence[Any]:
     return value.parts if isinstance(value, _Tuple) else []
+
+
+def _is_of_items(name: str, part: Any) -> bool:
+    """Whether a container may be made of it: its keys were or will be looked at."""
+    return part is _DICT or isinstance(part, _Global) or (part is _LIST and "Ordered" in name)
 
 
 def _is_size(value: Any) -> bool:
