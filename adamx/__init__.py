@@ -3,8 +3,9 @@
 from adamx import checkpoint, keras, native
 from adamx.base.version import __version__
 from adamx.config.adam_config import AdamConfig
+from adamx.fused.layout import PackedAdamState, PackedAmsgradState
 from adamx.fused.optimizer import FusedOptimizer, fused_adam, fused_adamw
-from adamx.fused.packed import PackedAdamState, PackedAmsgradState, pack, unpack
+from adamx.fused.packed import pack, unpack
 from adamx.state.arrays import from_numpy, get_weights, set_weights, to_numpy
 from adamx.state.describe import describe_sharding
 from adamx.state.gradients import reduce_scatter

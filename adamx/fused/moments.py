@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 import optax
 
 from adamx.base.adam_state import AdamState, AmsgradState, check_count, open_state
 from adamx.base.errors import InvalidType
-from adamx.fused.packed import PackedAdamState, PackedAmsgradState, packed_spans
+from adamx.fused.layout import PackedAdamState, PackedAmsgradState, buffers_of, packed_spans
 
 __all__ = ["Moments", "check_order", "open_packed", "open_separate"]
 
@@ -43,9 +42,9 @@ def open_separate(adam: Any, params: optax.Params, trained: Sequence[int]) -> Mo
 def open_packed(adam: Any, params: optax.Params, trained: Sequence[int]) -> Moments:
     """The moments in a `PackedAdamState`: a few buffers, with many leaves in each."""
     check_count(adam.count)
-    leaves = jax.tree.leaves(params)
-    names = [sorted(buffers) for buffers in adam[1:]]
-    mu, nu, *_ = packed_spans(adam, leaves)
+    fields = list(buffers_of(adam).values())
+    names = [sorted(buffers) for buffers in fields]
+    mu, nu, *_ = packed_spans(adam, params)
     spots = [
         (names[0].index(mu[i].dtype), mu[i].begin, names[1].index(nu[i].dtype), nu[i].begin)
         for i in trained
@@ -53,9 +52,9 @@ def open_packed(adam: Any, params: optax.Params, trained: Sequence[int]) -> Mome
 
     def close(new: Sequence[list[chex.ArrayDevice]]) -> list[Any]:
         rows = zip(names, new, strict=True)
-        return [dict(zip(row, arrays, strict=True)) for row, arrays in rows]
+        return [*(dict(zip(row, arrays, strict=True)) for row, arrays in rows), adam.layout]
 
-    rows = zip(names, adam[1:], strict=True)
+    rows = zip(names, fields, strict=True)
     return Moments([[buffers[name] for name in row] for row, buffers in rows], spots, close)
 
 

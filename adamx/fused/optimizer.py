@@ -18,8 +18,9 @@ from adamx.base.errors import InvalidType
 from adamx.base.numerics import CONVENTIONS, Scalars, scalars
 from adamx.base.trees import expand_nones
 from adamx.fused.arguments import FusedAdamArguments, FusedAdamWArguments, StepArguments
+from adamx.fused.layout import PackedAdamState, PackedAmsgradState
 from adamx.fused.moments import check_order, open_packed, open_separate
-from adamx.fused.packed import PackedAdamState, PackedAmsgradState, packed_state
+from adamx.fused.packed import packed_state
 from adamx.fused.plan import Plan, Row
 from adamx.fused.step import step_leaves
 from adamx.transforms.adam import scale_by_adam
@@ -124,8 +125,7 @@ def fused_adam(arguments: FusedAdamArguments) -> FusedOptimizer:
     Raises:
       ValueError, TypeError: as `adam`; for a weight decay or norm out of range; in `init`, with
         `packed`, for complex or sharded parameters; in `step`, for gradients, parameters or a state
-        whose structure or shapes are not those of one another. Of a packed state only the sizes
-        of the buffers tell, rounded up to 64 bytes for each leaf.
+        whose structure or shapes are not those of one another.
 
     Example:
       >>> import adamx, functools, jax, jax.numpy as jnp

@@ -1,8 +1,7 @@
 """The moments of all leaves in one buffer each, to pass fewer arrays into and out of a step."""
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
@@ -12,76 +11,29 @@ import optax
 
 from adamx.base.adam_state import AdamState, AmsgradState, check_count, open_state
 from adamx.base.checks import check_params
-from adamx.base.dtypes import compute_dtype, first_moment_dtype, second_moment_dtype
+from adamx.base.dtypes import first_moment_dtype, second_moment_dtype
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.jax_seam import is_traced
 from adamx.base.trees import leaf_name
+from adamx.fused.layout import (
+    Buffers,
+    PackedAdamState,
+    PackedAmsgradState,
+    PackedState,
+    Span,
+    buffers_of,
+    leaf_dtype,
+    locate,
+    packed_spans,
+    with_layout,
+)
 
-__all__ = [
-    "PackedAdamState",
-    "PackedAmsgradState",
-    "Span",
-    "pack",
-    "packed_spans",
-    "packed_state",
-    "unpack",
-]
-
-_ALIGNMENT = 64  # bytes: a line of the cache, and the widest vector register
-
-Buffers = dict[str, chex.ArrayDevice]
-
-
-class PackedAdamState(NamedTuple):
-    """An `AdamState` whose moments are stored contiguously.
-
-    Attributes:
-      count: the number of steps done, an int32 scalar.
-      mu, nu: flat arrays by the name of their dtype, `{"float32": ...}`: one, or one for each dtype
-        if they differ. A leaf's part begins at a multiple of 64 bytes; between parts are zeros.
-    """
-
-    __module__ = "adamx"  # as users import it: what pickles and repr name
-
-    # The field's name in Optax's states; tuples have a method of that name.
-    count: chex.ArrayDevice  # pyright: ignore[reportIncompatibleMethodOverride]
-    mu: Buffers
-    nu: Buffers
-
-
-class PackedAmsgradState(NamedTuple):
-    """An `AmsgradState` whose moments are stored contiguously; see `PackedAdamState`."""
-
-    __module__ = "adamx"  # as users import it: what pickles and repr name
-
-    count: chex.ArrayDevice  # pyright: ignore[reportIncompatibleMethodOverride]
-    mu: Buffers
-    nu: Buffers
-    nu_max: Buffers
-
-
-class Span(NamedTuple):
-    """Where a leaf's part lies: in the buffer of which dtype, and from which element on."""
-
-    dtype: str
-    begin: int
-
-
-def _spans(sizes: Sequence[int], dtypes: Sequence[np.dtype]) -> tuple[list[Span], dict[str, int]]:
-    """Where the parts of leaves of these sizes and dtypes lie, and the sizes of the buffers."""
-    ends: dict[str, int] = {}
-    found = []
-    for size, dtype in zip(sizes, dtypes, strict=True):
-        begin = ends.get(dtype.name, 0)
-        step = max(1, _ALIGNMENT // dtype.itemsize)
-        found.append(Span(dtype.name, begin))
-        ends[dtype.name] = begin + math.ceil(size / step) * step
-    return found, ends
+__all__ = ["pack", "packed_state", "unpack"]
 
 
 def packed_state(
     mu_dtype: Any | None, nu_dtype: Any | None, amsgrad: bool, params: optax.Params
-) -> PackedAdamState | PackedAmsgradState:
+) -> Any:
     """The packed state of `params` before the first step, as `scale_by_adam` makes its own."""
     check_params(params)
     _check_packable(params)
@@ -89,14 +41,16 @@ def packed_state(
     sizes = [int(np.prod(jnp.shape(p))) for p in leaves]
 
     def zeros(dtypes: list[np.dtype]) -> Buffers:
-        return {name: jnp.zeros(size, name) for name, size in _spans(sizes, dtypes)[1].items()}
+        return {name: jnp.zeros(size, name) for name, size in locate(sizes, dtypes)[1].items()}
 
     mu = zeros([first_moment_dtype(p, mu_dtype) for p in leaves])
     nu_dtypes = [second_moment_dtype(p, nu_dtype) for p in leaves]
     count = jnp.zeros([], jnp.int32)
     if amsgrad:
-        return PackedAmsgradState(count, mu, zeros(nu_dtypes), zeros(nu_dtypes))
-    return PackedAdamState(count, mu, zeros(nu_dtypes))
+        state = PackedAmsgradState(count, mu, zeros(nu_dtypes), zeros(nu_dtypes))
+    else:
+        state = PackedAdamState(count, mu, zeros(nu_dtypes))
+    return with_layout(state, params)
 
 
 def pack(state: optax.OptState, params: optax.Params) -> optax.OptState:
@@ -104,7 +58,7 @@ def pack(state: optax.OptState, params: optax.Params) -> optax.OptState:
 
     Args:
       state: an `AdamState` or `AmsgradState`, or any Optax state that holds one.
-      params: the tree of parameters that it belongs to; of its leaves, shapes and dtypes count.
+      params: the tree of parameters that it belongs to: names, shapes and dtypes count.
 
     Returns:
       The state with a `PackedAdamState` or `PackedAmsgradState` instead: the same numbers.
@@ -125,14 +79,13 @@ def pack(state: optax.OptState, params: optax.Params) -> optax.OptState:
     _check_packable(params)
     leaves = jax.tree.leaves(params)
 
-    def pack_state(adam: AdamState | AmsgradState) -> PackedAdamState | PackedAmsgradState:
+    def pack_state(adam: AdamState | AmsgradState) -> PackedState:
         kind = PackedAmsgradState if isinstance(adam, AmsgradState) else PackedAdamState
         opened = open_state(adam, params)
         names = [leaf_name(path) for path in opened.paths]
-        fields = [_pack_column(f, opened.columns[f], leaves, names) for f in adam._fields[1:]]
-        packed = kind(jnp.asarray(adam.count), *fields)
-        packed_spans(packed, leaves)
-        return packed
+        rows = opened.columns.items()
+        buffers: list[Any] = [_pack_column(field, column, leaves, names) for field, column in rows]
+        return with_layout(kind(jnp.asarray(adam.count), *buffers), params)
 
     return _replace_nodes(
         state, (AdamState, AmsgradState), pack_state, "an AdamState or AmsgradState"
@@ -144,25 +97,24 @@ def unpack(state: optax.OptState, params: optax.Params) -> optax.OptState:
 
     Args:
       state: a `PackedAdamState` or `PackedAmsgradState`, or any Optax state that holds one.
-      params: the tree of parameters that it belongs to; of its leaves, shapes and dtypes count.
+      params: the tree of parameters that it belongs to: names, shapes and dtypes count.
 
     Returns:
       The state with an `AdamState` or `AmsgradState` instead, its moments trees like `params`.
 
     Raises:
-      ValueError: the state has no packed state; buffers of other sizes than `params` needs, rounded
-        up to 64 bytes for each leaf.
+      ValueError: the state has no packed state; one that was packed for other parameters.
     """
     leaves, treedef = jax.tree.flatten(params)
 
-    def unpack_state(adam: PackedAdamState | PackedAmsgradState) -> AdamState | AmsgradState:
+    def unpack_state(adam: PackedState) -> AdamState | AmsgradState:
         check_count(adam.count)
         kind = AmsgradState if isinstance(adam, PackedAmsgradState) else AdamState
-        return kind(adam.count, *(tree(f, getattr(adam, f)) for f in adam._fields[1:]))
+        rows = zip(buffers_of(adam).values(), packed_spans(adam, params), strict=True)
+        return kind(adam.count, *(tree(buffers, spans) for buffers, spans in rows))
 
-    def tree(field: str, buffers: Buffers) -> Any:
-        found = leaf_spans(field, buffers, leaves)
-        rows = zip(found, leaves, strict=True)
+    def tree(buffers: Buffers, spans: list[Span]) -> Any:
+        rows = zip(spans, leaves, strict=True)
         return treedef.unflatten([_take(buffers[span.dtype], span, p) for span, p in rows])
 
     kinds = (PackedAdamState, PackedAmsgradState)
@@ -176,7 +128,7 @@ def _pack_column(
     leaves = [jnp.asarray(leaf) for leaf in column]
     dtypes = [leaf.dtype for leaf in leaves]
     for name, p, found in zip(names, params, dtypes, strict=True):
-        expected = _leaf_dtype(field, p, {dtype.name for dtype in dtypes})
+        expected = leaf_dtype(field, p, {dtype.name for dtype in dtypes})
         if found != expected:
             raise InvalidValue(
                 where=f"state: {field}/{name}",
@@ -186,7 +138,7 @@ def _pack_column(
                 found=found,
                 remedy="Convert it first",
             )
-    spans, ends = _spans([leaf.size for leaf in leaves], dtypes)
+    spans, ends = locate([leaf.size for leaf in leaves], dtypes)
     pieces: dict[str, list[chex.ArrayDevice]] = {name: [] for name in ends}
     filled = dict.fromkeys(ends, 0)
     for span, leaf in zip(spans, leaves, strict=True):
@@ -197,47 +149,6 @@ def _pack_column(
         name: jnp.concatenate([*pieces[name], jnp.zeros(end - filled[name], name)])
         for name, end in ends.items()
     }
-
-
-def _leaf_dtype(field: str, param: Any, names: set[str]) -> np.dtype:
-    """The dtype of a parameter's moment `field` ("mu", "nu", "nu_max"), given the buffers' names.
-
-    It is that of the only buffer; of several, the one that `scale_by_adam` chooses by itself.
-    """
-    if len(names) == 1:
-        return jnp.dtype(next(iter(names)))
-    dtype = jnp.result_type(param)
-    return dtype if field == "mu" else compute_dtype(dtype)
-
-
-def leaf_spans(field: str, buffers: Buffers, params: Sequence[Any]) -> list[Span]:
-    """Where in `buffers` the parts of `params` lie; raise a ValueError if they cannot."""
-    dtypes = [_leaf_dtype(field, p, set(buffers)) for p in params]
-    found, ends = _spans([int(np.prod(jnp.shape(p))) for p in params], dtypes)
-    sizes = {name: buffer.size for name, buffer in buffers.items()}
-    if ends != sizes:
-        raise InvalidValue(
-            where=f"state: {field}",
-            expected=f"buffers of {ends or 'no'} elements for these parameters",
-            found=sizes,
-            remedy="the state was packed for other parameters",
-        )
-    return found
-
-
-def packed_spans(
-    adam: PackedAdamState | PackedAmsgradState, params: Sequence[Any]
-) -> list[list[Span]]:
-    """`leaf_spans` of each field; raise a ValueError unless nu_max lies as nu does."""
-    found = [leaf_spans(field, getattr(adam, field), params) for field in adam._fields[1:]]
-    if isinstance(adam, PackedAmsgradState) and found[1] != found[2]:
-        raise InvalidValue(
-            where="state: nu_max",
-            expected=f"the dtypes of nu for a packed state, {', '.join(adam.nu)}",
-            found=", ".join(adam.nu_max),
-            remedy="Convert one of them first",
-        )
-    return found
 
 
 def _check_packable(params: optax.Params) -> None:

@@ -15,7 +15,7 @@ from jax.tree_util import KeyPath
 
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.trees import flatten_with_path, is_none, leaf_name
-from adamx.fused.packed import PackedAdamState, PackedAmsgradState
+from adamx.fused.layout import PackedAdamState, PackedAmsgradState
 
 __all__ = [
     "Axis",

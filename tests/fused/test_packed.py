@@ -1,11 +1,14 @@
 """The moments of all leaves in one buffer: there and back, exactly, and what cannot be packed."""
 
+import pickle
 from typing import Any
 
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -125,6 +128,76 @@ def test_states_that_cannot_be_packed():
     mixed = STATE[0]._replace(mu=STATE[0].mu | {"bias": jnp.ones(3, jnp.bfloat16)})
     with pytest.raises(ValueError, match=r"mu/bias: expected float32, .* found bfloat16"):
         adamx.pack(mixed, PARAMS)
+
+
+ONES = {"a": jnp.ones((2, 3)), "b": jnp.ones(16)}
+OTHER_TREES = {
+    "transposed": ONES | {"a": jnp.ones((3, 2))},
+    "flat": ONES | {"a": jnp.ones(6)},
+    "shorter within the same 64 bytes": ONES | {"a": jnp.ones(5)},
+    "two leaves that change places": {"a": jnp.ones(16), "b": jnp.ones((2, 3))},
+    "the same with other names": {"b": jnp.ones((2, 3)), "c": jnp.ones(16)},
+    "nested": {"a": {"a": jnp.ones((2, 3))}, "b": jnp.ones(16)},
+}
+
+
+@pytest.mark.parametrize("other", OTHER_TREES.values(), ids=OTHER_TREES)
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_a_state_of_parameters_whose_buffers_have_the_same_sizes(other, amsgrad):
+    optimizer = adamx.fused_adam(1e-3, amsgrad=amsgrad, packed=True)
+    states = optimizer.init(ONES), adamx.pack(adamx.adam(1e-3, amsgrad=amsgrad).init(ONES), ONES)
+    for state in states:
+        assert jax.tree.map(jnp.shape, state[0].mu) == {"float32": (32,)}
+        for call in (adamx.unpack, lambda state, p: jax.jit(optimizer.step)(p, p, state)):
+            with pytest.raises(ValueError, match="packed for parameters of other names, shapes"):
+                call(state, other)
+            call(state, ONES)
+
+
+def test_a_state_of_parameters_whose_dtypes_change_places():
+    """The buffers have the same names and sizes, and another leaf is in each."""
+    a, b = jnp.ones(32), jnp.ones(32, jnp.bfloat16)
+    state = adamx.fused_adam(1e-3, packed=True).init({"a": a, "b": b})
+    with pytest.raises(ValueError, match="packed for parameters of other names, shapes or dtypes"):
+        adamx.unpack(state, {"a": b, "b": a})
+
+
+def test_layouts():
+    """The same on every machine; those who map over two states, and ensembles, have one."""
+    optimizer = adamx.fused_adam(1e-3, packed=True)
+    state: Any = optimizer.init(ONES)
+    assert state[0].layout == {"4085b3d382761e0b": ()}
+    shapes: Any = jax.eval_shape(optimizer.init, ONES)
+    assert shapes[0].layout == state[0].layout
+    jax.tree.map(jnp.add, state, optimizer.init(jax.tree.map(jnp.zeros_like, ONES)))
+    members = jax.tree.map(lambda p: jnp.stack([p, p]), ONES)
+    states: Any = jax.vmap(optimizer.init)(members)
+    assert states[0].layout == state[0].layout
+    jax.vmap(optimizer.step)(members, members, states)
+    by_hand = (state[0]._replace(layout=None), *state[1:])
+    assert_same(adamx.unpack(by_hand, ONES), adamx.unpack(state, ONES))
+    _, after = optimizer.step(ONES, ONES, by_hand)
+    assert jax.tree.structure(after) == jax.tree.structure(by_hand)
+
+
+def test_files_of_packed_states(tmp_path):
+    state = adamx.fused_adam(1e-3, packed=True).init(ONES)
+    assert_same(pickle.loads(pickle.dumps(state)), state)
+    assert_same(flax.serialization.from_bytes(state, flax.serialization.to_bytes(state)), state)
+    with ocp.StandardCheckpointer() as files:
+        files.save(tmp_path / "state", state)
+        files.wait_until_finished()
+        assert_same(files.restore(tmp_path / "state", jax.tree.map(jnp.zeros_like, state)), state)
+
+
+@pytest.mark.parametrize("buffer", [jnp.zeros((4, 8)), jnp.zeros(32, "int32")])
+def test_buffers_of_another_shape_or_dtype(buffer):
+    optimizer = adamx.fused_adam(1e-3, packed=True)
+    packed: Any = optimizer.init(ONES)
+    state = (packed[0]._replace(mu={"float32": buffer}), *packed[1:])
+    for call in (adamx.unpack, lambda state, p: optimizer.step(p, p, state)):
+        with pytest.raises(TypeError, match=r"state: mu: expected a flat array of float32"):
+            call(state, ONES)
 
 
 def test_maxima_of_other_dtypes_than_the_second_moment():

@@ -1,0 +1,175 @@
+"""Packed states: which arrays they hold, and where in these the parts of each leaf lie."""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adamx.base.dtypes import compute_dtype
+from adamx.base.errors import InvalidType, InvalidValue
+from adamx.base.trees import path_name
+
+__all__ = [
+    "Buffers",
+    "PackedAdamState",
+    "PackedAmsgradState",
+    "PackedState",
+    "Span",
+    "buffers_of",
+    "leaf_dtype",
+    "locate",
+    "packed_spans",
+    "with_layout",
+]
+
+_ALIGNMENT = 64  # bytes: a line of the cache, and the widest vector register
+
+Buffers = dict[str, chex.ArrayDevice]
+# A key of a dictionary, since those are part of a tree's structure: it goes where the arrays go,
+# through `jax.jit` and into every file, and takes no array itself.
+Layout = dict[str, tuple[()]]
+
+
+class PackedAdamState(NamedTuple):
+    """An `AdamState` whose moments are stored contiguously.
+
+    Attributes:
+      count: the number of steps done, an int32 scalar.
+      mu, nu: flat arrays by the name of their dtype, `{"float32": ...}`: one, or one for each dtype
+        if they differ. A leaf's part begins at a multiple of 64 bytes; between parts are zeros.
+      layout: `{digest: ()}` with a digest of the names and shapes of the parameters and of where
+        their moments lie, by which `step` and `unpack` know a state of other parameters. None, as
+        in a state that is made by hand, for no such check.
+    """
+
+    __module__ = "adamx"  # as users import it: what pickles and repr name
+
+    # The field's name in Optax's states; tuples have a method of that name.
+    count: chex.ArrayDevice  # pyright: ignore[reportIncompatibleMethodOverride]
+    mu: Buffers
+    nu: Buffers
+    layout: Layout | None = None
+
+
+class PackedAmsgradState(NamedTuple):
+    """An `AmsgradState` whose moments are stored contiguously; see `PackedAdamState`."""
+
+    __module__ = "adamx"  # as users import it: what pickles and repr name
+
+    count: chex.ArrayDevice  # pyright: ignore[reportIncompatibleMethodOverride]
+    mu: Buffers
+    nu: Buffers
+    nu_max: Buffers
+    layout: Layout | None = None
+
+
+PackedState = PackedAdamState | PackedAmsgradState
+
+
+def buffers_of(adam: PackedState) -> dict[str, Buffers]:
+    """The buffers by field: mu, nu and, with AMSGrad, nu_max."""
+    return {name: getattr(adam, name) for name in adam._fields if name not in ("count", "layout")}
+
+
+class Span(NamedTuple):
+    """Where a leaf's part lies: in the buffer of which dtype, and from which element on."""
+
+    dtype: str
+    begin: int
+
+
+def locate(sizes: Sequence[int], dtypes: Sequence[np.dtype]) -> tuple[list[Span], dict[str, int]]:
+    """Where the parts of leaves of these sizes and dtypes lie, and the sizes of the buffers."""
+    ends: dict[str, int] = {}
+    found = []
+    for size, dtype in zip(sizes, dtypes, strict=True):
+        begin = ends.get(dtype.name, 0)
+        step = max(1, _ALIGNMENT // dtype.itemsize)
+        found.append(Span(dtype.name, begin))
+        ends[dtype.name] = begin + math.ceil(size / step) * step
+    return found, ends
+
+
+def leaf_dtype(field: str, param: Any, names: set[str]) -> np.dtype:
+    """The dtype of a parameter's moment `field` ("mu", "nu", "nu_max"), given the buffers' names.
+
+    It is that of the only buffer; of several, the one that `scale_by_adam` chooses by itself.
+    """
+    if len(names) == 1:
+        return jnp.dtype(next(iter(names)))
+    dtype = jnp.result_type(param)
+    return dtype if field == "mu" else compute_dtype(dtype)
+
+
+def _leaf_spans(field: str, buffers: Buffers, params: Sequence[Any]) -> list[Span]:
+    """Where in `buffers` the parts of `params` lie; raise a ValueError if they cannot."""
+    dtypes = [leaf_dtype(field, p, set(buffers)) for p in params]
+    found, ends = locate([int(np.prod(jnp.shape(p))) for p in params], dtypes)
+    sizes = {name: jnp.size(buffer) for name, buffer in buffers.items()}
+    if ends != sizes:
+        raise InvalidValue(
+            where=f"state: {field}",
+            expected=f"buffers of {ends or 'no'} elements for these parameters",
+            found=sizes,
+            remedy="the state was packed for other parameters",
+        )
+    for name, buffer in buffers.items():
+        if (jnp.result_type(buffer).name, jnp.ndim(buffer)) != (name, 1):
+            raise InvalidType(
+                where=f"state: {field}",
+                expected=f"a flat array of {name} in the buffer of this name",
+                found=f"{jnp.result_type(buffer)} of shape {jnp.shape(buffer)}",
+            )
+    return found
+
+
+def packed_spans(adam: PackedState, params: optax.Params) -> list[list[Span]]:
+    """For each field, where in its buffers the parts of the leaves of `params` lie.
+
+    Raise a ValueError for a state of other parameters, or unless nu_max lies as nu does.
+    """
+    found = _field_spans(adam, params)
+    if adam.layout is not None and adam.layout != _layout(params, found):
+        raise InvalidValue(
+            where="state",
+            expected="one that was packed for these parameters",
+            found="one that was packed for parameters of other names, shapes or dtypes",
+            remedy=(
+                "Give those to adamx.unpack; where they have only changed, bring the moments into "
+                "the new tree and adamx.pack them for it"
+            ),
+        )
+    return found
+
+
+def _field_spans(adam: PackedState, params: optax.Params) -> list[list[Span]]:
+    leaves = jax.tree.leaves(params)
+    found = [_leaf_spans(field, x, leaves) for field, x in buffers_of(adam).items()]
+    if isinstance(adam, PackedAmsgradState) and found[1] != found[2]:
+        raise InvalidValue(
+            where="state: nu_max",
+            expected=f"the dtypes of nu for a packed state, {', '.join(adam.nu)}",
+            found=", ".join(adam.nu_max),
+            remedy="Convert one of them first",
+        )
+    return found
+
+
+def with_layout(adam: PackedState, params: optax.Params) -> Any:
+    """`adam` with the layout that it has for these parameters."""
+    return adam._replace(layout=_layout(params, _field_spans(adam, params)))
+
+
+def _layout(params: optax.Params, spans: Sequence[Sequence[Span]]) -> Layout:
+    """A digest of each leaf's name and shape, and of where its moments lie."""
+    named = jax.tree_util.tree_leaves_with_path(params)
+    leaves = [[path_name(path), *jnp.shape(leaf)] for path, leaf in named]
+    digest = hashlib.sha256(json.dumps([leaves, spans]).encode())
+    return {digest.hexdigest()[:16]: ()}
