@@ -9,6 +9,7 @@ import optax
 
 from adamx.base.arguments import DecayArguments, MomentArguments, RateArguments
 from adamx.base.checks import check_positive
+from adamx.base.errors import AdamxError, InvalidType
 
 __all__ = ["FusedAdamArguments", "FusedAdamWArguments", "StepArguments"]
 
@@ -23,10 +24,24 @@ class StepArguments(MomentArguments, RateArguments):
 
     def __post_init__(self) -> None:
         """See `Arguments`."""
-        super().__post_init__()
-        if self.clip_global_norm is not None:
-            limit = check_positive("clip_global_norm", self.clip_global_norm)
-            self._set("clip_global_norm", limit)
+        try:
+            super().__post_init__()
+            if self.clip_global_norm is not None:
+                limit = check_positive("clip_global_norm", self.clip_global_norm)
+                self._set("clip_global_norm", limit)
+        except AdamxError as error:
+            raise error.replace(remedy=self._remedy(error)) from None
+
+    def _remedy(self, error: AdamxError) -> str:
+        """What can be done here, where `optax.inject_hyperparams` does not fit."""
+        value = getattr(self, error.where, None)
+        if callable(value):
+            return (
+                "for a schedule, make the number an argument of the function that you jit, and "
+                "build the optimizer in it"
+            )
+        is_array = hasattr(value, "dtype") and isinstance(error, InvalidType)
+        return "give a number of Python" if is_array else error.remedy
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

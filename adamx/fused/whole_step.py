@@ -1,0 +1,182 @@
+"""What the arguments of a whole step make of gradients, parameters and a state."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adamx.base.adam_state import AdamState, AmsgradState
+from adamx.base.arguments import DecayArguments
+from adamx.base.checks import check_gradients, check_params
+from adamx.base.dtypes import real_scalar
+from adamx.base.errors import InvalidType
+from adamx.base.numerics import CONVENTIONS, Scalars, scalars
+from adamx.base.trees import expand_nones
+from adamx.fused.arguments import StepArguments
+from adamx.fused.layout import PackedAdamState, PackedAmsgradState
+from adamx.fused.moments import check_order, open_packed, open_separate
+from adamx.fused.packed import packed_state
+from adamx.fused.plan import Plan, Row
+from adamx.fused.step import step_leaves
+from adamx.transforms.adam import scale_by_adam
+
+__all__ = ["WholeStep"]
+
+
+class WholeStep:
+    """The arguments of a whole step, and the pair of functions that they mean."""
+
+    def __init__(
+        self, arguments: StepArguments, decay: DecayArguments | None, decoupled: bool
+    ) -> None:
+        a = self.arguments = arguments
+        self.decay, self.decoupled = decay, decoupled
+        kinds = (PackedAdamState, PackedAmsgradState) if a.packed else (AdamState, AmsgradState)
+        self.state_type = kinds[a.amsgrad]
+
+    def parts(self) -> dict[str, Callable[[Any], Any]]:
+        """The parts of the equivalent chain, each by the `init` that makes its state.
+
+        Made when they are needed: Optax's cannot be pickled.
+        """
+        a, decay = self.arguments, self.decay
+        found: dict[str, Callable[[Any], Any]] = {}
+        decaying = decay and optax.add_decayed_weights(decay.weight_decay, decay.mask)
+        if a.clip_global_norm is not None:
+            found["clip"] = optax.clip_by_global_norm(a.clip_global_norm).init
+        if decaying and not self.decoupled:
+            found["decay"] = decaying.init
+        if a.packed:
+            found["adam"] = functools.partial(packed_state, a.mu_dtype, a.nu_dtype, a.amsgrad)
+        else:
+            adam = scale_by_adam(mu_dtype=a.mu_dtype, nu_dtype=a.nu_dtype, amsgrad=a.amsgrad)
+            found["adam"] = adam.init
+        if decaying and self.decoupled:
+            found["decay"] = decaying.init
+        found["rate"] = optax.scale_by_learning_rate(a.learning_rate).init
+        return found
+
+    def init(self, params: Any) -> Any:
+        """The state before the first step."""
+        _check_trained(params)
+        return tuple(init(params) for init in self.parts().values())
+
+    def step(self, grads: Any, params: Any, state: Any) -> tuple[Any, Any]:
+        """The next parameters and state."""
+        check_order(grads, params)
+        parts = self._split(state, params)
+        _check_trained(params)
+        check_gradients(grads, params, "the parameters")
+        adam = parts["adam"]
+
+        leaves, treedef = jax.tree.flatten(params)
+        g_leaves = treedef.flatten_up_to(expand_nones(grads, params))
+        trained = [i for i, g in enumerate(g_leaves) if g is not None]
+        open_moments = open_packed if self.arguments.packed else open_separate
+        moments = open_moments(adam, params, trained)
+        count = jnp.asarray(optax.safe_increment(adam.count))
+        decays = self._decays(params)
+        plan = Plan(
+            tuple(Row(*moments.spots[n], decays[i]) for n, i in enumerate(trained)),
+            mu_buffers=len(moments.buffers[0]),
+            nu_buffers=len(moments.buffers[1]),
+            convention=CONVENTIONS[self.arguments.convention],
+            amsgrad=self.arguments.amsgrad,
+            decoupled=self.decoupled,
+            clip=self.arguments.clip_global_norm is not None,
+        )
+        buffers, stepped = step_leaves(
+            functools.partial(self._scalars, count, parts),
+            moments.buffers,
+            [jnp.asarray(g_leaves[i]) for i in trained],
+            [jnp.asarray(leaves[i]) for i in trained],
+            plan,
+        )
+        for i, p in zip(trained, stepped, strict=True):
+            leaves[i] = p
+        stepped_adam = type(adam)(count, *moments.close(buffers))
+        # The other parts have no arrays but the counts of their schedules.
+        after = tuple(
+            stepped_adam if name == "adam" else jax.tree.map(optax.safe_increment, part)
+            for name, part in parts.items()
+        )
+        return treedef.unflatten(leaves), after
+
+    def _split(self, state: Any, params: Any) -> dict[str, Any]:
+        """The parts of `state` by name, each of the type that `init` makes."""
+        init_of = self.parts()
+        names = list(init_of)
+        if not isinstance(state, tuple) or len(state) != len(names):
+            found = len(state) if isinstance(state, tuple) else type(state).__name__
+            raise InvalidType(
+                where="state",
+                expected=f"a tuple of {len(names)} parts ({', '.join(names)}), as init makes it",
+                found=found,
+            )
+        parts = dict(zip(names, state, strict=True))
+        for name, part in parts.items():
+            if name == "adam":
+                right, expected = isinstance(part, self.state_type), self.state_type.__name__
+            else:
+                like = init_of[name](params)
+                right = jax.tree.structure(part) == jax.tree.structure(like)
+                expected = type(like).__name__
+            if not right:
+                raise InvalidType(
+                    where=f"state, part {name}",
+                    expected=(
+                        f"{expected}, as init makes it with amsgrad={self.arguments.amsgrad} and "
+                        f"packed={self.arguments.packed}"
+                    ),
+                    found=type(part).__name__,
+                    remedy="adamx.pack and adamx.unpack convert between packed and ordinary states",
+                )
+        return parts
+
+    def _decays(self, params: optax.Params) -> list[bool]:
+        """Whether weight decay applies, for each leaf."""
+        leaves = jax.tree.leaves(params)
+        if self.decay is None or self.decay.mask is None:
+            return [self.decay is not None] * len(leaves)
+        # As in Optax, a tree of truths may be of a class whose objects can be called.
+        functions = jax.tree.leaves(self.decay.mask)
+        is_function = bool(functions) and all(map(callable, functions))
+        mask = self.decay.mask(params) if is_function else self.decay.mask
+        return jax.tree.leaves(
+            jax.tree.map(lambda m, part: jax.tree.map(lambda _: bool(m), part), mask, params)
+        )
+
+    def _scalars(self, count: chex.ArrayDevice, parts: dict[str, Any], dtype: np.dtype) -> Scalars:
+        """The scalars of the step that leads to `count`, in `dtype`."""
+
+        def value(given: Any, part: str) -> Any:
+            if callable(given):
+                given = given(jax.tree.leaves(parts[part])[0])
+            return real_scalar(given, dtype)
+
+        rate, max_norm = self.arguments.learning_rate, self.arguments.clip_global_norm
+        return scalars(
+            count,
+            self.arguments.hyperparameters,
+            dtype,
+            rate=1.0 if rate is None else -value(rate, "rate"),
+            weight_decay=0.0 if self.decay is None else value(self.decay.weight_decay, "decay"),
+            max_norm=0.0 if max_norm is None else value(max_norm, "clip"),
+        )
+
+
+def _check_trained(params: Any) -> None:
+    """`check_params`, with what can be done here: no `optax.masked` goes around a whole step."""
+    try:
+        check_params(params)
+    except InvalidType as error:
+        remedy = (
+            "convert it, or split the tree and give init and step None in its place, as "
+            "equinox.partition does"
+        )
+        raise error.replace(remedy=remedy) from None
