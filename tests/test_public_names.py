@@ -23,8 +23,10 @@ SCHEDULE = adamx.keras.KerasSchedule(
     "ExponentialDecay",
     (("initial_learning_rate", 0.1), ("decay_steps", 10), ("decay_rate", 0.5)),
 )
+FUNCTIONS = [("adamx", "fused_adam"), ("adamx", "fused_adamw")]  # pickled, and called to unpickle
 INSTANCES = {
     "AdamConfig": lambda: adamx.AdamConfig(),
+    "FusedOptimizer": lambda: adamx.fused_adam(1e-3, weight_decay=0.1),
     "PackedAdamState": lambda: adamx.PackedAdamState(jnp.int32(0), BUFFERS, BUFFERS),
     "PackedAmsgradState": lambda: adamx.PackedAmsgradState(jnp.int32(0), *[BUFFERS] * 3),
     "StochasticRoundState": lambda: adamx.stochastic_round(0).init(BUFFERS),
@@ -54,7 +56,7 @@ def test_classes(module, name):
 def test_pickles_of_instances(name):
     instance = INSTANCES[name]()
     pickled = pickle.dumps(instance, protocol=2)
-    known = {f"{module} {name}" for module, name in CLASSES}
+    known = {f"{module} {name}" for module, name in CLASSES + FUNCTIONS}
     assert names_in_pickle(pickled) <= known
     assert type(pickle.loads(pickled)) is type(instance)
 

@@ -1,37 +1,38 @@
 """Adam as an init/step pair: the whole step at once, parameters included."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
-import chex
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 
-from adamx.base.adam_state import AdamState, AmsgradState
 from adamx.base.arguments import DecayArguments, takes
-from adamx.base.checks import check_gradients, check_params, check_scheduled
-from adamx.base.dtypes import is_number, real_scalar
+from adamx.base.dtypes import is_number
 from adamx.base.errors import InvalidType
-from adamx.base.numerics import CONVENTIONS, Scalars, scalars
-from adamx.base.trees import expand_nones
-from adamx.fused.arguments import FusedAdamArguments, FusedAdamWArguments, StepArguments
-from adamx.fused.layout import PackedAdamState, PackedAmsgradState
-from adamx.fused.moments import check_order, open_packed, open_separate
-from adamx.fused.packed import packed_state
-from adamx.fused.plan import Plan, Row
-from adamx.fused.step import step_leaves
-from adamx.transforms.adam import scale_by_adam
+from adamx.fused.arguments import FusedAdamArguments, FusedAdamWArguments
+from adamx.fused.whole_step import WholeStep
 
 __all__ = ["FusedOptimizer", "fused_adam", "fused_adamw"]
 
+_Params = TypeVar("_Params")
+_State = TypeVar("_State")
+
 
 class _Step(Protocol):
-    def __call__(
-        self, grads: optax.Updates, params: optax.Params, state: optax.OptState
-    ) -> tuple[optax.Params, optax.OptState]: ...
+    def __call__(self, grads: Any, params: _Params, state: _State) -> tuple[_Params, _State]: ...
+
+
+class _CompiledStep(_Step, Protocol):
+    """A step as `jax.jit` returns it: with the methods of `jax.stages.Wrapped`."""
+
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered: ...
+
+    def trace(self, *args: Any, **kwargs: Any) -> jax.stages.Traced: ...
+
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def clear_cache(self) -> None: ...
 
 
 class FusedOptimizer(NamedTuple):
@@ -57,10 +58,10 @@ class FusedOptimizer(NamedTuple):
 
     __module__ = "adamx"  # as users import it: what pickles and repr name
 
-    init: Callable[[optax.Params], optax.OptState]
+    init: Callable[[Any], Any]
     step: _Step
 
-    def jit(self, **options: Any) -> jax.stages.Wrapped:
+    def jit(self, **options: Any) -> _CompiledStep:
         """The compiled step, which changes parameters and state in place.
 
         JAX gives each result the memory of the first donated argument left that has its shape and
@@ -78,9 +79,42 @@ class FusedOptimizer(NamedTuple):
         Raises:
           TypeError: for an option that `jax.jit` does not have, and for those of donation.
         """
-        return jax.jit(
+        compiled: Any = jax.jit(
             self.step, donate_argnums=(1, 2), donate_argnames=("params", "state"), **options
         )
+        return compiled
+
+    def update(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise: this is no transformation, and those who want one call `update`.
+
+        Raises:
+          TypeError: says what to use instead.
+        """
+        del args, kwargs
+        raise InvalidType(
+            where="update",
+            expected="an Optax transformation",
+            found="a fused optimizer, which has step in place of update",
+            remedy=(
+                "Write params, state = optimizer.step(grads, params, state). Within optax.chain "
+                "and other wrappers, flax.nnx.Optimizer or TrainState, use adamx.adam or "
+                "adamx.adamw"
+            ),
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the call that made it, which has only public names."""
+        whole = getattr(self.step, "__self__", None)
+        if not isinstance(whole, WholeStep) or self != _pair(whole):
+            return FusedOptimizer, tuple(self)
+        fields = dataclasses.fields(whole.arguments)
+        given = {field.name: getattr(whole.arguments, field.name) for field in fields}
+        is_adamw = isinstance(whole.arguments, FusedAdamWArguments)
+        return functools.partial(fused_adamw if is_adamw else fused_adam, **given), ()
+
+
+def _pair(whole: WholeStep) -> FusedOptimizer:
+    return FusedOptimizer(whole.init, whole.step)
 
 
 @takes(FusedAdamArguments)
@@ -145,7 +179,7 @@ def fused_adam(arguments: FusedAdamArguments) -> FusedOptimizer:
     """
     decay = DecayArguments(arguments.weight_decay, arguments.mask)
     is_zero = is_number(decay.weight_decay) and decay.weight_decay == 0
-    return _Fused(arguments, None if is_zero else decay, arguments.decoupled).pair()
+    return _pair(WholeStep(arguments, None if is_zero else decay, arguments.decoupled))
 
 
 @takes(FusedAdamWArguments)
@@ -163,145 +197,8 @@ def fused_adamw(arguments: FusedAdamWArguments) -> FusedOptimizer:
     Raises:
       ValueError, TypeError: as `fused_adam`.
     """
-    return _Fused(arguments, arguments, decoupled=True).pair()
+    return _pair(WholeStep(arguments, arguments, decoupled=True))
 
 
-class _Fused:
-    """The arguments of a whole step, and what they make of a state and a step."""
-
-    def __init__(
-        self, arguments: StepArguments, decay: DecayArguments | None, decoupled: bool
-    ) -> None:
-        a = self.arguments = arguments
-        self.decay, self.decoupled = decay, decoupled
-        # The parts of the equivalent chain: their `init` makes the state.
-        self.init_of: dict[str, Callable[[optax.Params], optax.OptState]] = {}
-        if a.clip_global_norm is not None:
-            self.init_of["clip"] = optax.clip_by_global_norm(a.clip_global_norm).init
-        decaying = decay and optax.add_decayed_weights(decay.weight_decay, decay.mask)
-        if decaying and not decoupled:
-            self.init_of["decay"] = decaying.init
-        if a.packed:
-            self.init_of["adam"] = functools.partial(
-                packed_state, a.mu_dtype, a.nu_dtype, a.amsgrad
-            )
-        else:
-            self.init_of["adam"] = scale_by_adam(
-                mu_dtype=a.mu_dtype, nu_dtype=a.nu_dtype, amsgrad=a.amsgrad
-            ).init
-        if decaying and decoupled:
-            self.init_of["decay"] = decaying.init
-        self.init_of["rate"] = optax.scale_by_learning_rate(a.learning_rate).init
-        kinds = (PackedAdamState, PackedAmsgradState) if a.packed else (AdamState, AmsgradState)
-        self.state_type = kinds[a.amsgrad]
-
-    def pair(self) -> FusedOptimizer:
-        return FusedOptimizer(self.init, self.step)
-
-    def init(self, params: optax.Params) -> optax.OptState:
-        return tuple(init(params) for init in self.init_of.values())
-
-    def step(
-        self, grads: optax.Updates, params: optax.Params, state: optax.OptState
-    ) -> tuple[optax.Params, optax.OptState]:
-        check_order(grads, params)
-        parts = self._parts(state, params)
-        check_params(params)
-        check_gradients(grads, params, "the parameters")
-        adam = parts["adam"]
-
-        leaves, treedef = jax.tree.flatten(params)
-        g_leaves = treedef.flatten_up_to(expand_nones(grads, params))
-        trained = [i for i, g in enumerate(g_leaves) if g is not None]
-        open_moments = open_packed if self.arguments.packed else open_separate
-        moments = open_moments(adam, params, trained)
-        count = jnp.asarray(optax.safe_increment(adam.count))
-        decays = self._decays(params)
-        plan = Plan(
-            tuple(Row(*moments.spots[n], decays[i]) for n, i in enumerate(trained)),
-            mu_buffers=len(moments.buffers[0]),
-            nu_buffers=len(moments.buffers[1]),
-            convention=CONVENTIONS[self.arguments.convention],
-            amsgrad=self.arguments.amsgrad,
-            decoupled=self.decoupled,
-            clip=self.arguments.clip_global_norm is not None,
-        )
-        buffers, stepped = step_leaves(
-            functools.partial(self._scalars, count, parts),
-            moments.buffers,
-            [jnp.asarray(g_leaves[i]) for i in trained],
-            [jnp.asarray(leaves[i]) for i in trained],
-            plan,
-        )
-        for i, p in zip(trained, stepped, strict=True):
-            leaves[i] = p
-        stepped_adam = type(adam)(count, *moments.close(buffers))
-        # The other parts have no arrays but the counts of their schedules.
-        after = tuple(
-            stepped_adam if name == "adam" else jax.tree.map(optax.safe_increment, part)
-            for name, part in parts.items()
-        )
-        return treedef.unflatten(leaves), after
-
-    def _parts(self, state: optax.OptState, params: optax.Params) -> dict[str, Any]:
-        """The parts of `state` by name, each of the type that `init` makes."""
-        names = list(self.init_of)
-        if not isinstance(state, tuple) or len(state) != len(names):
-            found = len(state) if isinstance(state, tuple) else type(state).__name__
-            raise InvalidType(
-                where="state",
-                expected=f"a tuple of {len(names)} parts ({', '.join(names)}), as init makes it",
-                found=found,
-            )
-        parts = dict(zip(names, state, strict=True))
-        for name, part in parts.items():
-            if name == "adam":
-                right, expected = isinstance(part, self.state_type), self.state_type.__name__
-            else:
-                like = self.init_of[name](params)
-                right = jax.tree.structure(part) == jax.tree.structure(like)
-                expected = type(like).__name__
-            if not right:
-                raise InvalidType(
-                    where=f"state, part {name}",
-                    expected=(
-                        f"{expected}, as init makes it with amsgrad={self.arguments.amsgrad} and "
-                        f"packed={self.arguments.packed}"
-                    ),
-                    found=type(part).__name__,
-                    remedy="adamx.pack and adamx.unpack convert between packed and ordinary states",
-                )
-        return parts
-
-    def _decays(self, params: optax.Params) -> list[bool]:
-        """Whether weight decay applies, for each leaf."""
-        leaves = jax.tree.leaves(params)
-        if self.decay is None or self.decay.mask is None:
-            return [self.decay is not None] * len(leaves)
-        # As in Optax, a tree of truths may be of a class whose objects can be called.
-        functions = jax.tree.leaves(self.decay.mask)
-        is_function = bool(functions) and all(map(callable, functions))
-        mask = self.decay.mask(params) if is_function else self.decay.mask
-        return jax.tree.leaves(
-            jax.tree.map(lambda m, part: jax.tree.map(lambda _: bool(m), part), mask, params)
-        )
-
-    def _scalars(self, count: chex.ArrayDevice, parts: dict[str, Any], dtype: np.dtype) -> Scalars:
-        """The scalars of the step that leads to `count`, in `dtype`."""
-
-        def value(name: str, given: Any, part: str) -> Any:
-            if callable(given):
-                given = check_scheduled(name, given(jax.tree.leaves(parts[part])[0]))
-            return real_scalar(given, dtype)
-
-        rate, max_norm = self.arguments.learning_rate, self.arguments.clip_global_norm
-        return scalars(
-            count,
-            self.arguments.hyperparameters,
-            dtype,
-            rate=1.0 if rate is None else -value("learning_rate", rate, "rate"),
-            weight_decay=0.0
-            if self.decay is None
-            else value("weight_decay", self.decay.weight_decay, "decay"),
-            max_norm=0.0 if max_norm is None else real_scalar(max_norm, dtype),
-        )
+for _function in (fused_adam, fused_adamw):
+    _function.__module__ = "adamx"  # as users import it: what pickles name
