@@ -7,7 +7,7 @@ from typing import Any
 import chex
 import optax
 
-from adamx.base.arguments import DecayArguments, MomentArguments, RateArguments
+from adamx.base.arguments import AdamArguments, DecayArguments
 from adamx.base.checks import check_positive
 from adamx.base.errors import AdamxError, InvalidType
 
@@ -15,7 +15,7 @@ __all__ = ["FusedAdamArguments", "FusedAdamWArguments", "StepArguments"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StepArguments(MomentArguments, RateArguments):
+class StepArguments(AdamArguments):
     """What both forms of a whole step take."""
 
     _: dataclasses.KW_ONLY

@@ -25,7 +25,7 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
     call, and two seconds in calls of 128.
     """
     leaves = len(plan.rows)
-    floats, doubles, *buffers = operands
+    floats, doubles, _, *buffers = operands
     *columns, grads, params = split_list(buffers, plan.operand_counts())
     norm = jnp.zeros([], (doubles if doubles.size else floats).dtype)
     if plan.clip:

@@ -124,15 +124,16 @@ def fused_adam(arguments: FusedAdamArguments) -> FusedOptimizer:
     `step` computes what `adam` and `optax.apply_updates` do, with the same state, so a run may
     change from one to the other at any step. On a CPU, a compiled kernel reads each of gradient,
     moments and parameter once and writes the latter three in place. Elsewhere (GPU, TPU, several
-    devices, under `vmap` or differentiation, complex or 8-bit arrays, `jax.export`, no compiled
-    kernel, see `adamx.native.status`) the step is compiled from JAX's own operations, with the same
-    result.
+    devices, under `vmap` or differentiation, complex or 8-bit arrays, `nesterov`, `nu_key`,
+    `jax.export`, no compiled kernel, see `adamx.native.status`) the step is compiled from JAX's own
+    operations, with the same result.
 
     With every option, in this order: the gradients are clipped by their global norm; weight decay
     that is not decoupled is added to them; Adam; decoupled weight decay; the learning rate.
 
     Args:
-      learning_rate, b1, b2, eps, eps_root, mu_dtype, nu_dtype, amsgrad, convention: see `adam`.
+      learning_rate, b1, b2, eps, eps_root, mu_dtype, nu_dtype, nu_key, nesterov, amsgrad,
+        convention: see `adam`. With `nu_key` and `nesterov` the compiled kernel is not used.
         All numbers may be traced: a learning rate that is an argument of the jitted function
         changes without recompiling.
       weight_decay: at least 0: a scalar, or a schedule of the count of steps.
@@ -187,8 +188,8 @@ def fused_adamw(arguments: FusedAdamWArguments) -> FusedOptimizer:
     """AdamW in one pass over memory: what `adamw` and `optax.apply_updates` compute.
 
     Args:
-      learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nu_dtype, amsgrad,
-        convention: see `adamw`.
+      learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nu_dtype, nu_key,
+        nesterov, amsgrad, convention: see `adamw`.
       clip_global_norm, packed: see `fused_adam`.
 
     Returns:

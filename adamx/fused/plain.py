@@ -9,7 +9,7 @@ import numpy as np
 
 from adamx.base.clipping import clip_to_norm, global_norm
 from adamx.base.numerics import Scalars, by_parts
-from adamx.base.storage import CAST, step_leaf, wide_dtype
+from adamx.base.storage import CAST, CastAtRandom, Storage, step_leaf, wide_dtype
 from adamx.base.trees import split_list
 from adamx.fused.plan import Plan
 
@@ -18,9 +18,9 @@ __all__ = ["run"]
 
 def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
     """The next moments and parameters; see `adamx.fused.step.step_leaves` for the operands."""
-    vectors, buffers = operands[:2], operands[2:]
+    vectors, nu_keys, buffers = operands[:2], operands[2], operands[3:]
     mu, nu, nu_max, grads, params = split_list(buffers, plan.operand_counts())
-    scalars = {vector.dtype: Scalars(*vector) for vector in vectors if vector.size}
+    numbers = {vector.dtype: list(vector) for vector in vectors if vector.size}
     norm = global_norm(grads) if plan.clip else None
     # The parts of each buffer that change, and where they begin.
     columns = [mu, nu, nu_max][: 3 if plan.amsgrad else 2]
@@ -38,7 +38,10 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
             else jax.lax.slice(column[buffer], [at], [at + p.size])
             for column, (buffer, at) in zip(columns, spots, strict=True)
         ]
-        p, moments = _step_parameter(g, moments, p, scalars, norm, plan, row.decays)
+        storages: list[Storage] = [CAST] * len(moments)
+        if plan.rounds_nu_at_random:
+            storages[1] = CastAtRandom(nu_keys[i])
+        p, moments = _step_parameter(g, moments, storages, p, numbers, norm, plan, row.decays)
         params[i] = p.reshape(shape)
         for column, (buffer, at), moment in zip(changed, spots, moments, strict=True):
             column[buffer].append((at, moment))
@@ -53,22 +56,23 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
 def _step_parameter(
     g: chex.ArrayDevice,
     moments: Sequence[chex.ArrayDevice],
+    storages: Sequence[Storage],
     p: chex.ArrayDevice,
-    scalars: dict[np.dtype, Scalars],
+    numbers: dict[np.dtype, list[chex.ArrayDevice]],
     norm: chex.ArrayDevice | None,
     plan: Plan,
     decays: bool,
 ) -> tuple[chex.ArrayDevice, list[chex.ArrayDevice]]:
-    storages = [CAST] * len(moments)
     wide = wide_dtype([g, p], moments, storages)
-    s = scalars[jnp.finfo(wide).dtype]
     x, theta = g.astype(wide), p.astype(wide)
+    row = numbers[jnp.finfo(wide).dtype]
+    s, ahead = Scalars(*row[: len(Scalars._fields)]), row[-1] if plan.nesterov else None
     decay = by_parts(jnp.multiply, theta, s.weight_decay)
     if norm is not None:
         x = clip_to_norm(x, norm, s.max_norm)
     if decays and not plan.decoupled:
         x = x + decay
-    direction, stepped = step_leaf(x, moments, storages, s, plan.convention)
+    direction, stepped = step_leaf(x, moments, storages, s, plan.convention, ahead)
     if decays and plan.decoupled:
         direction = direction + decay
     theta = theta + by_parts(jnp.multiply, direction, s.rate)

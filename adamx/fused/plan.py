@@ -30,6 +30,8 @@ class Plan(NamedTuple):
     amsgrad: bool
     decoupled: bool  # weight decay shrinks the parameter, or else is added to the gradient
     clip: bool  # by the global norm of the gradients
+    nesterov: bool
+    rounds_nu_at_random: bool
 
     def operand_counts(self) -> list[int]:
         """How many arrays there are of mu, nu, nu_max, gradients and parameters, in this order."""

@@ -17,7 +17,6 @@ import numpy as np
 from adamx import native
 from adamx.base.errors import InvalidValue
 from adamx.base.jax_seam import Target, define_operation
-from adamx.base.numerics import Scalars
 from adamx.base.trees import split_list
 from adamx.fused import cpu, plain
 from adamx.fused.plan import Plan
@@ -30,10 +29,12 @@ _logger = logging.getLogger("adamx.fused")
 class _Form(NamedTuple):
     name: str
     run: Callable[..., list[chex.ArrayDevice]]
-    refuse: Callable[[Target, Sequence[Any]], str | None]  # why it cannot take a step, or None
+    refuse: Callable[[Target, Sequence[Any], Plan], str | None]  # why it cannot, or None
 
 
-def _refuse_kernel(target: Target, arrays: Sequence[Any]) -> str | None:
+def _refuse_kernel(target: Target, arrays: Sequence[Any], plan: Plan) -> str | None:
+    if plan.nesterov or plan.rounds_nu_at_random:
+        return "the kernel does not have nesterov and nu_key"
     if unknown := sorted({str(x.dtype) for x in arrays} - {*cpu.DTYPES}):
         return f"the kernel does not take {', '.join(unknown)}"
     if target.devices != 1:
@@ -48,15 +49,15 @@ def _refuse_kernel(target: Target, arrays: Sequence[Any]) -> str | None:
 
 _FORMS = (
     _Form("the compiled kernel", cpu.run, _refuse_kernel),
-    _Form("JAX's own operations", plain.run, lambda _target, _arrays: None),
+    _Form("JAX's own operations", plain.run, lambda _target, _arrays, _plan: None),
 )
 
 
-def choose(target: Target, arrays: Sequence[Any]) -> tuple[_Form, dict[str, str]]:
+def choose(target: Target, arrays: Sequence[Any], plan: Plan) -> tuple[_Form, dict[str, str]]:
     """The form of a step on these arrays, and by name why the forms before it were refused."""
     reasons: dict[str, str] = {}
     for form in _FORMS:
-        reason = form.refuse(target, arrays)
+        reason = form.refuse(target, arrays, plan)
         if reason is None:
             _logger.debug("a step in %s %s", form.name, reasons or "")
             return form, reasons
@@ -65,7 +66,8 @@ def choose(target: Target, arrays: Sequence[Any]) -> tuple[_Form, dict[str, str]
 
 
 def step_leaves(
-    scalars: Callable[[np.dtype], Scalars],
+    numbers: Callable[[np.dtype], Sequence[chex.Numeric]],
+    nu_keys: chex.ArrayDevice | None,
     moments: Sequence[Sequence[chex.ArrayDevice]],
     grads: Sequence[chex.ArrayDevice],
     params: Sequence[chex.ArrayDevice],
@@ -74,8 +76,9 @@ def step_leaves(
     """One step on all leaves: clipping by global norm, weight decay, Adam, and the parameters.
 
     Args:
-      scalars: the numbers of the step in a dtype: float32, and float64 where an array has that
-        precision.
+      numbers: the `Scalars` of the step in a dtype, float32, and float64 where an array has that
+        precision; then 1 - b1^(t+1) with Nesterov's momentum.
+      nu_keys: uint32[2] for each leaf, to round its second moment at random; None to nearest.
       moments: the buffers of mu, of nu and, with AMSGrad, of nu_max: an array like the parameter
         for each leaf, or flat ones with many leaves in them.
       grads, params: an array for each leaf.
@@ -93,32 +96,34 @@ def step_leaves(
             found="it off",
             remedy="turn it on, or convert parameters and state",
         )
-    operands = [_vector(scalars, np.dtype("float32"))]
-    operands.append(_vector(scalars, np.dtype("float64")) if is_double else jnp.zeros(0))
+    operands = [_vector(numbers, np.dtype("float32"))]
+    operands.append(_vector(numbers, np.dtype("float64")) if is_double else jnp.zeros(0))
+    operands.append(jnp.zeros((0, 2), jnp.uint32) if nu_keys is None else nu_keys)
     operands += arrays
     run = _operation
     if jax.sharding.get_abstract_mesh().size > 1:
         # Our operation has no rule for axes that are explicit or split by hand: there, the form
         # that does not need it goes straight into the program.
-        run = choose(Target("cpu", None, is_export=False), arrays)[0].run
+        run = choose(Target("cpu", None, is_export=False), arrays, plan)[0].run
     results = run(*operands, plan=plan)
     *new_moments, new_params = split_list(results, [*map(len, moments), len(params)])
     return new_moments, new_params
 
 
-def _vector(scalars: Callable[[np.dtype], Scalars], dtype: np.dtype) -> chex.ArrayDevice:
-    return jnp.stack([jnp.asarray(x, dtype) for x in scalars(dtype)])
+def _vector(
+    numbers: Callable[[np.dtype], Sequence[chex.Numeric]], dtype: np.dtype
+) -> chex.ArrayDevice:
+    return jnp.stack([jnp.asarray(x, dtype) for x in numbers(dtype)])
 
 
 def _abstract(*operands: Any, plan: Plan) -> list[Any]:
     leaves = len(plan.rows)
-    buffers = operands[2:]
+    buffers = operands[3:]
     return [*buffers[: -2 * leaves], *buffers[-leaves:]]  # all but the gradients
 
 
 def _choose_form(target: Target, operands: Sequence[Any], plan: Plan) -> Any:
-    del plan
-    return choose(target, operands[2:])[0].run
+    return choose(target, operands[3:], plan)[0].run
 
 
 _operation = define_operation("adamx_step", plain.run, _abstract, _choose_form)

@@ -15,7 +15,7 @@ from adamx.base.arguments import DecayArguments
 from adamx.base.checks import check_gradients, check_params
 from adamx.base.dtypes import real_scalar
 from adamx.base.errors import InvalidType
-from adamx.base.numerics import CONVENTIONS, Scalars, scalars
+from adamx.base.numerics import CONVENTIONS, bias_correction, scalars
 from adamx.base.trees import expand_nones
 from adamx.fused.arguments import StepArguments
 from adamx.fused.layout import PackedAdamState, PackedAmsgradState
@@ -23,7 +23,7 @@ from adamx.fused.moments import check_order, open_packed, open_separate
 from adamx.fused.packed import packed_state
 from adamx.fused.plan import Plan, Row
 from adamx.fused.step import step_leaves
-from adamx.transforms.adam import scale_by_adam
+from adamx.transforms.adam import nu_keys, scale_by_adam
 
 __all__ = ["WholeStep"]
 
@@ -89,9 +89,15 @@ class WholeStep:
             amsgrad=self.arguments.amsgrad,
             decoupled=self.decoupled,
             clip=self.arguments.clip_global_norm is not None,
+            nesterov=self.arguments.nesterov,
+            rounds_nu_at_random=self.arguments.nu_key is not None,
         )
+        keys = None
+        if self.arguments.nu_key is not None:
+            keys = nu_keys(self.arguments.nu_key, count, len(leaves))[np.array(trained, int)]
         buffers, stepped = step_leaves(
-            functools.partial(self._scalars, count, parts),
+            functools.partial(self._numbers, count, parts),
+            keys,
             moments.buffers,
             [jnp.asarray(g_leaves[i]) for i in trained],
             [jnp.asarray(leaves[i]) for i in trained],
@@ -151,8 +157,10 @@ class WholeStep:
             jax.tree.map(lambda m, part: jax.tree.map(lambda _: bool(m), part), mask, params)
         )
 
-    def _scalars(self, count: chex.ArrayDevice, parts: dict[str, Any], dtype: np.dtype) -> Scalars:
-        """The scalars of the step that leads to `count`, in `dtype`."""
+    def _numbers(
+        self, count: chex.ArrayDevice, parts: dict[str, Any], dtype: np.dtype
+    ) -> list[chex.Numeric]:
+        """The numbers of the step that leads to `count`, in `dtype`; see `step_leaves`."""
 
         def value(given: Any, part: str) -> Any:
             if callable(given):
@@ -160,14 +168,21 @@ class WholeStep:
             return real_scalar(given, dtype)
 
         rate, max_norm = self.arguments.learning_rate, self.arguments.clip_global_norm
-        return scalars(
-            count,
-            self.arguments.hyperparameters,
-            dtype,
-            rate=1.0 if rate is None else -value(rate, "rate"),
-            weight_decay=0.0 if self.decay is None else value(self.decay.weight_decay, "decay"),
-            max_norm=0.0 if max_norm is None else value(max_norm, "clip"),
-        )
+        hyper = self.arguments.hyperparameters
+        numbers: list[chex.Numeric] = [
+            *scalars(
+                count,
+                hyper,
+                dtype,
+                rate=1.0 if rate is None else -value(rate, "rate"),
+                weight_decay=0.0 if self.decay is None else value(self.decay.weight_decay, "decay"),
+                max_norm=0.0 if max_norm is None else value(max_norm, "clip"),
+            )
+        ]
+        if self.arguments.nesterov:
+            next_count = jnp.asarray(optax.safe_increment(count))
+            numbers.append(bias_correction(hyper.b1, next_count, dtype))
+        return numbers
 
 
 def _check_trained(params: Any) -> None:

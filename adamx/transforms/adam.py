@@ -20,7 +20,7 @@ from adamx.base.storage import CAST, CastAtRandom, Storage, step_leaf, wide_dtyp
 from adamx.base.trees import is_none
 from adamx.transforms.scaling import add_weight_decay, scale_by_learning_rate
 
-__all__ = ["AdamState", "AmsgradState", "adam", "adamw", "scale_by_adam"]
+__all__ = ["AdamState", "AmsgradState", "adam", "adamw", "nu_keys", "scale_by_adam"]
 
 
 @takes(DirectionArguments)
@@ -68,8 +68,7 @@ def scale_by_adam(arguments: DirectionArguments) -> optax.GradientTransformation
       nu_key: rounds a second moment in bfloat16 at random, so that its mean is right and it does
         not stall: a seed, or a key as for `stochastic_round`, which may have the same one.
         Each part of an `optax.partition` needs its own.
-        None to round it to nearest. AMSGrad's maximum is always rounded to nearest. `fused_adam`
-        does not have this.
+        None to round it to nearest. AMSGrad's maximum is always rounded to nearest.
       nesterov: Nesterov's look ahead in place of the first moment (Dozat 2016, algorithm 2 in
         Optax's form). Only with convention "optax": NAdam in Keras and torch differs from it.
       amsgrad: divide by the largest second moment so far (Reddi et al. 2018).
@@ -256,14 +255,17 @@ class _Direction:
         moments = len(self.state_type._fields) - 1
         if self.arguments.nu_key is None:
             return [[CAST] * moments] * leaves
-        keys = _nu_keys(self.arguments.nu_key, count, leaves)
+        keys = list(nu_keys(self.arguments.nu_key, count, leaves))
         # AMSGrad's maximum is rounded to nearest: at random it would only rise.
         return [[CAST, CastAtRandom(key), *[CAST] * (moments - 2)] for key in keys]
 
 
-def _nu_keys(
+def nu_keys(
     nu_key: chex.ArrayDevice | int, count: chex.ArrayDevice, leaves: int
-) -> list[chex.ArrayDevice]:
-    """The keys of one step's second moments; `stochastic_round` with the same key has others."""
+) -> chex.ArrayDevice:
+    """The keys of one step's second moments, uint32[leaves, 2].
+
+    `stochastic_round` with the same key has others.
+    """
     key = fold_in(key_data(nu_key), np.uint32(2**32 - 1))  # which no count reaches
-    return list(leaf_keys(key, count, leaves))
+    return leaf_keys(key, count, leaves)

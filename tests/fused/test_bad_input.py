@@ -31,7 +31,8 @@ STATE = OPTIMIZER.init(PARAMS)
         ({"b2": np.array([0.9])}, ValueError, "b2: .*"),
         ({"epsilon": 1e-8}, TypeError, r"no argument 'epsilon': here it is eps"),
         ({"global_clipnorm": 1.0}, TypeError, r"no argument .*: here it is clip_global_norm"),
-        ({"nesterov": True}, TypeError, r"no argument 'nesterov'"),
+        ({"nesterov": True, "convention": "torch"}, ValueError, 'nesterov: .*convention "optax"'),
+        ({"nu_key": 0}, ValueError, 'nu_key: expected nu_dtype="bfloat16" beside it'),
     ],
 )
 def test_arguments(build, arguments, error, message):

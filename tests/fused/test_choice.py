@@ -9,10 +9,13 @@ import pytest
 import adamx
 from adamx import native
 from adamx.base.jax_seam import Target
+from adamx.base.numerics import CONVENTIONS
 from adamx.fused import cpu, plain, step
+from adamx.fused.plan import Plan
 
 ONE_CPU = Target("cpu", 1, is_export=False)
 ARRAYS = [jnp.zeros(2), jnp.zeros(2, jnp.bfloat16)]
+PLAN = Plan((), 0, 0, CONVENTIONS["optax"], *[False] * 5)
 
 needs_kernel = pytest.mark.skipif(
     not native.status(), reason=f"no kernel: {native.status().reason}"
@@ -21,7 +24,7 @@ needs_kernel = pytest.mark.skipif(
 
 @needs_kernel
 def test_the_kernel_is_chosen_on_one_cpu():
-    form, reasons = step.choose(ONE_CPU, ARRAYS)
+    form, reasons = step.choose(ONE_CPU, ARRAYS, PLAN)
     assert (form.run, reasons) == (cpu.run, {})
 
 
@@ -37,15 +40,22 @@ def test_the_kernel_is_chosen_on_one_cpu():
     ],
 )
 def test_the_plain_form_is_chosen_for_a_reason(target, arrays, reason):
-    form, reasons = step.choose(target, arrays)
+    form, reasons = step.choose(target, arrays, PLAN)
     assert form.run is plain.run
     assert reason in reasons["the compiled kernel"]
+
+
+@pytest.mark.parametrize("field", ["nesterov", "rounds_nu_at_random"])
+def test_the_plain_form_is_chosen_for_what_the_kernel_does_not_have(field):
+    form, reasons = step.choose(ONE_CPU, ARRAYS, PLAN._replace(**{field: True}))
+    assert form.run is plain.run
+    assert "does not have nesterov and nu_key" in reasons["the compiled kernel"]
 
 
 def test_without_the_kernel_its_status_is_the_reason(monkeypatch):
     monkeypatch.setattr(native, "is_registered", lambda: False)
     monkeypatch.setattr(native, "status", lambda: native.Status(False, "turned off"))
-    _, reasons = step.choose(ONE_CPU, ARRAYS)
+    _, reasons = step.choose(ONE_CPU, ARRAYS, PLAN)
     assert reasons == {"the compiled kernel": "turned off"}
 
 

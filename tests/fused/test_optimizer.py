@@ -99,9 +99,7 @@ UPDATES |= {"nnx": update_nnx, "TrainState": update_train_state}
 @pytest.mark.parametrize("update", UPDATES.values(), ids=UPDATES)
 @pytest.mark.parametrize("packed", [False, True])
 def test_within_what_calls_update(update, packed):
-    message = (
-        r"update: expected an Optax.*\.step\(grads, params, state\).* use adamx\.adam or"
-    )
+    message = r"update: expected an Optax.*\.step\(grads, params, state\).* use adamx\.adam or"
     with pytest.raises(InvalidType, match=message):
         update(adamx.fused_adam(0.1, packed=packed))
 

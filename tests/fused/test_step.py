@@ -125,6 +125,44 @@ def test_packed_is_the_same(case):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **limits), *results)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("arguments", "dtype"),
+    [
+        ({"nesterov": True}, "float32"),
+        ({"nesterov": True, "b1": 0.3, "mu_dtype": "bfloat16"}, "float32"),
+        ({"nesterov": True}, "float64"),
+        ({"nu_dtype": "bfloat16", "nu_key": 3}, "float32"),
+        ({"nu_dtype": "bfloat16", "nu_key": 3, "nesterov": True, "amsgrad": True}, "float32"),
+    ],
+)
+def test_nesterov_and_nu_key(arguments, dtype, packed):
+    """Those of `adamw`, bit for bit; the keys are those of all leaves, trained or not."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        params = {"a": rng.standard_normal((50, 30)), "b": rng.standard_normal(()), "c": np.ones(9)}
+        params = jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
+        tx = adamx.adamw(0.01, **arguments)
+        optimizer = adamx.fused_adamw(0.01, packed=packed, **arguments)
+        expected, expected_state = params, tx.init(params)
+        found, state = params, optimizer.init(params)
+        update, step = jax.jit(tx.update), jax.jit(optimizer.step)
+        for i in range(3):
+            grads = {name: p * (1 + i) for name, p in params.items()} | {"b": None}
+            updates, expected_state = update(grads, expected_state, expected)
+            updates = jax.tree.map(lambda p, u: 0 * p if u is None else u, expected, updates)
+            expected = optax.apply_updates(expected, updates)
+            found, state = step(grads, found, state)
+        if packed:
+            state = adamx.unpack(state, params)
+        assert jax.tree.structure(state) == jax.tree.structure(expected_state)
+        jax.tree.map(np.testing.assert_array_equal, state[0], expected_state[0])
+        limit = 4 * float(jnp.finfo(dtype).eps)
+        for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            assert mine.dtype == other.dtype == dtype
+            np.testing.assert_allclose(mine, other, rtol=limit, atol=limit)
+
+
 # ---- Any numbers ---------------------------------------------------------------------------------
 
 # Above 1e37, whether m / (1 - b1) overflows depends on how XLA orders the divisions.
