@@ -1,5 +1,6 @@
 """Clipping by norm beside Optax's, and in 16 bits beside float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -43,6 +44,23 @@ def test_16_bits_are_rounded_once(dtype, scale):
         own = np.sqrt(np.sum(x**2))
         error = np.abs(np.asarray(clip_array(g, 0.1 * float(own)), np.float64) - x / 10)
         assert np.all(error <= 0.51 * places[0] * np.abs(x / 10) + 0.51 * places[1])
+
+
+@pytest.mark.parametrize("beside", [[], ["float32"], ["bfloat16"]])
+def test_float64_is_clipped_in_double_precision(beside):
+    """And so is a sum with arrays of less precision in it."""
+    with jax.enable_x64(True):
+        grads = [random((3, 4), dtype) for dtype in ["float64", *beside]]
+        exact = [np.asarray(g, np.float64) for g in grads]
+        norm = np.sqrt(sum(np.sum(x**2) for x in exact))
+        found = global_norm(grads)
+        assert found.dtype == "float64"
+        if not beside:  # whose squares are added up in its own precision
+            np.testing.assert_allclose(found, norm, rtol=1e-15)
+        clipped = clip_to_norm(grads[0], jnp.asarray(norm), 0.1)
+        np.testing.assert_allclose(clipped, exact[0] * (0.1 / norm), rtol=1e-15)
+        own = np.sqrt(np.sum(exact[0] ** 2))
+        np.testing.assert_allclose(clip_array(grads[0], 0.1), exact[0] * (0.1 / own), rtol=1e-15)
 
 
 @pytest.mark.parametrize("limit", ["clip_norm", "clip_global_norm"])

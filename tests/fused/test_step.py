@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adamx
-from tests.fused.fused_runs import Case, Pair, adam_of
+from tests.fused.fused_runs import LR, Case, Pair, adam_of
 
 PROMOTES = True  # Optax's parts do
 
@@ -123,6 +123,43 @@ def test_packed_is_the_same(case):
     # Bit for bit with the kernel. In plain form XLA compiles flat parts in its own way.
     limits = {"rtol": 0, "atol": 0} if adamx.native.status() else {"rtol": 1e-6, "atol": 1e-8}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **limits), *results)
+
+
+MIXED = [("bfloat16", "float32"), ("float32", "bfloat16", "float16"), ("float64", "bfloat16")]
+
+
+@pytest.mark.parametrize("dtypes", MIXED, ids=str)
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_packed_leaves_of_several_dtypes(dtypes, amsgrad):
+    """The buffers of the first moment are others than those of the second."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        params = [jnp.asarray(rng.standard_normal(9 + i), d) for i, d in enumerate(dtypes * 2)]
+        results = []
+        for packed in (False, True):
+            optimizer = adamx.fused_adam(LR, amsgrad=amsgrad, packed=packed)
+            step, found, state = jax.jit(optimizer.step), params, optimizer.init(params)
+            for _ in range(3):
+                found, state = step(params, found, state)
+            results.append((found, adamx.unpack(state, params) if packed else state))
+        assert jax.tree.structure(results[0]) == jax.tree.structure(results[1])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *results)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_float64_is_clipped_in_double_precision(packed):
+    """Adam's step does not depend on the gradient's scale, but the first moment does."""
+    with jax.enable_x64(True):
+        grads = {"a": jnp.asarray(np.random.default_rng(0).standard_normal(1000)), "b": jnp.pi}
+        grads = jax.tree.map(lambda g: jnp.asarray(g, "float64"), grads)
+        optimizer = adamx.fused_adam(LR, b1=0.0, clip_global_norm=0.1, packed=packed)
+        _, state = jax.jit(optimizer.step)(grads, grads, optimizer.init(grads))
+        if packed:
+            state = adamx.unpack(state, grads)
+        exact = jax.tree.map(np.asarray, grads)
+        norm = np.sqrt(np.sum(exact["a"] ** 2) + exact["b"] ** 2)
+        for name, moment in adam_of(state).mu.items():
+            np.testing.assert_allclose(moment, exact[name] * (0.1 / norm), rtol=1e-14)
 
 
 @pytest.mark.parametrize("packed", [False, True])
