@@ -43,3 +43,7 @@ __all__ = [
     "unpack",
     "zero_sharding",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

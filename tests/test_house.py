@@ -196,6 +196,8 @@ def is_name(statement):
         return True
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant)
+    if isinstance(statement, ast.FunctionDef):
+        return statement.name == "__dir__"  # what tab completion offers
     if not isinstance(statement, ast.Assign):
         return False
     return {ast.unparse(target) for target in statement.targets} <= {"__all__", "__version__"}

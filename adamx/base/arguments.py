@@ -5,6 +5,8 @@ that class: `help` and type checkers see every argument. Classes are put togethe
 here; the fields of a class come after those of the classes to its right.
 """
 
+from __future__ import annotations  # `help` shows what is written here, not what it stands for
+
 import dataclasses
 import functools
 import inspect
@@ -141,7 +143,7 @@ class DecayArguments(Arguments):
     """Decoupled weight decay, as in `optax.adamw`."""
 
     weight_decay: optax.ScalarOrSchedule = 1e-4
-    mask: Any | Callable[[optax.Params], Any] | None = None
+    mask: Any | Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         """See `Arguments`."""
@@ -154,6 +156,13 @@ class AdamWArguments(DecayArguments, AdamArguments):
     """The arguments of `adamw`."""
 
 
+class _Shown(str):
+    """The text of an annotation, which `help` and `inspect.signature` show without quotes."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
 def takes(kind: Callable[_P, _A]) -> Callable[[Callable[[_A], _R]], Callable[_P, _R]]:
     """Give a function of one structure the signature of that structure's class, `kind`.
 
@@ -161,6 +170,7 @@ def takes(kind: Callable[_P, _A]) -> Callable[[Callable[[_A], _R]], Callable[_P,
     right name for one of another framework.
     """
     signature = inspect.signature(kind)
+    shown = [p.replace(annotation=_Shown(p.annotation)) for p in signature.parameters.values()]
 
     def decorate(function: Callable[[_A], _R]) -> Callable[_P, _R]:
         @functools.wraps(function)
@@ -176,7 +186,7 @@ def takes(kind: Callable[_P, _A]) -> Callable[[Callable[[_A], _R]], Callable[_P,
         annotations = {name: p.annotation for name, p in signature.parameters.items()}
         call.__annotations__ = annotations | {"return": returned}
         del call.__wrapped__  # whose signature is the structure
-        call.__signature__ = signature.replace(return_annotation=returned)  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
+        call.__signature__ = inspect.Signature(shown, return_annotation=returned)  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
         return call
 
     return decorate

@@ -8,3 +8,7 @@ from adamx.checkpoint.format import FORMATS
 from adamx.checkpoint.layouts import torch_linear
 
 __all__ = ["FORMATS", "Checkpoint", "CheckpointError", "Format", "load", "save", "torch_linear"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,5 +1,7 @@
 """The arguments of a whole step."""
 
+from __future__ import annotations  # see `adamx.base.arguments`
+
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +53,7 @@ class FusedAdamArguments(StepArguments):
     _: dataclasses.KW_ONLY
     weight_decay: optax.ScalarOrSchedule = 0.0
     decoupled: bool = True
-    mask: Any | Callable[[optax.Params], Any] | None = None
+    mask: Any | Callable[[Any], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

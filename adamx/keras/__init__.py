@@ -4,3 +4,7 @@ from adamx.config.keras_schedules import KerasSchedule
 from adamx.keras.optimizer import Adam
 
 __all__ = ["Adam", "KerasSchedule"]
+
+
+def __dir__() -> list[str]:
+    return __all__

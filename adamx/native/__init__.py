@@ -7,3 +7,7 @@ Built at install if a C++ compiler is found; the environment variable ADAMX_NATI
 from adamx.native.loader import NORM, STEP, Status, is_registered, status
 
 __all__ = ["NORM", "STEP", "Status", "is_registered", "status"]
+
+
+def __dir__() -> list[str]:
+    return __all__
