@@ -49,6 +49,7 @@ def install(session: nox.Session, extras: str, *packages: str) -> None:
     session.install(f"adamx[{extras}] @ {build_wheel(session).as_uri()}", *packages)
     session.chdir(copy_checkout(session))
     session.run("python", "-c", KERNEL_IN_USE)
+    session.env["ADAMX_TEST_KERNEL"] = "1"
 
 
 def copy_checkout(session: nox.Session) -> Path:
@@ -133,6 +134,7 @@ def without_kernel(session: nox.Session) -> None:
     """An installation where nothing compiles, and the fused step in plain form."""
     session.install("-e", ".[test]", env={"CXX": "/bin/false"})
     session.run("python", "-c", KERNEL_IN_USE.replace("status()", "status().in_use is False"))
+    session.env["ADAMX_TEST_KERNEL"] = "0"
     session.run(*PYTEST, "tests/fused", "tests/native", "tests/test_readme.py", *session.posargs)
 
 

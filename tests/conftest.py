@@ -7,6 +7,8 @@ import hypothesis
 import jax
 import pytest
 
+import adamx
+
 # The same examples in every run of CI; new ones in each run by hand.
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
@@ -24,6 +26,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", compiled)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def pytest_collection_modifyitems():
+    """With ADAMX_TEST_KERNEL=1, as in CI, fail where tests of the kernel would be skipped."""
+    if os.environ.get("ADAMX_TEST_KERNEL") == "1" and not adamx.native.status():
+        reason = adamx.native.status().reason
+        raise pytest.UsageError(f"ADAMX_TEST_KERNEL=1, and there is no kernel: {reason}")
 
 
 @pytest.fixture(autouse=True)
