@@ -27,6 +27,7 @@ times as long a takes as b. A limit/step of 1 means: as fast as the plain loop.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ from pathlib import Path
 
 import jax
 
+import adamx
 from benchmarks.measure import BASE, CONTENDERS, Result, measure
 from benchmarks.report import about, as_json, summary, table
 from benchmarks.workloads import WORKLOADS
@@ -51,6 +53,22 @@ def _number(least: int, text: str) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least {least}")
     return int(text)
+
+
+def _file(text: str, suffixes: Sequence[str]) -> Path:
+    """A file that can be written in the end, which is a long time after the beginning."""
+    path = Path(text)
+    if path.suffix.lower() not in suffixes:
+        raise argparse.ArgumentTypeError(f"{text}: expected a name in {', '.join(suffixes)}")
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: expected a file in a folder that is there")
+    return path
+
+
+def _picture(text: str) -> Path:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise argparse.ArgumentTypeError("a picture needs matplotlib: pip install matplotlib")
+    return _file(text, (".png", ".svg", ".pdf"))
 
 
 def _cores() -> int:
@@ -95,8 +113,13 @@ def _options() -> argparse.Namespace:
         metavar="K",
         help="time K steps in a loop of JAX in one call, of those who can",
     )
-    add("--json", type=Path, metavar="FILE", help="write everything, with the samples")
-    add("--plot", type=Path, metavar="FILE.png", help="draw a picture; needs matplotlib")
+    add(
+        "--json",
+        type=lambda text: _file(text, (".json",)),
+        metavar="FILE.json",
+        help="write everything, with the samples",
+    )
+    add("--plot", type=_picture, metavar="FILE.png", help="draw a picture; needs matplotlib")
     return parser.parse_args()
 
 
@@ -105,6 +128,9 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     threads = _cores()
     names = [name for name in CONTENDERS if name in options.contenders or name == BASE]
+    status = adamx.native.status()
+    if not status:
+        print(f"adamx is measured WITHOUT its compiled kernel: {status.reason}\n")
     machine = about(threads)
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     print(f"{machine['processor']}, threads: {threads}\n{versions}\nadamx: {machine['kernel']}\n")

@@ -27,6 +27,7 @@ __all__ = [
     "keras_adam",
     "optax_adam",
     "task_of",
+    "why_not_imported",
 ]
 
 LEARNING_RATE, B1, B2, EPS = 1e-3, 0.9, 0.999, 1e-8
@@ -38,6 +39,12 @@ Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 class Absent(Exception):
     """Why a contender cannot take part."""
+
+
+def why_not_imported(error: ImportError) -> str:
+    """The reason in words: the package is not installed, or what it says itself."""
+    is_missing = isinstance(error, ModuleNotFoundError)
+    return f"{error.name} is not installed" if is_missing else f"it could not be imported: {error}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -173,7 +180,7 @@ def keras_adam(task: Task) -> Contender:
     try:
         import keras  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise Absent(str(error)) from error
+        raise Absent(why_not_imported(error)) from error
     if keras.backend.backend() != "jax":
         raise Absent(f"its backend is {keras.backend.backend()}, not jax")
     params = task.params()

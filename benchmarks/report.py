@@ -72,7 +72,7 @@ def table(workload: str, result: Result) -> str:
             f"  {name:14}{result.time(name).median * 1e3:9.3f}   "
             f"{_with_spread(result.speed(name)):25}{peak:>10}{compiled:>14}"
         )
-    lines += [f"  {name} is not there: {reason}" for name, reason in result.absent.items()]
+    lines += [f"  {name} skipped: {reason}" for name, reason in result.absent.items()]
     return "\n".join(lines)
 
 

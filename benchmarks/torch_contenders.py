@@ -7,7 +7,16 @@ from weakref import WeakKeyDictionary
 import jax
 import numpy as np
 
-from benchmarks.contenders import B1, B2, EPS, LEARNING_RATE, Absent, Contender, Task
+from benchmarks.contenders import (
+    B1,
+    B2,
+    EPS,
+    LEARNING_RATE,
+    Absent,
+    Contender,
+    Task,
+    why_not_imported,
+)
 
 __all__ = ["torch_adam"]
 
@@ -22,7 +31,7 @@ def torch_adam(task: Task, way: Literal["fused", "foreach"]) -> Contender:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise Absent(str(error)) from error
+        raise Absent(why_not_imported(error)) from error
     torch.set_num_threads(task.threads)
     return _TorchAdam(torch, task, way)
 

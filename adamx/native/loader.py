@@ -9,6 +9,7 @@ import functools
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -70,12 +71,7 @@ def _loaded() -> tuple[Status, ctypes.CDLL | None]:
     paths = [Path(folder) / _LIBRARY for folder in sys.modules[__package__ or ""].__path__]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        reason = (
-            "not compiled: there was no C++ compiler when adamx was installed, or it failed. "
-            "Install one and run `pip install --force-reinstall --no-deps --no-cache-dir -v` for "
-            "adamx again"
-        )
-        return Status(False, reason), None
+        return Status(False, _why_absent([path.parent for path in paths])), None
     try:
         library = ctypes.CDLL(str(path))
         compiled = library.adamx_ffi_major(), library.adamx_ffi_minor()
@@ -101,6 +97,22 @@ def _loaded() -> tuple[Status, ctypes.CDLL | None]:
         )
         return Status(False, reason), None
     return Status(True, f"{path.name}, compiled for {instruction_set}", instruction_set), library
+
+
+def _why_absent(folders: Sequence[Path]) -> str:
+    """Why there is no library, and what to do: wheels have no sources, checkouts no library."""
+    sources = next((folder for folder in folders if (folder / "CMakeLists.txt").is_file()), None)
+    if sources is not None:
+        root = sources.parent.parent
+        return (
+            f"not compiled: adamx is imported from its source tree, {root}, which has no library. "
+            f"Run `pip install -e {root}`, which needs a C++ compiler, or start Python in another "
+            "folder to use an adamx that is installed"
+        )
+    return (
+        "not compiled: there was no C++ compiler when adamx was installed, or it failed. Install "
+        "one and run `pip install --force-reinstall --no-deps --no-cache-dir -v` for adamx again"
+    )
 
 
 def _ffi_version() -> tuple[int, int]:
