@@ -102,6 +102,8 @@ def native(session: nox.Session) -> None:
     """The kernel's own tests: plain, with sanitizers, and for 64-bit Arm where that can be run."""
     session.install("jax", "cmake", "ninja")
     run_kernel_tests(session, "plain")
+    fast = "-ffast-math -Ofast -funsafe-math-optimizations -ffinite-math-only"  # has no effect
+    run_kernel_tests(session, "fast-math", f"-DCMAKE_CXX_FLAGS={fast}")
     for name in ("thread", "address,undefined"):
         run_kernel_tests(session, name.partition(",")[0], f"-DADAMX_SANITIZE={name}")
     arm = "aarch64-linux-gnu-g++"

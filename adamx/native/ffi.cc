@@ -229,4 +229,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(adamx_norm, NormHandler,
 ADAMX_EXPORT int adamx_ffi_major() { return XLA_FFI_API_MAJOR; }
 ADAMX_EXPORT int adamx_ffi_minor() { return XLA_FFI_API_MINOR; }
 ADAMX_EXPORT int adamx_interface() { return kInterface; }
+// One step on n elements of one dtype, g, m, v and p of each, where they lie; `scalars` are of
+// float64 for float64, of float32 otherwise. adamx.native looks at the results.
+ADAMX_EXPORT void adamx_probe(int dtype, int64_t n, void* g, void* m, void* v, void* p,
+                              const void* scalars) {
+  const auto kind = static_cast<adamx::Dtype>(dtype);
+  const adamx::Leaf leaf = {n, {g, kind}, {m, kind}, {v, kind}, {nullptr, kind}, {p, kind}, false};
+  const adamx::Options options = {true, true, false, true, false};
+  const adamx::Kernels& kernels = adamx::BestKernels();
+  if (kind == adamx::Dtype::kFloat64)
+    kernels.step64(leaf, 0, n, *static_cast<const adamx::Scalars<double>*>(scalars), options, 0);
+  else
+    kernels.step32(leaf, 0, n, *static_cast<const adamx::Scalars<float>*>(scalars), options, 0);
+}
 ADAMX_EXPORT const char* adamx_instruction_set() { return adamx::BestKernels().name; }

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import jax
 
+from adamx.native.probe import find_fault, flushes_subnormals
+
 __all__ = ["NORM", "STEP", "Status", "is_registered", "status"]
 
 # The kernel's interface: what it reads from arguments and attributes; see `kInterface` in ffi.cc.
@@ -72,10 +74,12 @@ def _loaded() -> tuple[Status, ctypes.CDLL | None]:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return Status(False, _why_absent([path.parent for path in paths])), None
+    flushed_before = flushes_subnormals()
     try:
         library = ctypes.CDLL(str(path))
         compiled = library.adamx_ffi_major(), library.adamx_ffi_minor()
         interface = library.adamx_interface()
+        _ = library.adamx_probe  # which older ones do not have
         library.adamx_instruction_set.restype = ctypes.c_char_p
         instruction_set = library.adamx_instruction_set().decode()
     except (OSError, AttributeError) as error:
@@ -84,6 +88,17 @@ def _loaded() -> tuple[Status, ctypes.CDLL | None]:
         reason = (
             f"{path} is of another version of adamx: it has interface {interface}, expected "
             f"{_INTERFACE}. Install adamx again"
+        )
+        return Status(False, reason), None
+    fault = None
+    if flushes_subnormals() and not flushed_before:
+        fault = "when it is loaded, subnormal numbers become zero in the whole program"
+    elif wrong := find_fault(library):
+        fault = f"it computes wrongly: {wrong}"
+    if fault is not None:
+        reason = (
+            f"{path} was compiled with flags such as -ffast-math: {fault}. Install adamx again "
+            "without them in CXXFLAGS and LDFLAGS"
         )
         return Status(False, reason), None
     try:

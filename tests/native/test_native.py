@@ -76,6 +76,11 @@ import adamx.native.loader as loader
         ("loader._INTERFACE = 1", "is of another version of adamx: it has interface 2, expected 1"),
         ("loader._ffi_version = lambda: (0, 0)", "jaxlib has 0.0: install adamx again"),
         ("loader._ffi_version = lambda: (1, 9)", "jaxlib has 1.9: install adamx again"),
+        ("loader.find_fault = lambda _: 'v of a step'", "-ffast-math: it computes wrongly: v of"),
+        (
+            "loader.flushes_subnormals = iter([False, True]).__next__",
+            "-ffast-math: when it is loaded, subnormal numbers become zero",
+        ),
         (
             "def refuse(*args, **kwargs): raise ValueError('too old')\n"
             "import jax; jax.ffi.register_ffi_target = refuse",
