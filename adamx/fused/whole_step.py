@@ -12,7 +12,7 @@ import optax
 
 from adamx.base.adam_state import AdamState, AmsgradState
 from adamx.base.arguments import DecayArguments
-from adamx.base.checks import check_gradients, check_params
+from adamx.base.checks import check_gradients, check_params, check_scheduled
 from adamx.base.dtypes import real_scalar
 from adamx.base.errors import InvalidType
 from adamx.base.numerics import CONVENTIONS, bias_correction, scalars
@@ -162,21 +162,22 @@ class WholeStep:
     ) -> list[chex.Numeric]:
         """The numbers of the step that leads to `count`, in `dtype`; see `step_leaves`."""
 
-        def value(given: Any, part: str) -> Any:
+        def value(name: str, given: Any, part: str) -> Any:
             if callable(given):
-                given = given(jax.tree.leaves(parts[part])[0])
+                given = check_scheduled(name, given(jax.tree.leaves(parts[part])[0]))
             return real_scalar(given, dtype)
 
         rate, max_norm = self.arguments.learning_rate, self.arguments.clip_global_norm
+        decay = 0.0 if self.decay is None else self.decay.weight_decay
         hyper = self.arguments.hyperparameters
         numbers: list[chex.Numeric] = [
             *scalars(
                 count,
                 hyper,
                 dtype,
-                rate=1.0 if rate is None else -value(rate, "rate"),
-                weight_decay=0.0 if self.decay is None else value(self.decay.weight_decay, "decay"),
-                max_norm=0.0 if max_norm is None else value(max_norm, "clip"),
+                rate=1.0 if rate is None else -value("learning_rate", rate, "rate"),
+                weight_decay=value("weight_decay", decay, "decay"),
+                max_norm=0.0 if max_norm is None else real_scalar(max_norm, dtype),
             )
         ]
         if self.arguments.nesterov:
