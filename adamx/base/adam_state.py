@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax.tree_util import DictKey
 
-from adamx.base.dtypes import number_kind
+from adamx.base.dtypes import dtype_of, number_kind, type_name
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.jax_seam import is_traced
 from adamx.base.trees import describe_difference, flatten_with_path, path_name
@@ -129,12 +129,13 @@ def _ensemble_shape(adam: AdamState | AmsgradState) -> tuple[int, ...]:
 def _is_integer(x: Any) -> bool:
     if isinstance(x, int):
         return not isinstance(x, bool)
-    return jnp.issubdtype(getattr(x, "dtype", object), jnp.integer)
+    dtype = dtype_of(x)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.integer)
 
 
 def _describe(x: Any) -> str:
-    dtype = getattr(x, "dtype", None)
-    return type(x).__name__ if dtype is None else f"{dtype} of shape {jnp.shape(x)}"
+    dtype = dtype_of(x)
+    return type_name(x) if dtype is None else f"{dtype} of shape {jnp.shape(x)}"
 
 
 def _is_at_hand(x: Any) -> bool:
@@ -154,7 +155,7 @@ def _check_moment(
         raise InvalidType(
             where=f"state: {array_name(field, path)}",
             expected=f"floating-point numbers, complex ones only beside a complex {owner}",
-            found=getattr(moment, "dtype", kind),
+            found=dtype_of(moment) or kind,
         )
     if jnp.shape(moment) != jnp.shape(like):
         raise InvalidValue(

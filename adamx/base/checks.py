@@ -16,7 +16,7 @@ from adamx.base.dtypes import (
     type_name,
 )
 from adamx.base.errors import AdamxError, InvalidType, InvalidValue
-from adamx.base.trees import describe_difference, is_none, leaf_name
+from adamx.base.trees import describe_difference, flatten_with_path, is_none, leaf_name
 
 __all__ = [
     "check_choice",
@@ -144,7 +144,7 @@ def check_dtype(name: str, dtype: Any, kind: type, words: str) -> None:
 
 def check_params(params: optax.Params) -> None:
     """Raise a TypeError unless every leaf of `params` is floating-point or complex."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in flatten_with_path(params)[0]:
         kind = number_kind(leaf)
         if kind not in ("real", "complex"):
             raise InvalidType(
@@ -163,7 +163,7 @@ def check_gradients(
 
     A leaf of `updates` may be None where `like` has anything. `name` is what `like` is called.
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(updates, is_leaf=is_none)
+    leaves, treedef = flatten_with_path(updates, is_leaf=is_none)
     try:
         expected = treedef.flatten_up_to(like)
     except (ValueError, TypeError) as error:

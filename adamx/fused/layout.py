@@ -14,7 +14,7 @@ import optax
 
 from adamx.base.dtypes import compute_dtype
 from adamx.base.errors import InvalidType, InvalidValue
-from adamx.base.trees import path_name
+from adamx.base.trees import flatten_with_path, path_name
 
 __all__ = [
     "Buffers",
@@ -169,7 +169,7 @@ def with_layout(adam: PackedState, params: optax.Params) -> Any:
 
 def _layout(params: optax.Params, spans: Sequence[Sequence[Span]]) -> Layout:
     """A digest of each leaf's name and shape, and of where its moments lie."""
-    named = jax.tree_util.tree_leaves_with_path(params)
+    named = flatten_with_path(params)[0]
     leaves = [[path_name(path), *jnp.shape(leaf)] for path, leaf in named]
     digest = hashlib.sha256(json.dumps([leaves, spans]).encode())
     return {digest.hexdigest()[:16]: ()}

@@ -14,7 +14,7 @@ from adamx.base.checks import check_params
 from adamx.base.dtypes import first_moment_dtype, second_moment_dtype
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.jax_seam import is_traced
-from adamx.base.trees import leaf_name
+from adamx.base.trees import flatten_with_path, leaf_name
 from adamx.fused.layout import (
     Buffers,
     PackedAdamState,
@@ -153,7 +153,7 @@ def _pack_column(
 
 def _check_packable(params: optax.Params) -> None:
     """Raise for a parameter that is complex or sharded."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in flatten_with_path(params)[0]:
         if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
             raise InvalidType(
                 where=leaf_name(path),

@@ -13,7 +13,7 @@ import optax
 from adamx.base.checks import check_params
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.jax_seam import is_traced, strip_weak_type
-from adamx.base.trees import is_none, listed, path_name
+from adamx.base.trees import flatten_with_path, is_none, listed, path_name
 from adamx.config.adam_config import AdamConfig
 from adamx.keras.static import ARRAYS, TRACEABLE, Static, check_array, merge, split
 
@@ -149,7 +149,7 @@ def _gradients(program: Program, params: Any, traced: list[Any]) -> Any:
 def _constrained(params: Any, constraints: dict[str, Constraint]) -> Any:
     if not constraints:
         return params
-    keyed, treedef = jax.tree_util.tree_flatten_with_path(params)
+    keyed, treedef = flatten_with_path(params)
     paths, leaves = [path_name(path) for path, _ in keyed], [leaf for _, leaf in keyed]
     unknown = [path for path in constraints if path not in paths]
     if unknown:
@@ -197,7 +197,7 @@ def _split_params(params: Any) -> tuple[Any, Any]:
     leaves, treedef = jax.tree.flatten(params)
     if leaves and all(isinstance(x, jax.Array) for x in leaves):  # the usual case, and quick
         return treedef.unflatten(map(strip_weak_type, leaves)), None
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in flatten_with_path(params)[0]:
         try:
             check_array(leaf)
         except InvalidType as error:

@@ -20,7 +20,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from adamx.base.errors import InvalidType
-from adamx.base.trees import path_name
+from adamx.base.trees import flatten_with_path, path_name
 
 __all__ = ["ARRAYS", "TRACEABLE", "Static", "check_array", "merge", "split"]
 
@@ -73,7 +73,7 @@ def split(tree: Any, kinds: tuple[type, ...]) -> tuple[list[Any], Static]:
         try:
             arrays, part = _split_leaf(leaf, kinds)
         except InvalidType as error:  # paths take time: only then
-            path, _ = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)[i]
+            path, _ = flatten_with_path(tree, is_leaf=is_leaf)[0][i]
             raise error.within(path_name(path)) if path else error from None
         traced += arrays
         parts.append(part)

@@ -16,6 +16,7 @@ from adamx.base.dtypes import first_moment_dtype, second_moment_dtype
 from adamx.base.errors import InvalidType
 from adamx.base.numerics import CONVENTIONS, Scalars, bias_correction, scalars
 from adamx.base.random_bits import fold_in, key_data, leaf_keys
+from adamx.base.rounded import check_not_rounded
 from adamx.base.storage import CAST, CastAtRandom, Storage, step_leaf, wide_dtype
 from adamx.base.trees import is_none
 from adamx.transforms.scaling import add_weight_decay, scale_by_learning_rate
@@ -219,6 +220,7 @@ class _Direction:
             )
         open_state(state)
         check_gradients(updates, state.mu)
+        check_not_rounded(updates)
         count = jnp.asarray(optax.safe_increment(state.count))
         next_count = jnp.asarray(optax.safe_increment(count))
         hyper = self.arguments.hyperparameters

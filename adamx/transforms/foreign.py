@@ -11,7 +11,7 @@ import optax
 from adamx.base.clipping import clip_array, clip_to_norm, global_norm
 from adamx.base.dtypes import real_scalar
 from adamx.base.errors import InvalidType, InvalidValue
-from adamx.base.trees import is_none, path_name
+from adamx.base.trees import flatten_with_path, is_none, path_name
 
 __all__ = ["clip_each_norm", "clip_global_norm", "clip_values", "torch_weight_decay"]
 
@@ -37,18 +37,23 @@ def clip_global_norm(max_norm: chex.Numeric) -> optax.GradientTransformation:
 def clip_values(largest: chex.Numeric) -> optax.GradientTransformation:
     """`optax.clip`, in the gradient's dtype, and with an error of its own for complex gradients."""
 
-    def clip(path: jax.tree_util.KeyPath, g: chex.ArrayDevice) -> chex.ArrayDevice:
-        if jnp.iscomplexobj(g):  # which have no order
-            raise InvalidType(
-                where=path_name(path),
-                expected="a real gradient for clipping by value",
-                found=jnp.result_type(g),
-                remedy="clip by norm",
-            )
+    def clip(g: chex.ArrayDevice) -> chex.ArrayDevice:
         limit: Any = real_scalar(largest, jnp.result_type(g))
         return jnp.clip(g, -limit, limit)
 
-    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(clip, updates))
+    def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        del params
+        for path, g in flatten_with_path(updates)[0]:
+            if jnp.iscomplexobj(g):  # which have no order
+                raise InvalidType(
+                    where=path_name(path),
+                    expected="a real gradient for clipping by value",
+                    found=jnp.result_type(g),
+                    remedy="clip by norm",
+                )
+        return jax.tree.map(clip, updates)
+
+    return optax.stateless(update)
 
 
 def torch_weight_decay(rate: float, decay: float) -> optax.GradientTransformation:

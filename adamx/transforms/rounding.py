@@ -4,6 +4,7 @@ Rounded to the nearest bfloat16, 1 + 1e-4 is 1, however often it is computed. Ro
 two neighbours at random, with the probability that makes the mean right, it moves.
 """
 
+from collections import Counter
 from typing import Any, NamedTuple
 
 import chex
@@ -12,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.base.checks import check_gradients
+from adamx.base.checks import check_gradients, check_params
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.random_bits import check_key, key_data, leaf_keys, round_at_random
-from adamx.base.trees import is_none
+from adamx.base.rounded import mark_rounded
+from adamx.base.trees import is_none, listed
 
 __all__ = ["StochasticRoundState", "stochastic_round"]
 
@@ -26,6 +28,8 @@ class StochasticRoundState(NamedTuple):
     Attributes:
       count: the number of steps done, an int32 scalar that stops at its largest value.
       key: uint32[2], the same in every step: the data of a key of `jax.random`.
+      narrow: the dtypes that are rounded and how many leaves have each, `{"2 of bfloat16": ()}`:
+        names without arrays, fixed when a step is compiled. None in states of earlier versions.
     """
 
     __module__ = "adamx"  # as users import it: what pickles and repr name
@@ -33,12 +37,14 @@ class StochasticRoundState(NamedTuple):
     # The field's name in Optax's states; tuples have a method of that name.
     count: chex.ArrayDevice  # pyright: ignore[reportIncompatibleMethodOverride]
     key: chex.ArrayDevice
+    narrow: dict[str, tuple[()]] | None = None
 
 
 def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformationExtraArgs:
     r"""Round parameters narrower than float32 at random, so that small updates are not lost.
 
-    The last part of a chain, after the learning rate. With parameter :math:`p` and update
+    The last part of a chain, after the learning rate: `adam` and the like after it are an error
+    where they get what it returned. With parameter :math:`p` and update
     :math:`u`, the sum :math:`s = p + u` is computed in float32 and lies between two neighbouring
     numbers :math:`a \le s \le b` of the parameter's dtype. The parameter becomes
 
@@ -60,8 +66,9 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
     where what it does would be rounded to nearest again. `optax.contrib.schedule_free` is not for
     narrow parameters: it adds up its weights in their dtype.
 
-    Add the updates with `optax.apply_updates`, which keeps the parameters' dtype;
-    `equinox.apply_updates` would make them float32. An infinite parameter becomes NaN.
+    Add the updates with `optax.apply_updates`, which keeps the parameters' dtype.
+    `equinox.apply_updates` makes them float32, whereupon the next `update` raises an error. An
+    infinite parameter becomes NaN.
 
     Args:
       key: a seed, or a key of `jax.random` (Threefry, JAX's default), typed or as uint32[2], which
@@ -70,13 +77,13 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
         an element's bits depend on its index in the whole array.
 
     Returns:
-      A transformation with the state `StochasticRoundState(count, key)`. `update(updates, state,
+      A transformation with the state `StochasticRoundState(count, key, narrow)`. `update(updates, state,
       params)` needs the parameters. The bits of leaf i, in tree order and counting leaves that are
       None, are `jax.random.bits(fold_in(fold_in(key, count), i), shape)`.
 
     Raises:
-      ValueError: a key of another generator or shape; in `update`, no params, or updates whose
-        shapes or structure are not theirs.
+      ValueError: a key of another generator or shape; in `update`, no params, updates whose shapes
+        or structure are not theirs, or params whose narrow dtypes are not those of `init`.
       TypeError: a key that is none; in `update`, a state of another transformation.
 
     Example:
@@ -95,8 +102,8 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
     check_key("key", key)
 
     def init(params: optax.Params) -> StochasticRoundState:
-        del params
-        return StochasticRoundState(jnp.zeros([], jnp.int32), key_data(key))
+        check_params(params)
+        return StochasticRoundState(jnp.zeros([], jnp.int32), key_data(key), _count_narrow(params))
 
     def update(
         updates: optax.Updates,
@@ -116,15 +123,26 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
             expected = "StochasticRoundState, as init made it"
             raise InvalidType(where="state", expected=expected, found=type(state).__name__)
         check_gradients(updates, params, "the parameters")
+        narrow = _count_narrow(params)
+        if state.narrow is not None and narrow != state.narrow:
+            raise InvalidValue(
+                where="params",
+                expected=f"the dtypes that init got, {listed(state.narrow) or 'no narrow ones'}",
+                found=listed(narrow) or "none narrower than float32",
+                remedy="optax.apply_updates keeps the parameters' dtypes, equinox.apply_updates "
+                "does not",
+            )
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_none)
         keys = leaf_keys(state.key, state.count, len(leaves))
         rows = zip(leaves, treedef.flatten_up_to(params), range(len(leaves)), strict=True)
         rounded = [
-            u if u is None or not _is_narrow(jnp.result_type(p)) else _update_leaf(u, p, keys[i])
+            u
+            if u is None or not _is_narrow(jnp.result_type(p))
+            else mark_rounded(_update_leaf(u, p, keys[i]))
             for u, p, i in rows
         ]
         count = jnp.asarray(optax.safe_increment(state.count))
-        return treedef.unflatten(rounded), StochasticRoundState(count, state.key)
+        return treedef.unflatten(rounded), state._replace(count=count)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -141,6 +159,13 @@ def _update_leaf(u: chex.Array, p: chex.Array, key: chex.ArrayDevice) -> chex.Ar
     wide = p.astype(jnp.float32)
     s = wide + jnp.asarray(u).astype(jnp.float32)
     return round_at_random(s, key, p.dtype).astype(jnp.float32) - wide
+
+
+def _count_narrow(params: optax.Params) -> dict[str, tuple[()]]:
+    """The dtypes narrower than float32 among `params`, with the number of their leaves."""
+    dtypes = [jnp.result_type(p) for p in jax.tree.leaves(params)]
+    counts = Counter(dtype.name for dtype in dtypes if _is_narrow(dtype))
+    return {f"{count} of {name}": () for name, count in sorted(counts.items())}
 
 
 def _is_narrow(dtype: np.dtype) -> bool:

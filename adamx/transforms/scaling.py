@@ -15,6 +15,7 @@ from adamx.base.checks import check_scheduled
 from adamx.base.dtypes import is_number, real_scalar
 from adamx.base.errors import InvalidValue
 from adamx.base.numerics import by_parts
+from adamx.base.rounded import check_not_rounded
 from adamx.base.trees import is_none
 
 __all__ = ["add_weight_decay", "scale_by_learning_rate"]
@@ -52,6 +53,7 @@ def add_weight_decay(
                 found=None,
                 remedy="call update(updates, state, params)",
             )
+        check_not_rounded(updates)
         decay: Any = weight_decay
         if callable(decay):
             decay = check_scheduled("weight_decay", decay(state.count))

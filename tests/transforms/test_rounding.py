@@ -1,6 +1,7 @@
 """Stochastic rounding beside `jax.random`, NumPy's rounding and the binomial distribution."""
 
 import itertools
+import math
 from fractions import Fraction
 
 import jax
@@ -291,3 +292,43 @@ def test_derivatives_are_those_of_the_sum():
     by_rate, by_params = jax.jit(jax.grad(after, (0, 1)))(jnp.float32(1e-3), params)
     np.testing.assert_allclose(by_rate, -np.sum(np.asarray(gradient)), rtol=1e-2)  # of bfloat16
     np.testing.assert_array_equal(np.asarray(by_params, float), 1.0)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("share", [2.0**-40, 3 * 2.0**-26, 0.3, 1 - 2.0**-23])
+def test_the_bias_below_the_smallest_normal_number_is_bounded(dtype, share):
+    """So many of 2**24 draws round up: the share, and less than one draw more."""
+    spacing = float(jnp.finfo(dtype).smallest_subnormal)
+    share = float(np.float32(share))
+    draws = math.ceil(share * 2**24)
+    bits = np.array([0, draws - 1, draws, 2**24 - 1], np.uint32) << 8
+    x = jnp.full(bits.size, share * spacing, jnp.float32)
+    rounded = np.asarray(random_bits._round(x, bits, jnp.dtype(dtype)), np.float32)
+    np.testing.assert_array_equal(rounded / spacing, [1, 1, 0, 0])
+
+
+@pytest.mark.parametrize("shape", ["n", "n, 3", "2, n, m"])
+def test_bits_of_symbolic_shapes(shape):
+    """A program that is exported for all sizes draws what it draws for one."""
+    key = jax.random.key(3)
+    draw = jax.jit(lambda x: random_bits.random_bits(jax.random.key_data(key), x.shape, None))
+    symbolic = jax.export.symbolic_shape(shape)
+    exported = jax.export.export(draw)(jax.ShapeDtypeStruct(symbolic, jnp.float32))
+    for size in (1, 5):
+        concrete = tuple(n if isinstance(n, int) else size for n in symbolic)
+        expected = jax.random.bits(key, concrete, "uint32")
+        np.testing.assert_array_equal(exported.call(jnp.zeros(concrete)), expected)
+
+
+@pytest.mark.parametrize("nu_key", [None, 0])
+def test_steps_are_exported_for_all_sizes(nu_key):
+    adam = adamx.adam(0.1, nu_dtype="bfloat16", nu_key=nu_key)
+    tx = optax.chain(adam, adamx.stochastic_round(0))
+
+    def step(p):
+        return tx.update(p, tx.init(p), p)[0]
+
+    (n,) = jax.export.symbolic_shape("n")
+    exported = jax.export.export(jax.jit(step))(jax.ShapeDtypeStruct((n,), jnp.bfloat16))
+    params = jnp.linspace(-1, 1, 5, dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(exported.call(params), jax.jit(step)(params))
