@@ -114,10 +114,7 @@ def moving_average(
         parts = ((mean.real, x.real), (mean.imag, x.imag))
         return jax.lax.complex(*(moving_average(*part, b, one_minus_b) for part in parts))
     half = 0.5 * x - 0.5 * mean  # exact, and finite where x - mean would overflow
-    from_mean, from_x = mean + 2 * one_minus_b * half, x - 2 * b * half
-    if isinstance(b, float):
-        return from_mean if b >= 0.5 else from_x
-    return jnp.where(b >= 0.5, from_mean, from_x)
+    return _select(b, lambda: mean + 2 * one_minus_b * half, lambda: x - 2 * b * half)
 
 
 def _mean_square(
@@ -126,12 +123,24 @@ def _mean_square(
     """`moving_average` of |g|^2. What has overflowed stays infinite, and does not turn into NaN."""
     square = _square(g)
     difference = square - v
-    from_v = jnp.where(jnp.isinf(v), v, v + one_minus_b * difference)
-    is_last = jnp.isinf(square) | (b == 0)
-    from_square = jnp.where(is_last, square, square - b * difference)
+
+    def from_square() -> chex.ArrayDevice:
+        # The comparison with the difference is for its sharding, where axes are explicit.
+        is_all = jnp.isinf(square) | (difference == jnp.inf) | (b == 0)
+        return square - jnp.where(is_all, jnp.zeros_like(difference), b * difference)
+
+    return _select(b, lambda: jnp.where(jnp.isinf(v), v, v + one_minus_b * difference), from_square)
+
+
+def _select(
+    b: chex.Numeric,
+    from_mean: Callable[[], chex.ArrayDevice],
+    from_x: Callable[[], chex.ArrayDevice],
+) -> chex.ArrayDevice:
+    """An average from what has the larger weight."""
     if isinstance(b, float):
-        return from_v if b >= 0.5 else from_square
-    return jnp.where(b >= 0.5, from_v, from_square)
+        return from_mean() if b >= 0.5 else from_x()
+    return jnp.where(b >= 0.5, from_mean(), from_x())
 
 
 def bias_correction(b: chex.Numeric, t: chex.ArrayDevice, dtype: np.dtype) -> chex.ArrayDevice:

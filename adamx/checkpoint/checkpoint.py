@@ -180,10 +180,9 @@ class Checkpoint:
           layout: called with a path of the tree and each array that goes there, to change how its
             axes stand; `torch_linear` is one. Where shapes alone decide what goes where, an error
             that it raises means that this array does not go there.
-          transformation: a transformation to go on with that holds an Adam and perhaps more than
-            `config` can say, such as `adamx.stochastic_round`; what else it keeps begins anew. None
-            for `config.transformation()`. Hyperparameters, and with AMSGrad the convention, are not
-            compared with those of `config`.
+          transformation: one to go on with that holds an Adam and perhaps more than `config` can
+            say, such as `adamx.stochastic_round`; what else it keeps begins anew. None for
+            `config.transformation()`. Its numbers, and AMSGrad's convention, are not compared.
           transform: the old name of `layout`; deprecated.
 
         Returns:

@@ -17,7 +17,7 @@ from adamx.base.checks import (
     check_rate,
     check_scheduled,
 )
-from adamx.base.dtypes import check_not_flushed, is_number
+from adamx.base.dtypes import check_not_flushed, is_number, type_name
 from adamx.base.errors import AdamxError, InvalidType, InvalidValue
 from adamx.base.jax_seam import is_traced
 from adamx.base.numerics import CONVENTIONS, ConventionName
@@ -35,6 +35,8 @@ from adamx.transforms.schedules import inverse_time_decay
 
 __all__ = ["AdamConfig"]
 
+_LIMITS = ("clip_norm", "clip_global_norm", "clip_value")
+_NUMBERS = ("b1", "b2", "eps", "eps_root", "decay", "weight_decay", *_LIMITS)
 _FLAGS = ("decoupled", "amsgrad", "nesterov", "clip_value_first", "maximize", "float32")
 
 
@@ -84,6 +86,15 @@ class AdamConfig:
 
     def __post_init__(self) -> None:
         """Raise a ValueError or TypeError for a value out of range or of the wrong type."""
+        for name in _NUMBERS:
+            if callable(value := getattr(self, name)):
+                raise InvalidType(
+                    where=name,
+                    expected="a real number or a scalar array",
+                    found=f"{type_name(value)} {value!r}",
+                    remedy="AdamConfig takes a schedule as learning_rate alone; adamx.adamw takes "
+                    "one as weight_decay too, and in optax.inject_hyperparams for any number",
+                )
         rates = {"learning_rate": check_rate("learning_rate", self.learning_rate)}
         numbers = {name: check_number(name, getattr(self, name), below=1) for name in ("b1", "b2")}
         for name in ("eps", "eps_root", "decay", "weight_decay"):
@@ -92,7 +103,7 @@ class AdamConfig:
             check_not_flushed(name, numbers[name])
         limits = {
             name: check_positive(name, getattr(self, name))
-            for name in ("clip_norm", "clip_global_norm", "clip_value")
+            for name in _LIMITS
             if getattr(self, name) is not None
         }
         check_choice("convention", self.convention, tuple(CONVENTIONS))

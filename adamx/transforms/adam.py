@@ -14,7 +14,7 @@ from adamx.base.arguments import AdamArguments, AdamWArguments, DirectionArgumen
 from adamx.base.checks import check_gradients, check_params
 from adamx.base.dtypes import first_moment_dtype, second_moment_dtype
 from adamx.base.errors import InvalidType
-from adamx.base.numerics import CONVENTIONS, Scalars, bias_correction, scalars
+from adamx.base.numerics import CONVENTIONS, Convention, Scalars, bias_correction, scalars
 from adamx.base.random_bits import fold_in, key_data, leaf_keys
 from adamx.base.rounded import check_not_rounded
 from adamx.base.storage import CAST, CastAtRandom, Storage, step_leaf, wide_dtype
@@ -226,11 +226,12 @@ class _Direction:
         hyper = self.arguments.hyperparameters
 
         @functools.cache
-        def scalars_in(dtype: np.dtype) -> tuple[Scalars, chex.ArrayDevice | None]:
+        def scalars_in(dtype: np.dtype) -> tuple[Scalars, Scalars, chex.ArrayDevice | None]:
+            s = scalars(count, hyper, dtype)
+            fixed = Scalars(*(x if isinstance(x, float) else None for x in s))
+            traced = Scalars(*(None if isinstance(x, float) else x for x in s))
             ahead = self.arguments.nesterov
-            return scalars(count, hyper, dtype), (
-                bias_correction(hyper.b1, next_count, dtype) if ahead else None
-            )
+            return fixed, traced, bias_correction(hyper.b1, next_count, dtype) if ahead else None
 
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_none)
         rows = zip(*map(treedef.flatten_up_to, state[1:]), strict=True)
@@ -241,13 +242,19 @@ class _Direction:
             if g is None:
                 stepped.append((g, *stored))
                 continue
-            g = jnp.asarray(g)
             wide = wide_dtype([g], stored, storages)
-            s, m_correction_next = scalars_in(jnp.finfo(wide).dtype)
-            direction, moments = step_leaf(
-                g.astype(wide), stored, storages, s, self.convention, m_correction_next
+            fixed, traced, m_correction_next = scalars_in(jnp.finfo(wide).dtype)
+            direction, moments = _step_array(
+                jnp.asarray(g),
+                stored,
+                storages,
+                traced,
+                m_correction_next,
+                fixed=fixed,
+                wide=wide,
+                convention=self.convention,
             )
-            stepped.append((direction.astype(g.dtype), *moments))
+            stepped.append((direction, *moments))
         columns = zip(*stepped, strict=True) if stepped else [[]] * len(state)
         direction, *moments = map(treedef.unflatten, columns)
         return direction, self.state_type(count, *moments)
@@ -260,6 +267,29 @@ class _Direction:
         keys = list(nu_keys(self.arguments.nu_key, count, leaves))
         # AMSGrad's maximum is rounded to nearest: at random it would only rise.
         return [[CAST, CastAtRandom(key), *[CAST] * (moments - 2)] for key in keys]
+
+
+@functools.partial(jax.jit, static_argnames=("fixed", "wide", "convention"))
+def _step_array(
+    g: chex.ArrayDevice,
+    stored: tuple[Any, ...],
+    storages: list[Storage],
+    traced: Scalars,
+    m_correction_next: chex.ArrayDevice | None,
+    *,
+    fixed: Scalars,
+    wide: np.dtype,
+    convention: Convention,
+) -> tuple[chex.ArrayDevice, list[Any]]:
+    """`step_leaf`, compiled once for all leaves of a shape: outside of `jit` one call for each.
+
+    The scalars are `fixed`, numbers of Python, where those are not None, and else `traced`.
+    """
+    known = [f if t is None else t for f, t in zip(fixed, traced, strict=True)]
+    direction, moments = step_leaf(
+        g.astype(wide), stored, storages, Scalars(*known), convention, m_correction_next
+    )
+    return direction.astype(g.dtype), moments
 
 
 def nu_keys(

@@ -77,3 +77,17 @@ def test_large_gradients_in_float16_in_keras():
     params = jnp.ones(100, jnp.float16)
     found = optimizer.get_gradients(lambda p: jnp.sum(p * jnp.float16(300)), params)
     np.testing.assert_allclose(np.asarray(found, np.float64), 0.1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_norm_that_is_no_number_shows(bad):
+    """As in Optax: one gradient that is NaN makes all of them NaN, and is not lost."""
+    grads = {"good": jnp.ones(3), "bad": jnp.array([1.0, bad])}
+    expected, _ = optax.clip_by_global_norm(1.0).update(grads, optax.EmptyState())
+    clip = adamx.AdamConfig(clip_global_norm=1.0).clipping()[0]
+    found, _ = clip.update(grads, clip.init(grads))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    fused = adamx.fused_adam(1.0, clip_global_norm=1.0)
+    params, _ = jax.jit(fused.step)(grads, grads, fused.init(grads))
+    assert bool(jnp.isnan(params["good"]).all()) == bool(jnp.isnan(expected["good"]).all())
+    assert bool(jnp.isnan(params["bad"]).any())

@@ -33,7 +33,7 @@ SCHEDULE = optax.constant_schedule(0.1)
         ({"decay": np.ma.masked_array(0.1)}, TypeError, "^decay: .* found MaskedArray"),
         ({"beta_1": np.array(None)}, TypeError, "^beta_1: .* found ndarray"),
         ({"clipnorm": jax.random.key(0)}, TypeError, "^clipnorm: .* found PRNGKeyArray"),
-        ({"lr": 10**400}, ValueError, "^lr: .* below inf in float32 too"),
+        ({"lr": 10**400}, ValueError, "^lr: expected a finite number"),
         ({"lr": SCHEDULE}, TypeError, "^lr: .* schedule .* Set optimizer.lr .* give decay="),
         ({"decay": SCHEDULE}, TypeError, "^decay: .* With a number .* Set optimizer.lr between"),
         ({"beta_2": SCHEDULE}, TypeError, "^beta_2: .* schedule .* Set optimizer.beta_2 between"),

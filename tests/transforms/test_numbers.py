@@ -121,6 +121,22 @@ def test_what_is_no_number(name, case):
             adamx.adamw(**{"learning_rate": 1e-3} | {name: value})
 
 
+@pytest.mark.parametrize(
+    ("build", "advice"),
+    [
+        (adamx.scale_by_adam, "wrap the optimizer in optax.inject_hyperparams"),
+        (adamx.AdamConfig, "takes a schedule as learning_rate alone"),
+        (
+            lambda **given: adamx.fused_adam(0.1, **given),
+            "an argument of the function that you jit",
+        ),
+    ],
+)
+def test_a_schedule_where_none_is_taken(build, advice):
+    with pytest.raises(TypeError, match=f"^b1: expected a real number .*{advice}"):
+        build(b1=optax.constant_schedule(0.9))
+
+
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
 @pytest.mark.parametrize("case", NO_NUMBERS)
 def test_what_a_schedule_returns(name, case):

@@ -233,7 +233,7 @@ def test_one_seed_for_both_gives_different_bits():
         as_bits(random_bits.leaf_keys(random_bits.key_data(0), count, 3)).tolist()
         for count in range(9)
     ]
-    nu = [np.asarray(adamx.transforms.adam._nu_keys(0, jnp.int32(count), 3)) for count in range(9)]
+    nu = [np.asarray(adamx.transforms.adam.nu_keys(0, jnp.int32(count), 3)) for count in range(9)]
     rows = [tuple(row) for keys in (*seen, *nu) for row in np.asarray(keys).tolist()]
     assert len(set(rows)) == 2 * 9 * 3
 

@@ -159,3 +159,24 @@ def test_float32_stays_float32_in_double_precision_mode(options):
         assert "f64" not in text
         doubles = jax.tree.map(lambda p: p.astype(jnp.float64), params)
         assert "f64" in str(jax.make_jaxpr(tx.update)(doubles, tx.init(doubles)))
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_the_count_stops_at_its_largest(nesterov):
+    """Beyond it, as before, the bias corrections are 1."""
+    last = np.iinfo(np.int32).max
+    g, m, v = 0.5, 0.25, 0.125
+    ahead = 0.9 * (0.9 * m + 0.1 * g) + 0.1 * g if nesterov else 0.9 * m + 0.1 * g
+    expected = ahead / (np.sqrt(0.999 * v + 0.001 * g**2) + 1e-8)
+    tx = adamx.scale_by_adam(nesterov=nesterov)
+    fused = adamx.fused_adam(1.0, nesterov=nesterov)
+    for count in (last - 2, last - 1, last):
+        state = adamx.AdamState(jnp.int32(count), jnp.array(m), jnp.array(v))
+        direction, after = jax.jit(tx.update)(jnp.array(g), state)
+        np.testing.assert_allclose(direction, expected, rtol=1e-6)
+        assert after.count == min(count + 1, last)
+        params, (after, _) = jax.jit(fused.step)(
+            jnp.array(g), jnp.array(0.0), (state, optax.EmptyState())
+        )
+        np.testing.assert_allclose(params, -expected, rtol=1e-6)
+        assert after.count == min(count + 1, last)
