@@ -226,10 +226,10 @@ class _Direction:
         hyper = self.arguments.hyperparameters
 
         @functools.cache
-        def scalars_in(dtype: np.dtype) -> tuple[Scalars, Scalars, chex.ArrayDevice | None]:
+        def scalars_in(dtype: np.dtype) -> tuple["_Fixed", list[Any], chex.ArrayDevice | None]:
             s = scalars(count, hyper, dtype)
-            fixed = Scalars(*(x if isinstance(x, float) else None for x in s))
-            traced = Scalars(*(None if isinstance(x, float) else x for x in s))
+            fixed = tuple(x if isinstance(x, float) else None for x in s)
+            traced = [None if isinstance(x, float) else x for x in s]
             ahead = self.arguments.nesterov
             return fixed, traced, bias_correction(hyper.b1, next_count, dtype) if ahead else None
 
@@ -269,15 +269,18 @@ class _Direction:
         return [[CAST, CastAtRandom(key), *[CAST] * (moments - 2)] for key in keys]
 
 
+_Fixed = tuple[float | None, ...]
+
+
 @functools.partial(jax.jit, static_argnames=("fixed", "wide", "convention"))
 def _step_array(
     g: chex.ArrayDevice,
     stored: tuple[Any, ...],
     storages: list[Storage],
-    traced: Scalars,
+    traced: list[Any],
     m_correction_next: chex.ArrayDevice | None,
     *,
-    fixed: Scalars,
+    fixed: _Fixed,
     wide: np.dtype,
     convention: Convention,
 ) -> tuple[chex.ArrayDevice, list[Any]]:
@@ -285,7 +288,7 @@ def _step_array(
 
     The scalars are `fixed`, numbers of Python, where those are not None, and else `traced`.
     """
-    known = [f if t is None else t for f, t in zip(fixed, traced, strict=True)]
+    known: list[Any] = [f if t is None else t for f, t in zip(fixed, traced, strict=True)]
     direction, moments = step_leaf(
         g.astype(wide), stored, storages, Scalars(*known), convention, m_correction_next
     )

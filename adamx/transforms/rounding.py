@@ -101,7 +101,7 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
     """
     check_key("key", key)
 
-    def init(params: optax.Params) -> StochasticRoundState:
+    def init(params: optax.Params) -> Any:
         check_params(params)
         return StochasticRoundState(jnp.zeros([], jnp.int32), key_data(key), _count_narrow(params))
 
