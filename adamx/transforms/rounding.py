@@ -77,9 +77,9 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
         an element's bits depend on its index in the whole array.
 
     Returns:
-      A transformation with the state `StochasticRoundState(count, key, narrow)`. `update(updates, state,
-      params)` needs the parameters. The bits of leaf i, in tree order and counting leaves that are
-      None, are `jax.random.bits(fold_in(fold_in(key, count), i), shape)`.
+      A transformation with the state `StochasticRoundState(count, key, narrow)`. `update(updates,
+      state, params)` needs the parameters. The bits of leaf i, in tree order and counting leaves
+      that are None, are `jax.random.bits(fold_in(fold_in(key, count), i), shape)`.
 
     Raises:
       ValueError: a key of another generator or shape; in `update`, no params, updates whose shapes

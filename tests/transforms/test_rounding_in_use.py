@@ -344,7 +344,7 @@ def test_what_is_rounded_comes_last(after):
     params = {"dense": {"kernel": jnp.ones(3, jnp.bfloat16), "bias": jnp.ones(3)}}
     wrong = optax.chain(adamx.stochastic_round(0), after())
     for update in (wrong.update, jax.jit(wrong.update)):
-        with pytest.raises(ValueError, match="dense/kernel: .* the last part of the chain"):
+        with pytest.raises(ValueError, match=r"dense/kernel: .* the last part of the chain"):
             update(params, wrong.init(params), params)
     right = optax.chain(after(), adamx.stochastic_round(0))
     for _ in range(2):
