@@ -140,6 +140,35 @@ def without_kernel(session: nox.Session) -> None:
     session.run(*PYTEST, "tests/fused", "tests/native", "tests/test_readme.py", *session.posargs)
 
 
+@nox.session(python="3.11")
+def mutation(session: nox.Session) -> None:
+    """Small changes of the core, each of which a test has to notice. Hours; .ci/run leaves it out.
+
+    For some modules alone: `nox -s mutation -- adamx/base/numerics.py`. The report shows the
+    changes that no test noticed; `docs/house.md` tells what to do about them.
+    """
+    install(session, "test", "cosmic-ray==8.7.0")
+    where = "import adamx, pathlib; print(pathlib.Path(adamx.__file__).parent)"
+    package = session.run("python", "-c", where, silent=True)
+    assert isinstance(package, str)
+    shutil.copytree(package.split()[-1], "adamx")  # beside the tests, with the kernel
+    modules = session.posargs or ["adamx/base", "adamx/fused"]
+    tests = "tests/base tests/transforms tests/test_golden.py tests/fused tests/config"
+    Path("mutation.toml").write_text(
+        f"""[cosmic-ray]
+module-path = {modules}
+timeout = 600.0
+test-command = "python -m pytest -x -q -p no:xdist {tests}"
+[cosmic-ray.distributor]
+name = "local"
+"""
+    )
+    for command in ("init", "baseline", "exec"):
+        database = () if command == "baseline" else ("mutation.sqlite",)
+        session.run("cosmic-ray", command, "mutation.toml", *database)
+    session.run("cr-report", "--surviving-only", "--show-diff", "mutation.sqlite")
+
+
 # ---- Several devices and processes ---------------------------------------------------------------
 
 

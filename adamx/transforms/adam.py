@@ -53,7 +53,9 @@ def scale_by_adam(arguments: DirectionArguments) -> optax.GradientTransformation
     Everything is computed in float32 or wider. Numbers of Python and NumPy keep their double
     precision until they meet an array. `optax.inject_hyperparams` makes arrays of them, in the
     dtype of the parameters: name b1, b2, eps and eps_root in its `static_args` unless they are to
-    change.
+    change. In an array of float32 a decay rate above 1 - 3e-8 is 1 and an eps below 1.2e-38 is 0,
+    which cannot be told from the array: directions are NaN, with that eps where gradients were
+    always zero.
 
     Args:
       b1: decay rate of the first moment, in [0, 1). Scalar; may be traced, like the next three.
