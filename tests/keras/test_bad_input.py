@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 
 from adamx.keras import Adam
 from tests.keras.keras_network import LAYERS, X, Y, assert_same, nonneg, square_loss, train
+from tests.tensors import Parameter, Tensor
 
 SCHEDULE = optax.constant_schedule(0.1)
 
@@ -28,7 +28,7 @@ SCHEDULE = optax.constant_schedule(0.1)
         ({"clipnorm": -1.0}, ValueError, "^clipnorm: .* found -1.0"),
         ({"clipvalue": -1.0}, ValueError, "^clipvalue: .* found -1.0"),
         ({"lr": "fast"}, TypeError, "^lr: expected a real number .* found str"),
-        ({"lr": torch.tensor(0.1)}, TypeError, r"^lr: .* found Tensor .*; convert it, with float"),
+        ({"lr": Tensor()}, TypeError, r"^lr: .* found Tensor .*; convert it, with float"),
         ({"epsilon": [1e-8]}, TypeError, "^epsilon: .* found list"),
         ({"decay": np.ma.masked_array(0.1)}, TypeError, "^decay: .* found MaskedArray"),
         ({"beta_1": np.array(None)}, TypeError, "^beta_1: .* found ndarray"),
@@ -79,7 +79,7 @@ def unchanged(optimizer, error, message, call):
         ("iterations", "2", ValueError, "^iterations: .* found '2'"),
         ("iterations", np.ma.masked, ValueError, "^iterations: .* found masked"),
         ("lr", SCHEDULE, TypeError, "^lr: .* Set optimizer.lr between steps"),
-        ("decay", torch.ones(()), TypeError, "^decay: .* found Tensor"),
+        ("decay", Tensor(), TypeError, "^decay: .* found Tensor"),
     ],
 )
 def test_setting_attributes(name, value, error, message):
@@ -218,8 +218,8 @@ def test_parameters_that_do_not_fit():
 
 
 FOREIGN = [
-    (torch.ones(2), "an array of JAX or NumPy, found a torch.Tensor; .* x.detach"),
-    (torch.nn.Parameter(torch.ones(2)), "an array of JAX or NumPy, found a torch.Parameter"),
+    (Tensor(), "an array of JAX or NumPy, found a torch.Tensor; .* x.detach"),
+    (Parameter(), "an array of JAX or NumPy, found a torch.Parameter"),
     (np.ma.masked_array([1.0, 2.0], [0, 1]), "an array without a mask, found a masked array"),
     (np.array([None]), "an array of a dtype that JAX has, found one of object"),
     (np.array(["a"]), "an array of a dtype that JAX has, found one of <U1"),

@@ -104,3 +104,30 @@ def test_tensors_as_weights():
         tensor = TENSORS[name][0](arrays["mu/w"])
         mended = tensor.detach().cpu().float().numpy()
         assert str(adamx.from_numpy(state, arrays | {"mu/w": mended})) == str(expected)
+
+
+def test_tensors_where_none_are_taken():
+    tensor, tx = torch.nn.Parameter(torch.ones(())), adamx.adam(0.1)
+    state = tx.init({"w": jnp.ones(())})
+    counted = (state[0]._replace(count=tensor), *state[1:])
+    for call, where in (
+        (lambda: adamx.adam(tensor), "learning_rate"),
+        (lambda: adamx.fused_adam(0.1, clip_global_norm=tensor), "clip_global_norm"),
+        (lambda: adamx.keras.Adam(lr=tensor), "lr"),
+        (lambda: adamx.keras.Adam().build({"w": tensor}), ".*w"),
+        (lambda: tx.init({"w": tensor}), "w"),
+        (lambda: tx.update({"w": tensor}, state), "w"),
+        (
+            lambda: tx.update({"w": jnp.ones(())}, counted),
+            "state: count",
+        ),
+    ):
+        with pytest.raises(TypeError, match=f"^{where}: expected .*, found .*(Tensor|Parameter)"):
+            call()
+
+
+def test_hyperparameters_that_torch_keeps_in_tensors():
+    optimizer = torch.optim.AdamW([torch.ones(1)], lr=torch.tensor(0.125), weight_decay=0.5)
+    group = optimizer.param_groups[0] | {"eps": torch.tensor(0.25)}
+    config = adamx.AdamConfig.from_torch(group)
+    assert (config.learning_rate, config.eps, config.weight_decay) == (0.125, 0.25, 0.5)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import adamx
 from tests.state.holders import HOLDERS, PARAMS, SCHEDULE, trained
+from tests.tensors import Tensor
 
 PROMOTES = True  # Optax's wrappers do
 
@@ -24,17 +25,6 @@ PROMOTES = True  # Optax's wrappers do
 def state_of(holder):
     """A trained state, of NumPy arrays, which could be changed."""
     return jax.device_get(trained(HOLDERS[holder]))
-
-
-class Tensor:
-    """As one of torch that requires a gradient; see `tests/live/test_torch.py` for the real one."""
-
-    def __array__(self, dtype=None, copy=None):
-        """What torch says."""
-        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
-
-    def detach(self):
-        """Only looked for."""
 
 
 def deleted(weight):
@@ -149,7 +139,7 @@ UNREADABLE = {
     ),
     "tensor": (
         lambda _: Tensor(),
-        r"an array, found a tests\S*Tensor that NumPy cannot read\. "
+        r"an array, found a torch.Tensor that NumPy cannot read\. "
         r"Give tensor.detach\(\).cpu\(\).float\(\).numpy\(\)",
     ),
     "deleted": (

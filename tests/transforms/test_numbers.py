@@ -9,19 +9,11 @@ import optax
 import pytest
 
 import adamx
+from tests.tensors import Tensor
 
 PROMOTES = True  # Optax's parts do
 
 RATE, DECAY, LIMIT = 0.125, 0.25, 0.5  # every dtype here has them, so that results are the same
-
-
-class Tensor:
-    """What a tensor of another framework looks like: with a dtype that NumPy does not know."""
-
-    dtype, shape = "theirs.float32", ()
-
-    def __array__(self, *_, **__):
-        raise RuntimeError("it was not to be looked at")
 
 
 def adam(number):
@@ -159,7 +151,7 @@ def test_what_a_schedule_returns(name, case):
 @pytest.mark.parametrize(
     ("leaf", "found"),
     [
-        (Tensor(), "tests.Tensor"),
+        (Tensor(), "torch.Tensor"),
         (np.ma.masked_array([1.0, 2.0], mask=[0, 1]), "numpy.ma.MaskedArray"),
         (np.ones(2, np.longdouble), str(np.dtype(np.longdouble))),
         (np.ones(2, object), "object"),
