@@ -245,7 +245,7 @@ def step(
 
     denominator = safe_sqrt(v_hat + s.eps_root) + s.eps
     # Beside a v that has overflowed, m may do so when it is corrected: the step is 0, not NaN.
-    numerator = jnp.where(jnp.isinf(denominator), m, m_hat)
+    numerator = jnp.where(denominator < jnp.inf, m_hat, m)
     direction = by_parts(jnp.divide, numerator, denominator)
     return direction, (m, v, largest) if amsgrad else (m, v)
 
