@@ -16,6 +16,7 @@ from adamx.base.dtypes import (
     type_name,
 )
 from adamx.base.errors import AdamxError, InvalidType, InvalidValue
+from adamx.base.jax_seam import is_traced
 from adamx.base.trees import describe_difference, flatten_with_path, is_none, leaf_name
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "check_precise_number",
     "check_rate",
     "check_scheduled",
+    "resolve_mask",
 ]
 
 
@@ -90,15 +92,14 @@ def check_scheduled(name: str, value: Any) -> Any:
 
 
 def check_precise_number(name: str, value: Any, *, below: float = np.inf) -> Any:
-    """`check_number`, and raise if `value` is an array of less than float32's precision."""
+    """`check_number`, and raise if `value` is of a floating dtype narrower than float32."""
     number = check_number(name, value, below=below)
-    if is_number(number) or not jnp.issubdtype(value.dtype, jnp.floating):
-        return number
-    if value.dtype.itemsize < 4:
+    dtype = dtype_of(value)
+    if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4:
         raise InvalidType(
             where=name,
             expected="a number or an array of float32 or wider",
-            found=f"{value.dtype}, which cannot hold 0.999 or 1e-8",
+            found=f"{dtype}, which cannot hold 0.999 or 1e-8",
             remedy="optax.inject_hyperparams rounds to the dtype of the parameters, unless given "
             f'hyperparam_dtype="float32" or static_args="{name}"',
         )
@@ -184,6 +185,36 @@ def check_gradients(
                 found=jnp.shape(g),
                 remedy="adamx never broadcasts",
             )
+
+
+def resolve_mask(mask: Any, tree: Any) -> Any:
+    """`mask`, or what it makes of `tree`: True and False in the structure of `tree` or of its top.
+
+    Raises:
+      InvalidValue: it is of another structure.
+      InvalidType: something else than a truth is in it.
+    """
+    # As in Optax, a tree of truths may be of a class whose objects can be called.
+    functions = jax.tree.leaves(mask)
+    is_function = bool(functions) and all(map(callable, functions))
+    truths = mask(tree) if is_function else mask
+    for path, truth in flatten_with_path(truths)[0]:
+        is_array = dtype_of(truth) == np.bool_ and np.shape(truth) == () and not is_traced(truth)
+        if not isinstance(truth, bool) and not is_array:
+            raise InvalidType(
+                where=f"mask: {leaf_name(path)}",
+                expected="True or False",
+                found=f"{type_name(truth)} {truth!r}",
+                remedy="" if not isinstance(truth, str) else "labels are for optax.partition",
+            )
+    try:
+        return jax.tree.map(lambda truth, _: bool(truth), truths, tree)
+    except (ValueError, TypeError) as error:
+        raise InvalidValue(
+            where="mask",
+            expected="a tree like the parameters, a prefix of one, or a function that makes one",
+            found=f"another structure; {describe_difference(truths, tree)}",
+        ) from error
 
 
 def _other_structure(updates: optax.Updates, like: optax.Params, name: str) -> InvalidValue:

@@ -12,7 +12,7 @@ import optax
 
 from adamx.base.adam_state import AdamState, AmsgradState
 from adamx.base.arguments import DecayArguments
-from adamx.base.checks import check_gradients, check_params, check_scheduled
+from adamx.base.checks import check_gradients, check_params, check_scheduled, resolve_mask
 from adamx.base.dtypes import real_scalar
 from adamx.base.errors import InvalidType
 from adamx.base.numerics import CONVENTIONS, bias_correction, scalars
@@ -24,6 +24,7 @@ from adamx.fused.packed import packed_state
 from adamx.fused.plan import Plan, Row
 from adamx.fused.step import step_leaves
 from adamx.transforms.adam import nu_keys, scale_by_adam
+from adamx.transforms.scaling import add_weight_decay
 
 __all__ = ["WholeStep"]
 
@@ -46,7 +47,7 @@ class WholeStep:
         """
         a, decay = self.arguments, self.decay
         found: dict[str, Callable[[Any], Any]] = {}
-        decaying = decay and optax.add_decayed_weights(decay.weight_decay, decay.mask)
+        decaying = decay and add_weight_decay(decay.weight_decay, decay.mask)
         if a.clip_global_norm is not None:
             found["clip"] = optax.clip_by_global_norm(a.clip_global_norm).init
         if decaying and not self.decoupled:
@@ -149,12 +150,9 @@ class WholeStep:
         leaves = jax.tree.leaves(params)
         if self.decay is None or self.decay.mask is None:
             return [self.decay is not None] * len(leaves)
-        # As in Optax, a tree of truths may be of a class whose objects can be called.
-        functions = jax.tree.leaves(self.decay.mask)
-        is_function = bool(functions) and all(map(callable, functions))
-        mask = self.decay.mask(params) if is_function else self.decay.mask
+        mask = resolve_mask(self.decay.mask, params)
         return jax.tree.leaves(
-            jax.tree.map(lambda m, part: jax.tree.map(lambda _: bool(m), part), mask, params)
+            jax.tree.map(lambda m, part: jax.tree.map(lambda _: m, part), mask, params)
         )
 
     def _numbers(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamx.base.checks import check_scheduled
+from adamx.base.checks import check_scheduled, resolve_mask
 from adamx.base.dtypes import is_number, real_scalar
 from adamx.base.errors import InvalidValue
 from adamx.base.numerics import by_parts
@@ -65,7 +65,9 @@ def add_weight_decay(
         return jax.tree.map(add, updates, params, is_leaf=is_none), state
 
     tx = optax.GradientTransformation(theirs.init, update)
-    return tx if mask is None else optax.masked(tx, mask)
+    if mask is None:
+        return tx
+    return optax.masked(tx, lambda tree: resolve_mask(mask, tree))
 
 
 def _multiply(x: chex.ArrayDevice, number: chex.Numeric) -> chex.ArrayDevice:

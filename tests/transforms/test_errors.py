@@ -258,3 +258,46 @@ def test_injected_hyperparameters_in_bfloat16():
         tx = optax.inject_hyperparams(adamx.adam, **arguments)(1e-3)
         updates, _ = tx.update(params, tx.init(params), params)
         assert bool(jnp.isfinite(updates).all())
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (
+            {"dense": {"kernel": True}},
+            ValueError,
+            "^mask: .* another structure; missing: dense/bias",
+        ),
+        (
+            {"dense": {"kernel": True, "bias": False, "scale": True}},
+            ValueError,
+            "^mask: .*; unexpected: dense/scale",
+        ),
+        (lambda _: {"other": True}, ValueError, "^mask: .*; missing: .*; unexpected: other"),
+        (
+            {"dense": {"kernel": "decay", "bias": False}},
+            TypeError,
+            "^mask: dense/kernel: expected True or False, found str 'decay'; .*optax.partition",
+        ),
+        ({"dense": jnp.array([True, False])}, TypeError, "^mask: dense: expected True or False"),
+        ({"dense": 0.5}, TypeError, "^mask: dense: .* found float 0.5"),
+    ],
+)
+def test_masks_that_are_none(mask, error, message):
+    tx, fused = adamx.adamw(0.1, mask=mask), adamx.fused_adamw(0.1, mask=mask)
+    coupled = adamx.fused_adam(0.1, weight_decay=0.1, decoupled=False, mask=mask, packed=True)
+    for call in (
+        lambda: tx.init(PARAMS),
+        lambda: fused.init(PARAMS),
+        lambda: coupled.init(PARAMS),
+        lambda: jax.jit(fused.step)(PARAMS, PARAMS, adamx.adamw(0.1, mask=True).init(PARAMS)),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_precise_numbers_of_numpy():
+    """Its float16 has no 1e-8, whatever became of it."""
+    for number in (np.float16(1e-8), np.array(1e-8, jnp.bfloat16), jnp.float16(1e-8)):
+        with pytest.raises(TypeError, match=r"^eps: expected .* float32 or wider, found b?float16"):
+            adamx.scale_by_adam(eps=number)
