@@ -68,7 +68,8 @@ def test_state_is_sharded_like_the_parameters(mesh, options):
                 assert moment.sharding.is_equivalent_to(sharding, moment.ndim)
                 assert new_params[name].sharding.is_equivalent_to(sharding, moment.ndim)
     for mine, other in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
-        np.testing.assert_allclose(mine, other, rtol=5e-7)  # fused another way: 2 roundings
+        # Fused another way: 2 roundings, or 1.8e-10 where a step of 0.01 ends near 0.
+        np.testing.assert_allclose(mine, other, rtol=5e-7, atol=2e-10)
 
 
 def test_weights_of_a_sharded_state(mesh):
