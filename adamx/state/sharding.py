@@ -224,7 +224,11 @@ def memory_kind(sharding: Any) -> str | None:
     if kind is None or isinstance(getattr(sharding, "mesh", None), AbstractMesh):
         return kind
     device = next(iter(sharding.device_set))
-    return None if kind == device.default_memory().kind else kind
+    try:
+        default = device.default_memory().kind
+    except jax.errors.JaxRuntimeError:  # one of a topology, that programs are compiled for alone
+        default = "device"
+    return None if kind == default else kind
 
 
 def _check_mesh(path: KeyPath, sharding: NamedSharding, mesh: Mesh | AbstractMesh) -> None:
