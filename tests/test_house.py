@@ -223,10 +223,13 @@ def test_no_file_has_the_name_of_a_standard_module():
 
 
 def test_files_are_short():
-    lines = {module: len(MODULES[module].read_text().splitlines()) for module in MODULES}
+    lines = {
+        path: len(path.read_text().splitlines())
+        for path in (*MODULES.values(), *TESTS.rglob("*.py"))
+    }
     check_none(
-        f"{path_of(module)} has {count} lines of at most {MOST_LINES}"
-        for module, count in lines.items()
+        f"{path.relative_to(HOUSE.parent)} has {count} lines of at most {MOST_LINES}"
+        for path, count in lines.items()
         if count > MOST_LINES
     )
 

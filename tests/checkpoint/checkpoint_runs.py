@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from adamx import AdamConfig
-from adamx.checkpoint import torch_linear
+from adamx.checkpoint import load, torch_linear
 from tests.golden import resume_data
 
 CHECKPOINTS = Path(__file__).parents[1] / "golden" / "checkpoints"
@@ -171,3 +171,10 @@ def assert_equal(a, b):
             assert left[name].dtype == right[name].dtype
             assert left[name].shape == right[name].shape
             assert left[name].tobytes() == right[name].tobytes(), f"{field}/{name}"
+
+
+BY_FILE = {recorded.file: recorded for recorded in RECORDED}
+
+
+def loaded(file):
+    return load(CHECKPOINTS / file, config=BY_FILE[file].config)

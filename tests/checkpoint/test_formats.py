@@ -1,56 +1,27 @@
 """The contract of a format, held against every format that is registered."""
 
-import ast
 import dataclasses
-import re
-import sys
-import tomllib
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import adamx.checkpoint.api
-import adamx.cli.main
 from adamx import AdamConfig
-from adamx.checkpoint import FORMATS, Checkpoint, CheckpointError, load, save
-from adamx.checkpoint.format import FileFormat, Head, register, unregister
-from adamx.checkpoint.formats import MODULES
-from adamx.cli.main import main
-from tests.checkpoint.checkpoint_runs import CHECKPOINTS, CLIPPED, PLAIN, assert_equal
+from adamx.checkpoint import FORMATS, CheckpointError, load, save
+from adamx.checkpoint.format import Head
+from tests.checkpoint.checkpoint_runs import CHECKPOINTS, assert_equal
+from tests.checkpoint.format_cases import (
+    CONFIGS,
+    RECORDED,
+    RUN,
+    example_of,
+    format_of,
+    skip_without,
+    template_for,
+)
 
-ROOT = Path(__file__).parents[2]
-WILD = CHECKPOINTS.parent / "wild"
-NPZ = WILD / "npz_to_numpy" / "state.npz"
-RUN = AdamConfig(learning_rate=1e-3, weight_decay=1e-4)
-
-# What files do not hold, or not in a way that adamx follows.
-CONFIGS = {
-    "keras3.weights.h5": CLIPPED,
-    "keras3_frozen.weights.h5": PLAIN,
-    "torch_groups.pt": AdamConfig(learning_rate=0.01, convention="torch"),
-    "state.npz": RUN,
-}
-RECORDED = sorted([*CHECKPOINTS.iterdir(), NPZ])
-RECORDED = [path for path in RECORDED if not path.name.endswith("_resume.npz")]
 # Bytes that reading may take whatever the file's size: 4 MiB of them while a checksum is computed.
 BEYOND = 5 << 20
-
-
-def suffix_of(path):
-    """The longest suffix that any format has."""
-    known = [suffix for form in FORMATS.values() for suffix in form.suffixes]
-    return max((s for s in known if path.name.endswith(s)), key=len)
-
-
-def format_of(path):
-    return next(form for form in FORMATS.values() if suffix_of(path) in form.suffixes)
-
-
-def skip_without(form):
-    if form.extra == "torch":
-        pytest.importorskip("torch", reason="torch reads its own files; see the torch session")
 
 
 @pytest.fixture(params=RECORDED, ids=lambda path: path.name)
@@ -59,39 +30,8 @@ def recorded(request):
     return request.param
 
 
-@pytest.fixture(params=sorted(FORMATS))
-def form(request):
-    skip_without(FORMATS[request.param])
-    return FORMATS[request.param]
-
-
-def example_of(form):
-    return next(path for path in RECORDED if format_of(path) is form)
-
-
 def loaded(path):
     return load(path, config=CONFIGS.get(path.name))
-
-
-def template_for(path):
-    return path if format_of(path).template == "required" else None
-
-
-# Recognition.
-
-
-def test_each_module_is_one_format():
-    assert sorted(type(form).__module__ for form in FORMATS.values()) == sorted(
-        module.__name__ for module in MODULES
-    )
-
-
-def test_names_and_suffixes_are_unique():
-    suffixes = [suffix for form in FORMATS.values() for suffix in form.suffixes]
-    assert len(set(suffixes)) == len(suffixes)
-    assert all(form.name == name for name, form in FORMATS.items())
-    with pytest.raises(ValueError, match="h5: another format has this name"):
-        register(FORMATS["h5"])
 
 
 def test_exactly_one_format_matches(recorded):
@@ -226,180 +166,3 @@ def test_hyperparameters_are_asked_for(form):
         load(path)
     assert (caught.value.argument, caught.value.where) == ("config", f"{path}: config")
     assert load(path, config=CONFIGS[path.name]).config == CONFIGS[path.name]
-
-
-# What follows from the registry.
-
-
-def test_extras_are_those_of_the_project(form, monkeypatch):
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
-    assert form.extra is None or form.extra in extras
-
-    def read(*_, **__):
-        raise ModuleNotFoundError("No module named 'sun.moon'", name="sun.moon")
-
-    monkeypatch.setattr(type(form), "read", read)
-    message = "No module named"
-    if form.extra is not None:
-        message = (
-            rf'\({form.suffixes[0]}\) needs the package sun: pip install "adamx\[{form.extra}\]", '
-            rf'or in a checkout of adamx pip install -e "\.\[{form.extra}\]"'
-        )
-    with pytest.raises(ImportError, match=message):
-        load(example_of(form), config=RUN)
-
-
-@pytest.fixture
-def bare(monkeypatch):
-    """As after `pip install adamx`: no package of any extra can be imported."""
-    for name in ("h5py", "rich", "rich.console", "safetensors", "torch"):
-        monkeypatch.setitem(sys.modules, name, None)
-
-
-@pytest.mark.usefixtures("bare")
-@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
-def test_a_missing_package_is_told_before_anything_is_done(form, tmp_path, monkeypatch, capsys):
-    """Before the source is read, and before the file that is replaced is touched."""
-    target, template = tmp_path / f"x{form.suffixes[0]}", template_for(example_of(form))
-    target.write_text("as it was")
-    source = load(CHECKPOINTS / "keras3_model.keras")
-    if form.extra is None:
-        save(target, source)
-        return
-    with pytest.raises(ImportError, match=rf'pip install "adamx\[{form.extra}\]", or') as caught:
-        save(target, source, template=template)
-    assert caught.value.name in form.packages
-    monkeypatch.setattr(adamx.cli.main, "load", lambda *_, **__: pytest.fail("it was read"))
-    argv = ["convert", str(CHECKPOINTS / "keras3_model.keras"), str(target), "--force"]
-    assert main(argv) == 2
-    assert capsys.readouterr() == ("", f"adamx: error: {caught.value}\n")
-    assert target.read_text() == "as it was"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-@pytest.mark.usefixtures("bare")
-@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
-def test_inspect_without_extras(path, capsys):
-    """All of it, or nothing but the error that names the extra."""
-    form = format_of(path)
-    if path.name in CONFIGS:
-        return
-    code = main(["inspect", str(path)])
-    out, err = capsys.readouterr()
-    if form.name in ("safetensors", "torch"):
-        assert (code, out) == (2, "")
-        assert f'pip install -e ".[{form.extra}]"' in err
-    else:
-        assert (code, err) == (0, "")
-        assert len(out.splitlines()) > len(load(path).names)
-
-
-def test_docs_have_a_line_for_each_format():
-    docs = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
-    lines = re.findall(
-        r"^\| `([\w.]+)` \| (.*?) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", docs, re.M
-    )
-    assert lines == [
-        (
-            form.name,
-            form.title,
-            ", ".join(f"`{suffix}`" for suffix in form.suffixes) or "folder",
-            form.template,
-            "in the file" if form.holds_config else "`config=`",
-            f"`adamx[{form.extra}]`" if form.extra else "",
-        )
-        for _, form in sorted(FORMATS.items())
-    ]
-
-
-def test_the_interface_names_no_format():
-    """Neither in code nor in a text that it shows; documentation may."""
-    tree = ast.parse(Path(adamx.checkpoint.api.__file__).read_text())
-    nodes = list(ast.walk(tree))
-    documented = [ast.get_docstring(node, clean=False) for node in nodes if has_body(node)]
-    texts = [value for node in nodes for _, value in ast.iter_fields(node)]
-    shown = [text for text in texts if isinstance(text, str) and text not in documented]
-    words = {word for text in shown for word in re.findall(r"[\w.]+", text)}
-    for form in FORMATS.values():
-        module = type(form).__module__.rpartition(".")[2]
-        assert words.isdisjoint({form.name, module, type(form).__name__, *form.suffixes})
-
-
-def has_body(node):
-    return isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
-
-
-class Toy(FileFormat):
-    name = "toy"
-    title = "Toys"
-    suffixes = (".toy", ".npz.toy")
-
-    def matches(self, head):  # noqa: D102
-        return head.start.startswith(b"TOY")
-
-    def read(self, source, *, values):  # noqa: D102
-        kind, count = source.path.read_text().split()
-        assert kind == "TOY"
-        assert values
-        one = {"a": np.ones(2, np.float32)}
-        return Checkpoint(
-            framework="jax",
-            version=None,
-            config=source.config or AdamConfig(),
-            count=int(count),
-            names=("a",),
-            params={},
-            mu=one,
-            nu=one,
-        )
-
-    def write(self, target, new, template):  # noqa: D102
-        assert template is None
-        target.path.write_text(f"TOY {new.count}")
-        return ["config"]
-
-
-@pytest.fixture
-def toy():
-    register(Toy())
-    yield FORMATS["toy"]
-    unregister("toy")
-    assert "toy" not in FORMATS
-
-
-@pytest.mark.usefixtures("toy")
-def test_a_new_format(tmp_path, capsys):
-    """One class, and everything knows it."""
-    path = tmp_path / "x.npz.toy"
-    path.write_text("TOY 7")
-    checkpoint = load(path)
-    assert (checkpoint.count, checkpoint.names) == (7, ("a",))
-    other = dataclasses.replace(checkpoint, count=8)
-    assert save(tmp_path / "y.toy", other) == ("config",)
-    assert load(tmp_path / "y.toy").count == 8
-    assert save(tmp_path / "y.any", other, format="toy") == ("config",)
-    assert main(["convert", str(path), str(tmp_path / "z"), "--to", "toy"]) == 0
-    assert load(tmp_path / "z", format="toy").count == 7
-    assert main(["inspect", str(tmp_path / "z")]) == 0
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    assert "Toys (.toy, .npz.toy)" in " ".join(capsys.readouterr().out.split())
-    (tmp_path / "z").write_text("TOY x")
-    with pytest.raises(CheckpointError, match=r"z: truncated or damaged toy file: invalid literal"):
-        load(tmp_path / "z")
-    with pytest.raises(CheckpointError, match=r"one of the suffixes .*\.npz\.toy") as caught:
-        save(tmp_path / "y.any", other)
-    assert caught.value.argument == "format"
-
-
-def test_without_it(tmp_path):
-    (tmp_path / "x.toy").write_text("TOY 7")
-    with pytest.raises(CheckpointError, match="expected a checkpoint of"):
-        load(tmp_path / "x.toy")
-    with pytest.raises(ValueError, match="format: expected one of"):
-        load(tmp_path / "x.toy", format="toy")
-    with pytest.raises(SystemExit):
-        main(["convert", "x.toy", "y", "--to", "toy"])

@@ -169,3 +169,25 @@ def worst(dtype: Any, found: Any, expected: Any, *scales: Any) -> float:
         units(a, b, np.fmax.reduce([magnitude(scale) for scale in row]), dtype)
         for a, b, *row in rows
     )
+
+
+REST = "2500"  # the leaf whose gradients make the norm a round number
+
+
+def tree(rng, dtype, scale=1.0):
+    sizes = (1600, 51, 1, int(REST))
+    return {str(n): jnp.asarray(scale * rng.standard_normal(n), dtype) for n in sizes}
+
+
+def gradients(rng, case, params):
+    """Small whole numbers over 8, whose norm is 64 in whatever order their squares are added up.
+
+    So clipping to 16 divides by 4, without rounding.
+    """
+    whole = {name: rng.integers(-16, 17, p.shape) for name, p in params.items()}
+    missing = 512**2 - sum(int(np.sum(x**2)) for name, x in whole.items() if name != REST)
+    eights, ones = divmod(missing, 64)
+    n = whole[REST].size
+    assert 0 <= eights <= n - 64
+    whole[REST] = np.repeat([8, 1, 0], [eights, ones, n - eights - ones])
+    return {name: jnp.asarray(x / 8, case.g_dtype) for name, x in whole.items()}

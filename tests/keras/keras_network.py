@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 
 def nonneg(w):
@@ -41,3 +42,11 @@ def assert_same(a, b):
     """The same bits."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def unchanged(optimizer, error, message, call):
+    """`call` raises and leaves the optimizer as it was."""
+    before = (optimizer.get_config(), optimizer.iterations, optimizer.get_weights())
+    with pytest.raises(error, match=message):
+        call()
+    assert_same((optimizer.get_config(), optimizer.iterations, optimizer.get_weights()), before)

@@ -40,3 +40,8 @@ def trained(tx, steps=4, params=PARAMS):
         grads = jax.tree.map(lambda p, t=t: jnp.full_like(p, 0.5 + t), params)
         _, state = tx.update(grads, state, params)
     return state
+
+
+def mapping(**leaves):
+    """The same as `nnx.state` has it."""
+    return {"count": jnp.int32(0), "mu": leaves, "nu": leaves}

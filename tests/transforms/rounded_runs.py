@@ -4,8 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from hypothesis import strategies as st
 
-__all__ = ["all_numbers", "apply_updates", "as_bits", "make_step", "neighbours"]
+import adamx
+
+__all__ = [
+    "all_numbers",
+    "apply_updates",
+    "as_bits",
+    "finite",
+    "make_step",
+    "neighbours",
+    "rounded_update",
+]
 
 
 def apply_updates(params, updates):
@@ -43,3 +54,12 @@ def all_numbers(dtype):
 
 def as_bits(x):
     return np.asarray(x).view(f"uint{8 * x.dtype.itemsize}")
+
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@jax.jit
+def rounded_update(key, updates, params):
+    tx = adamx.stochastic_round(key)
+    return tx.update(updates, tx.init(params), params)[0]

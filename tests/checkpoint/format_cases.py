@@ -1,0 +1,44 @@
+"""Recorded files of every format."""
+
+import pytest
+
+from adamx import AdamConfig
+from adamx.checkpoint import FORMATS
+from tests.checkpoint.checkpoint_runs import CHECKPOINTS, CLIPPED, PLAIN
+
+WILD = CHECKPOINTS.parent / "wild"
+NPZ = WILD / "npz_to_numpy" / "state.npz"
+RUN = AdamConfig(learning_rate=1e-3, weight_decay=1e-4)
+
+# What files do not hold, or not in a way that adamx follows.
+CONFIGS = {
+    "keras3.weights.h5": CLIPPED,
+    "keras3_frozen.weights.h5": PLAIN,
+    "torch_groups.pt": AdamConfig(learning_rate=0.01, convention="torch"),
+    "state.npz": RUN,
+}
+RECORDED = sorted([*CHECKPOINTS.iterdir(), NPZ])
+RECORDED = [path for path in RECORDED if not path.name.endswith("_resume.npz")]
+
+
+def suffix_of(path):
+    """The longest suffix that any format has."""
+    known = [suffix for form in FORMATS.values() for suffix in form.suffixes]
+    return max((s for s in known if path.name.endswith(s)), key=len)
+
+
+def format_of(path):
+    return next(form for form in FORMATS.values() if suffix_of(path) in form.suffixes)
+
+
+def skip_without(form):
+    if form.extra == "torch":
+        pytest.importorskip("torch", reason="torch reads its own files; see the torch session")
+
+
+def example_of(form):
+    return next(path for path in RECORDED if format_of(path) is form)
+
+
+def template_for(path):
+    return path if format_of(path).template == "required" else None
