@@ -16,10 +16,7 @@ import adamx
 from benchmarks.workloads import Shapes
 
 __all__ = [
-    "B1",
-    "B2",
-    "EPS",
-    "LEARNING_RATE",
+    "ADAM",
     "Absent",
     "Contender",
     "Task",
@@ -30,7 +27,7 @@ __all__ = [
     "why_not_imported",
 ]
 
-LEARNING_RATE, B1, B2, EPS = 1e-3, 0.9, 0.999, 1e-8
+ADAM = 1e-3, 0.9, 0.999, 1e-8  # learning rate, b1, b2, eps: in the order of Optax and Keras
 
 # Takes (gradients, parameters, state) and returns the next (parameters, state), in the same order
 # so that each array stays in its memory when the last two are donated.
@@ -156,9 +153,7 @@ class Compiled(Contender):
 
 
 def adamx_step(task: Task, packed: bool) -> Contender:
-    optimizer = adamx.fused_adam(
-        LEARNING_RATE, B1, B2, EPS, mu_dtype=task.moments, nu_dtype=task.moments, packed=packed
-    )
+    optimizer = adamx.fused_adam(*ADAM, mu_dtype=task.moments, nu_dtype=task.moments, packed=packed)
     params = task.params()
     return Compiled(task, optimizer.step, params, optimizer.init(params))
 
@@ -184,7 +179,7 @@ def keras_adam(task: Task) -> Contender:
     if keras.backend.backend() != "jax":
         raise Absent(f"its backend is {keras.backend.backend()}, not jax")
     params = task.params()
-    optimizer = keras.optimizers.Adam(LEARNING_RATE, B1, B2, EPS)
+    optimizer = keras.optimizers.Adam(*ADAM)
     optimizer.build([keras.Variable(g) for g in task.grads])
 
     def step(grads: Any, params: Any, state: Any) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.contenders import B1, B2, EPS, LEARNING_RATE, Absent, Contender, Task
+from benchmarks.contenders import ADAM, Absent, Contender, Task
 
 __all__ = ["FLAGS", "limit"]
 
@@ -81,9 +81,10 @@ class _Limit(Contender):
         threads, count = ctypes.c_int64(self._threads), ctypes.c_int64(len(self._leaves))
         for _ in range(calls):
             self._count += 1
-            rate = LEARNING_RATE / (1 - B1**self._count)
-            root = 1 / math.sqrt(1 - B2**self._count)
-            numbers = _Numbers(B1, 1 - B1, B2, 1 - B2, rate, root, EPS)
+            learning_rate, b1, b2, eps = ADAM
+            rate = learning_rate / (1 - b1**self._count)
+            root = 1 / math.sqrt(1 - b2**self._count)
+            numbers = _Numbers(b1, 1 - b1, b2, 1 - b2, rate, root, eps)
             self._step(threads, self._leaves, count, ctypes.byref(numbers))
 
     def params(self) -> list[np.ndarray]:

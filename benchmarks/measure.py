@@ -8,10 +8,7 @@ import optax
 
 import adamx
 from benchmarks.contenders import (
-    B1,
-    B2,
-    EPS,
-    LEARNING_RATE,
+    ADAM,
     Absent,
     Contender,
     Task,
@@ -32,7 +29,7 @@ BASE = "optax"  # whose time, and whose parameters, the others are compared with
 
 def _update(task: Task) -> Contender:
     dtype = task.moments
-    tx = adamx.adam(LEARNING_RATE, B1, B2, EPS, mu_dtype=dtype, nu_dtype=dtype)
+    tx = adamx.adam(*ADAM, mu_dtype=dtype, nu_dtype=dtype)
     return optax_adam(task, tx)
 
 
@@ -41,7 +38,7 @@ CONTENDERS: dict[str, Callable[[Task], Contender]] = {
     "step": lambda task: adamx_step(task, packed=False),
     "packed": lambda task: adamx_step(task, packed=True),
     "update": _update,
-    "optax": lambda task: optax_adam(task, optax.adam(LEARNING_RATE, B1, B2, EPS)),
+    "optax": lambda task: optax_adam(task, optax.adam(*ADAM)),
     "torch-fused": lambda task: torch_adam(task, "fused"),
     "torch-foreach": lambda task: torch_adam(task, "foreach"),
     "keras": keras_adam,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.contenders import LEARNING_RATE, Contender, Task
+from benchmarks.contenders import ADAM, Contender, Task
 
 __all__ = ["Spread", "geometric_mean", "ratio", "spread", "time_rounds", "warm_up"]
 
@@ -53,7 +53,7 @@ def warm_up(contender: Contender, task: Task, reference: Contender | None) -> fl
     contender.run(_WARM_UP - 1)
     if reference is None:
         return 0.0
-    way = LEARNING_RATE * _WARM_UP * contender.steps_per_call
+    way = ADAM[0] * _WARM_UP * contender.steps_per_call
     pairs = zip(contender.params(), reference.params(), strict=True)
     return max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs) / way
 

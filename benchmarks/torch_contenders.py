@@ -7,16 +7,7 @@ from weakref import WeakKeyDictionary
 import jax
 import numpy as np
 
-from benchmarks.contenders import (
-    B1,
-    B2,
-    EPS,
-    LEARNING_RATE,
-    Absent,
-    Contender,
-    Task,
-    why_not_imported,
-)
+from benchmarks.contenders import ADAM, Absent, Contender, Task, why_not_imported
 
 __all__ = ["torch_adam"]
 
@@ -44,8 +35,9 @@ class _TorchAdam(Contender):
             self._params = [torch.nn.Parameter(g.clone()) for g in self._tensors(task.grads)]
         else:
             self._params = first.param_groups[0]["params"]
+        rate, b1, b2, eps = ADAM
         self._optimizer = torch.optim.Adam(
-            self._params, lr=LEARNING_RATE, betas=(B1, B2), eps=EPS, **{way: True}
+            self._params, lr=rate, betas=(b1, b2), eps=eps, **{way: True}
         )
         if first is None:
             _FIRST[task] = self._optimizer
