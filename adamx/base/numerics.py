@@ -232,28 +232,27 @@ def step(
         candidate = v / s.v_correction if convention.maximum_of_corrected else v
         largest = jnp.maximum(v_max[0], candidate)
 
+    # Half of m_hat: the whole may be just beyond the largest number, beside a v that is infinite.
     if not convention.eps_beside_corrected:  # Kingma & Ba, end of section 2
-        m_hat = by_parts(jnp.multiply, m, jnp.sqrt(s.v_correction) / s.m_correction)
+        half = by_parts(jnp.multiply, m, 0.5 * jnp.sqrt(s.v_correction) / s.m_correction)
         v_hat = largest
     else:
         if m_correction_next is None:
-            m_hat = by_parts(jnp.divide, m, s.m_correction)
+            half = by_parts(jnp.divide, m, 2 * s.m_correction)
         else:
-            m_hat = _look_ahead(g, m, s, m_correction_next)
+            half = _look_ahead(g, m, s, m_correction_next)
         already_corrected = amsgrad and convention.maximum_of_corrected
         v_hat = largest if already_corrected else largest / s.v_correction
 
-    denominator = safe_sqrt(v_hat + s.eps_root) + s.eps
-    # Beside a v that has overflowed, m may do so when it is corrected: the step is 0, not NaN.
-    numerator = jnp.where(denominator < jnp.inf, m_hat, m)
-    direction = by_parts(jnp.divide, numerator, denominator)
+    direction = by_parts(jnp.divide, half, safe_sqrt(v_hat + s.eps_root) + s.eps)
+    direction = by_parts(jnp.multiply, direction, 2.0)
     return direction, (m, v, largest) if amsgrad else (m, v)
 
 
 def _look_ahead(
     g: chex.ArrayDevice, m: chex.ArrayDevice, s: Scalars, m_correction_next: chex.ArrayDevice
 ) -> chex.ArrayDevice:
+    """Half of b1 m / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t)."""
     # Dozat 2016, https://openreview.net/pdf?id=OM0jvwB8jIp57ZJjtNEZ, algorithm 2
-    ahead = by_parts(jnp.divide, m, m_correction_next)
-    corrected = by_parts(jnp.divide, g, s.m_correction)
-    return moving_average(ahead, corrected, s.b1, s.one_minus_b1)
+    ahead = by_parts(jnp.multiply, m, 0.5 * s.b1 / m_correction_next)
+    return ahead + by_parts(jnp.multiply, g, 0.5 * s.one_minus_b1 / s.m_correction)

@@ -145,16 +145,16 @@ inline T MeanSquare(T v, T g, T b, T rest) {
   return square == infinity || b == 0 ? square : MultiplyAdd(-b, difference, square);
 }
 
-// What the moments are multiplied by. Multiplication by a reciprocal is what XLA makes of a division
-// by a scalar.
+// What the moments are multiplied by. Multiplication by a reciprocal is what XLA makes of a
+// division by a scalar.
 template <class T>
 struct Factors {
-  T m, before_maximum, after_maximum;
+  T half_m, before_maximum, after_maximum;
 
   Factors(const Scalars<T>& s, const Options& options) {
     const T corrected = 1 / s.v_correction;
     const bool corrected_before = options.amsgrad && options.maximum_of_corrected;
-    m = options.eps_beside_corrected ? 1 / s.m_correction : Sqrt(s.v_correction) / s.m_correction;
+    half_m = (options.eps_beside_corrected ? 1 : Sqrt(s.v_correction)) / (2 * s.m_correction);
     before_maximum = corrected_before ? corrected : 1;
     after_maximum = options.eps_beside_corrected && !corrected_before ? corrected : 1;
   }
@@ -183,9 +183,8 @@ void Adam(int64_t n, const T* __restrict g, T* __restrict m, T* __restrict v,
       const bool keep = v_max[i] > candidate || v_max[i] != v_max[i];  // NaN stays
       v_max[i] = largest = keep ? v_max[i] : candidate;
     }
-    const T denominator = Sqrt(largest * f.after_maximum + s.eps_root) + s.eps;
-    // Beside a v that has overflowed, m may do so when it is corrected: the step is 0, not NaN.
-    T direction = (denominator < T(__builtin_inf()) ? m[i] * f.m : m[i]) / denominator;
+    T direction = m[i] * f.half_m / (Sqrt(largest * f.after_maximum + s.eps_root) + s.eps);
+    direction *= 2;  // half of the corrected m is finite, where the whole may be just too large
     if (kDecoupled) direction = MultiplyAdd(s.weight_decay, p[i], direction);
     p[i] = MultiplyAdd(s.rate, direction, p[i]);
   }
@@ -193,9 +192,10 @@ void Adam(int64_t n, const T* __restrict g, T* __restrict m, T* __restrict v,
 
 template <class T, bool kFromMeans>
 constexpr auto Variant(bool amsgrad, bool decoupled) {
-  return amsgrad ? (decoupled ? &Adam<T, kFromMeans, true, true> : &Adam<T, kFromMeans, true, false>)
-                 : (decoupled ? &Adam<T, kFromMeans, false, true>
-                              : &Adam<T, kFromMeans, false, false>);
+  if (amsgrad) {
+    return decoupled ? &Adam<T, kFromMeans, true, true> : &Adam<T, kFromMeans, true, false>;
+  }
+  return decoupled ? &Adam<T, kFromMeans, false, true> : &Adam<T, kFromMeans, false, false>;
 }
 
 // What happens to the gradient before Adam sees it: clipping, then weight decay.
