@@ -1,8 +1,8 @@
 """HDF5 files of Keras whose variables are numbered: `.weights.h5`, and the one within `.keras`."""
 
 import dataclasses
+import io
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -87,7 +87,7 @@ def name_slots(held: Numbered, order: SlotOrder) -> list[str] | None:
 
 def write_numbered(
     template: Reader,
-    target: Path | BinaryIO,
+    target: Path | io.RawIOBase,
     checkpoint: Checkpoint,
     layers: list[Layer] | None,
 ) -> None:

@@ -1,6 +1,7 @@
 """Keras's `.keras`: an archive with a configuration and numbered variables."""
 
 import contextlib
+import io
 import json
 import re
 import shutil
@@ -8,7 +9,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
@@ -148,7 +149,7 @@ def _read_json(path: Path, member: Member, account: Account) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _open_weights(path: Path, member: Member, checked: bool) -> Iterator[BinaryIO]:
+def _open_weights(path: Path, member: Member, checked: bool) -> Iterator[io.BufferedReader]:
     """The weights as a stream within the archive, and meanwhile its checksum compared."""
     with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
         check = pool.submit(verify, path, member) if checked else None

@@ -1,12 +1,12 @@
 """The moments of a run in JAX as `numpy.savez` writes what `adamx.to_numpy` returned."""
 
+import io
 import math
 import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from struct import unpack_from
-from typing import BinaryIO
 
 import numpy as np
 
@@ -129,7 +129,7 @@ def _list_arrays(path: Path, account: Account) -> dict[str, Member]:
     return found
 
 
-def _read_array(file: BinaryIO, member: Member) -> np.ndarray:
+def _read_array(file: io.BufferedReader, member: Member) -> np.ndarray:
     """An array, in the machine's byte order, whose checksum is right."""
     content = open_member(file, member)
     start = content.read(10)
@@ -152,8 +152,7 @@ def _read_array(file: BinaryIO, member: Member) -> np.ndarray:
             found=member.size - len(start) - len(header),
         )
     data = bytearray(nbytes)
-    # What io.BufferedReader has; typing.BinaryIO does not say so.
-    if content.readinto(data) != nbytes:  # type: ignore[attr-defined]
+    if content.readinto(data) != nbytes:
         raise ValueError(f"{member.name}: the archive ends too early")
     if content.read(1) or zlib.crc32(data, zlib.crc32(start + header)) != member.checksum:
         raise ValueError(f"{member.name}: the checksum is wrong")

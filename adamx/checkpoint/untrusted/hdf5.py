@@ -1,11 +1,12 @@
 """Untrusted HDF5 files: no link is followed out of them, no stated size is trusted."""
 
 import contextlib
+import io
 import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class Reader:
 
     def __init__(
         self,
-        stream: BinaryIO,
+        stream: io.BufferedReader,
         progress: Progress | None = None,
         values: bool = True,
         account: Account | None = None,
@@ -43,7 +44,7 @@ class Reader:
     @contextlib.contextmanager
     def open(
         cls,
-        source: Path | BinaryIO,
+        source: Path | io.BufferedReader,
         progress: Progress | None = None,
         values: bool = True,
         account: Account | None = None,

@@ -6,11 +6,11 @@ Structures are called as in the HDF5 File Format Specification; see `hdf5_messag
 """
 
 import dataclasses
+import io
 import math
 import os
 from collections.abc import Iterator
 from struct import unpack, unpack_from
-from typing import BinaryIO
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class File:
     refer to each other.
     """
 
-    def __init__(self, stream: BinaryIO, account: Account | None = None) -> None:
+    def __init__(self, stream: io.BufferedReader, account: Account | None = None) -> None:
         self._stream = stream
         self.size = stream.seek(0, os.SEEK_END)
         self.account = account or Account(self.size)
@@ -112,8 +112,7 @@ class File:
             view[:] = np.frombuffer(dataset.data, np.uint8, dataset.nbytes)
         elif dataset.nbytes:
             self._stream.seek(self._base + dataset.data)
-            # Files and io.BufferedReader have readinto; typing.BinaryIO does not say so.
-            if self._stream.readinto(view) != dataset.nbytes:  # type: ignore[attr-defined]
+            if self._stream.readinto(view.data) != dataset.nbytes:
                 raise ValueError(f"{dataset.name} ends too early")
         return view.reshape(dataset.shape) != 0 if array.dtype == bool else array
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from struct import unpack, unpack_from
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from adamx.checkpoint.errors import CheckpointError
 
@@ -102,7 +102,7 @@ def verify(path: Path, member: Member) -> None:
         raise ValueError(f"{member.name}: the checksum is wrong")
 
 
-def open_member(file: BinaryIO, member: Member) -> BinaryIO:
+def open_member(file: io.BufferedReader, member: Member) -> io.BufferedReader:
     """A member of an open archive as a file of its own; one that is deflated cannot seek."""
     part = _Part(file, member)
     return io.BufferedReader(_Inflated(part, member.size) if member.is_deflated else part)
@@ -131,7 +131,7 @@ class _Inflated(io.RawIOBase):
 
 
 class _Part(io.RawIOBase):
-    def __init__(self, file: BinaryIO, member: Member) -> None:
+    def __init__(self, file: io.BufferedReader, member: Member) -> None:
         self._file, self._member, self._at = file, member, 0
 
     def readable(self) -> bool:
@@ -148,13 +148,12 @@ class _Part(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")[: max(0, self._member.stored - self._at)]
         self._file.seek(self._member.start + self._at)
-        # What open() returns has readinto; typing.BinaryIO does not say so.
-        count = self._file.readinto(view)  # type: ignore[attr-defined]
+        count = self._file.readinto(view)
         self._at += count
         return count
 
 
-def _directory(file: BinaryIO, size: int) -> tuple[int, int]:
+def _directory(file: io.BufferedReader, size: int) -> tuple[int, int]:
     """Where the central directory begins and ends: right before its end records.
 
     Readers look for it in several ways. Where they could find different ones, it is refused.
@@ -192,7 +191,7 @@ def _wide(extra: bytes, *sizes: int) -> tuple[int, ...]:
     return sizes
 
 
-def _find_start(file: BinaryIO, at: int, name: bytes) -> int:
+def _find_start(file: io.BufferedReader, at: int, name: bytes) -> int:
     """Where the bytes of the member begin, whose own header is at `at`."""
     file.seek(at)
     head = _read(file, 30)
@@ -202,7 +201,7 @@ def _find_start(file: BinaryIO, at: int, name: bytes) -> int:
     return at + 30 + name_size + extra_size
 
 
-def _read(file: BinaryIO, count: int) -> bytes:
+def _read(file: io.BufferedReader, count: int) -> bytes:
     found = file.read(count)
     if len(found) != count:
         raise ValueError("the archive ends too early")

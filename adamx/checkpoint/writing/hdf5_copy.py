@@ -1,8 +1,9 @@
 """Copies of HDF5 files in which some arrays are others."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ _Arrays = Mapping[str, np.ndarray]
 
 def copy_hdf5(
     source: Reader,
-    target: Path | BinaryIO,
+    target: Path | io.RawIOBase,
     arrays: _Arrays,
     *,
     texts: Mapping[str, str],

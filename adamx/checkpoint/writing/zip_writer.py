@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 __all__ = ["large_member"]
 
@@ -19,7 +19,7 @@ _BLOCK = 1 << 22
 
 
 @contextlib.contextmanager
-def large_member(path: Path, name: str) -> Iterator[BinaryIO]:
+def large_member(path: Path, name: str) -> Iterator[io.RawIOBase]:
     """Make an archive of one stored member. More may be appended to it afterwards.
 
     Yields:
@@ -31,8 +31,7 @@ def large_member(path: Path, name: str) -> Iterator[BinaryIO]:
     with path.open("w+b", buffering=0) as file:
         # With zip64 the header is as long before sizes and checksum are known as after.
         start = file.write(info.FileHeader(zip64=True))
-        # To the type checker no class of io is a typing.BinaryIO.
-        yield _Rest(file, start)  # type: ignore[misc]
+        yield _Rest(file, start)
         info.file_size = info.compress_size = file.seek(0, os.SEEK_END) - start
         file.seek(start)
         while block := file.read(_BLOCK):
