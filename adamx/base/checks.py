@@ -22,6 +22,7 @@ from adamx.base.trees import describe_difference, flatten_with_path, is_none, le
 __all__ = [
     "check_choice",
     "check_dtype",
+    "check_given",
     "check_gradients",
     "check_number",
     "check_params",
@@ -155,6 +156,18 @@ def check_params(params: optax.Params) -> None:
                 remedy="convert it, or keep it from the optimizer with optax.masked or "
                 "optax.partition",
             )
+
+
+def check_given(params: optax.Params | None, use: str) -> optax.Params:
+    """The parameters; raise if an `update` that needs them, for `use`, was called without."""
+    if params is None:
+        raise InvalidValue(
+            where="params",
+            expected=f"the parameters, {use}",
+            found=None,
+            remedy="call update(updates, state, params)",
+        )
+    return params
 
 
 def check_gradients(

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adamx.base.checks import check_given
 from adamx.base.clipping import clip_array, clip_to_norm, global_norm
 from adamx.base.dtypes import real_scalar
-from adamx.base.errors import InvalidType, InvalidValue
+from adamx.base.errors import InvalidType
 from adamx.base.trees import flatten_with_path, is_none, path_name
 
 __all__ = ["clip_each_norm", "clip_global_norm", "clip_values", "torch_weight_decay"]
@@ -71,8 +72,7 @@ def torch_weight_decay(rate: float, decay: float) -> optax.GradientTransformatio
         return g + (decay if wide else rounded) * p
 
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
-        if params is None:
-            raise InvalidValue(where="params", expected="them for weight decay", found=None)
+        params = check_given(params, "for weight decay")
         return jax.tree.map(add, updates, params, is_leaf=is_none)
 
     return optax.stateless(update)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.base.checks import check_gradients, check_params
+from adamx.base.checks import check_given, check_gradients, check_params
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.random_bits import check_key, key_data, leaf_keys, round_at_random
 from adamx.base.rounded import mark_rounded
@@ -112,13 +112,7 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
-        if params is None:
-            raise InvalidValue(
-                where="params",
-                expected="the parameters, whose next values are rounded",
-                found=None,
-                remedy="call update(updates, state, params)",
-            )
+        params = check_given(params, "whose next values are rounded")
         if not isinstance(state, StochasticRoundState):
             expected = "StochasticRoundState, as init made it"
             raise InvalidType(where="state", expected=expected, found=type(state).__name__)

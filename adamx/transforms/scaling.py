@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adamx.base.checks import check_scheduled, resolve_mask
+from adamx.base.checks import check_given, check_scheduled, resolve_mask
 from adamx.base.dtypes import is_number, real_scalar
-from adamx.base.errors import InvalidValue
 from adamx.base.numerics import by_parts
 from adamx.base.rounded import check_not_rounded
 from adamx.base.trees import is_none
@@ -46,13 +45,7 @@ def add_weight_decay(
     def update(
         updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, Any]:
-        if params is None:
-            raise InvalidValue(
-                where="params",
-                expected="the parameters, for weight decay",
-                found=None,
-                remedy="call update(updates, state, params)",
-            )
+        params = check_given(params, "for weight decay")
         check_not_rounded(updates)
         decay: Any = weight_decay
         if callable(decay):
