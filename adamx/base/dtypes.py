@@ -17,8 +17,10 @@ __all__ = [
     "first_moment_dtype",
     "is_known",
     "is_number",
+    "is_of",
     "number_kind",
     "real_scalar",
+    "result_dtype",
     "second_moment_dtype",
     "type_name",
 ]
@@ -42,6 +44,19 @@ def dtype_of(x: object) -> Any | None:
     return dtype
 
 
+def result_dtype(x: object) -> Any | None:
+    """`dtype_of`, and that which JAX gives to a number of Python."""
+    dtype = dtype_of(x)
+    is_python = dtype is None and isinstance(x, int | float | complex)
+    return jnp.result_type(x) if is_python else dtype
+
+
+def is_of(x: object, kind: Any) -> bool:
+    """Whether `x` is an array that JAX takes, or a number, of this kind of dtype."""
+    dtype = result_dtype(x)
+    return dtype is not None and jnp.issubdtype(dtype, kind)
+
+
 def type_name(x: object) -> str:
     """The name of an object's type, with its package unless it is Python's: `torch.Tensor`."""
     package, name = type(x).__module__.partition(".")[0], type(x).__qualname__
@@ -50,9 +65,7 @@ def type_name(x: object) -> str:
 
 def number_kind(leaf: object) -> str:
     """The kind of number in a leaf: "real", "complex", or the name of something else."""
-    dtype = dtype_of(leaf)
-    if dtype is None and isinstance(leaf, int | float | complex):
-        dtype = jnp.result_type(leaf)
+    dtype = result_dtype(leaf)
     if dtype is None:
         return type_name(leaf)
     if dtype == jax.dtypes.float0:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamx.base.dtypes import dtype_of, type_name
 from adamx.base.errors import InvalidType, InvalidValue
 
 __all__ = ["check_key", "fold_in", "key_data", "leaf_keys", "random_bits", "round_at_random"]
@@ -72,7 +73,7 @@ def check_key(name: str, key: Any) -> None:
     """Raise unless `key` is a seed, one typed key of Threefry, or the data of one."""
     if _is_seed(key):
         return
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
+    dtype, shape = dtype_of(key), getattr(key, "shape", ())
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         if (found := str(jax.random.key_impl(key))) != "threefry2x32":
             raise InvalidValue(
@@ -92,7 +93,7 @@ def check_key(name: str, key: Any) -> None:
             )
         one = (2,)
     else:
-        found = type(key).__name__ if dtype is None else f"an array of {dtype}"
+        found = type_name(key) if dtype is None else f"an array of {dtype}"
         raise InvalidType(
             where=name,
             expected="an int, a key of jax.random or the data of one, uint32[2]",

@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adamx.base.dtypes import dtype_of, is_of, type_name
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.trees import flatten_with_path, path_name
 from adamx.checkpoint.errors import CheckpointError
@@ -75,8 +75,8 @@ def list_leaves(params: optax.Params) -> dict[str, Any]:
         name = path_name(path)
         if is_random_key(leaf):
             continue
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            raise InvalidType(where=name, expected="an array", found=type(leaf).__name__)
+        if dtype_of(leaf) is None:
+            raise InvalidType(where=name, expected="an array", found=type_name(leaf))
         if name in leaves:
             raise CheckpointError("two parameters have this path; rename one of them", where=name)
         leaves[name] = leaf
@@ -85,7 +85,7 @@ def list_leaves(params: optax.Params) -> dict[str, Any]:
 
 def is_random_key(leaf: Any) -> bool:
     """Whether it is a key of `jax.random.key`, which has no numbers to save."""
-    return jnp.issubdtype(getattr(leaf, "dtype", object), jax.dtypes.prng_key)
+    return is_of(leaf, jax.dtypes.prng_key)
 
 
 def copy_to_host(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -58,11 +58,7 @@ def checked(name: str, value: Any) -> float:
     below = 1 if name.startswith("beta") else np.inf
     if not is_number(number):
         raise _not_a_number(name, value)
-    check_number(name, number, below=below)
-    try:
-        number = float(number)
-    except OverflowError:  # an integer of more than 308 digits
-        number = np.inf
+    number = check_number(name, number, below=below)
     with np.errstate(over="ignore"):
         rounded = np.float32(number)
     if not rounded < below:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from adamx.base.dtypes import type_name
 from adamx.base.errors import InvalidType
 from adamx.base.trees import flatten_with_path, path_name
 
@@ -132,7 +133,7 @@ def check_array(x: Any) -> None:
         conversion = "x.detach().cpu().numpy()" if package == "torch" else "numpy.asarray(x)"
         raise InvalidType(
             expected="an array of JAX or NumPy",
-            found=f"a {package}.{type(x).__name__}",
+            found=f"a {type_name(x)}",
             remedy=f"convert it, with {conversion}",
         )
 

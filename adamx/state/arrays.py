@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adamx.base.dtypes import type_name
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.trees import listed
 from adamx.state.find import named_arrays, replace_arrays
@@ -221,8 +222,7 @@ def _read(value: Any, dtype: np.dtype, fail: Callable[..., InvalidValue]) -> np.
     except ValueError as error:
         raise fail("an array", "rows of unequal length") from error
     except (TypeError, RuntimeError) as error:  # a tensor of torch, an array that was deleted
-        kind = f"{type(value).__module__}.{type(value).__name__}"
-        found = f"a {kind} that NumPy cannot read"
+        found = f"a {type_name(value)} that NumPy cannot read"
         remedy = "Give tensor.detach().cpu().float().numpy()" if hasattr(value, "detach") else ""
         raise fail("an array", found, remedy) from error
     if array.dtype.kind == "c" and dtype.kind != "c" and not np.any(np.imag(array)):

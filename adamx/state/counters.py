@@ -21,12 +21,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import DictKey, KeyPath, all_leaves, keystr, tree_flatten_with_path
 
 from adamx.base.adam_state import as_adam
+from adamx.base.dtypes import is_of
 from adamx.base.errors import InvalidValue
 from adamx.base.trees import flatten_with_path, is_box, listed
 
@@ -232,7 +232,7 @@ def _visit_by_protocol(
         within = _visit(child, at.enter(key, child), shape, "unknown")
         if any(counter.kind in ("adam", "follows") for counter in within):
             is_wrapper = True
-        elif any(jnp.issubdtype(_dtype(leaf), np.inexact) for leaf in jax.tree.leaves(child)):
+        elif any(is_of(leaf, np.inexact) for leaf in jax.tree.leaves(child)):
             has_arrays = True
         found += within
     kind = "stays" if has_arrays else "unknown" if is_wrapper else "follows"
@@ -251,10 +251,5 @@ def _integer_scalars(tree: Any, shape: tuple[int, ...]) -> list[KeyPath]:
     return [
         path
         for path, leaf in flatten_with_path(tree)[0]
-        if np.shape(leaf) in ((), shape) and jnp.issubdtype(_dtype(leaf), np.integer)
+        if np.shape(leaf) in ((), shape) and is_of(leaf, np.integer)
     ]
-
-
-def _dtype(leaf: Any) -> Any:
-    """Its dtype; that of a Python number, too."""
-    return leaf.dtype if hasattr(leaf, "dtype") else np.dtype(type(leaf))

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
+from adamx.base.dtypes import result_dtype
 from adamx.base.trees import flatten_with_path, path_name
-from adamx.state.sharding import align, axis_names_in, dtype_of, memory_kind
+from adamx.state.sharding import align, axis_names_in, memory_kind
 
 __all__ = ["describe_sharding"]
 
@@ -80,7 +81,7 @@ def describe_sharding(
 
 def _row(path: jax.tree_util.KeyPath, leaf: Any, sharding: Any) -> _Row:
     shape = np.shape(leaf)
-    dtype = dtype_of(leaf)
+    dtype: Any = result_dtype(leaf)
     held = shape if sharding is None else sharding.shard_shape(shape)
     if sharding is None:
         split = "replicated"

@@ -9,6 +9,7 @@ import optax
 from jax.tree_util import KeyPath, tree_flatten_with_path
 
 from adamx.base.adam_state import AmsgradState, array_name, as_adam, check_count, open_state
+from adamx.base.dtypes import dtype_of
 from adamx.base.errors import InvalidValue
 from adamx.base.jax_seam import is_traced
 from adamx.base.trees import flatten_with_path, is_box, listed, path_name
@@ -112,7 +113,7 @@ def _not_found(state: optax.OptState) -> InvalidValue:
     kinds: dict[type, None] = {}  # in order
 
     def note(node: Any) -> bool:
-        if not hasattr(node, "dtype") and type(node) not in (tuple, list, dict, type(None)):
+        if dtype_of(node) is None and type(node) not in (tuple, list, dict, type(None)):
             kinds[type(node)] = None
         return isinstance(node, _PACKED)
 

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import KeyPath
 
+from adamx.base.dtypes import is_of
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.trees import flatten_with_path, is_none, leaf_name
 from adamx.fused.layout import PackedAdamState, PackedAmsgradState
@@ -22,7 +23,6 @@ __all__ = [
     "PartSharding",
     "align",
     "axis_names_in",
-    "dtype_of",
     "memory_kind",
     "zero_sharding",
 ]
@@ -128,7 +128,7 @@ def zero_sharding(
         # The longest ending first: with a tree of one leaf, () is the ending of every path.
         for start in range(len(path) + 1):
             owner = owners.get(path[start:])
-            if owner is not None and owner.shape == np.shape(leaf) and _is_inexact(leaf):
+            if owner is not None and owner.shape == np.shape(leaf) and is_of(leaf, np.inexact):
                 spec = _split(owner, axes, mesh)
                 if transformation is None and not _names(owner.spec).isdisjoint(axes):
                     return PartSharding.of(mesh, spec, owner)
@@ -138,7 +138,7 @@ def zero_sharding(
     keyed, treedef = flatten_with_path(state)
     shardings = treedef.unflatten([sharding(path, leaf) for path, leaf in keyed])
     used = {n for s in jax.tree.leaves(shardings) for n in _names(map(axis_names_in, s.spec))}
-    splittable = any(np.ndim(leaf) and _is_inexact(leaf) for leaf in jax.tree.leaves(state))
+    splittable = any(np.ndim(leaf) and is_of(leaf, np.inexact) for leaf in jax.tree.leaves(state))
     if not used & set(axes) and _size(mesh, axes) > 1 and splittable:
         warnings.warn(
             f"nothing of the state could be split over {axis!r}, which has {_size(mesh, axes)} "
@@ -147,16 +147,6 @@ def zero_sharding(
             stacklevel=2,
         )
     return shardings
-
-
-def dtype_of(leaf: Any) -> Any:
-    """The dtype of an array, or that which JAX gives to a number."""
-    return leaf.dtype if hasattr(leaf, "dtype") else jax.numpy.result_type(leaf)
-
-
-def _is_inexact(leaf: Any) -> bool:
-    """Whether it may be a moment: a count, a key or a mask is of another dtype."""
-    return jax.numpy.issubdtype(dtype_of(leaf), np.inexact)
 
 
 def align(tree: Any, shardings: Any, kind: type) -> tuple[list[Any], list[Any], Any]:

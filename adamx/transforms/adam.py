@@ -180,6 +180,9 @@ def adamw(arguments: AdamWArguments) -> optax.GradientTransformationExtraArgs:
     )
 
 
+_Fixed = tuple[float | None, ...]
+
+
 class _Direction:
     """The arguments of `scale_by_adam`, and the pair of functions that they mean."""
 
@@ -228,7 +231,7 @@ class _Direction:
         hyper = self.arguments.hyperparameters
 
         @functools.cache
-        def scalars_in(dtype: np.dtype) -> tuple["_Fixed", list[Any], chex.ArrayDevice | None]:
+        def scalars_in(dtype: np.dtype) -> tuple[_Fixed, list[Any], chex.ArrayDevice | None]:
             s = scalars(count, hyper, dtype)
             fixed = tuple(x if isinstance(x, float) else None for x in s)
             traced = [None if isinstance(x, float) else x for x in s]
@@ -269,9 +272,6 @@ class _Direction:
         keys = list(nu_keys(self.arguments.nu_key, count, leaves))
         # AMSGrad's maximum is rounded to nearest: at random it would only rise.
         return [[CAST, CastAtRandom(key), *[CAST] * (moments - 2)] for key in keys]
-
-
-_Fixed = tuple[float | None, ...]
 
 
 @functools.partial(jax.jit, static_argnames=("fixed", "wide", "convention"))

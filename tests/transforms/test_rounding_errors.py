@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import adamx
+from tests.tensors import Tensor
 from tests.transforms.rounded_runs import apply_updates
 
 
@@ -110,3 +111,12 @@ def test_what_is_rounded_comes_last(after):
         jax.jit(right.update)(params, right.init(params), params)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)  # nothing is rounded
     wrong.update(wide, wrong.init(wide), wide)
+
+
+def test_a_tensor_is_no_key():
+    for build in (
+        adamx.stochastic_round,
+        lambda key: adamx.scale_by_adam(nu_dtype="bfloat16", nu_key=key),
+    ):
+        with pytest.raises(TypeError, match=r"key: expected an int, a key .*, found torch.Tensor"):
+            build(Tensor())
