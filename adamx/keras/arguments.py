@@ -13,7 +13,7 @@ from adamx.base.dtypes import is_number
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.jax_seam import is_traced
 
-__all__ = ["checked", "checked_count", "describe_unknown", "unknown_argument"]
+__all__ = ["check_argument", "check_iterations", "describe_unknown", "unknown_argument"]
 
 _ARGUMENTS = ("lr", "beta_1", "beta_2", "epsilon", "decay", "clipnorm", "clipvalue")
 
@@ -52,7 +52,7 @@ _REMEDIES_FOR_SCHEDULES = {
 }
 
 
-def checked(name: str, value: Any) -> float:
+def check_argument(name: str, value: Any) -> float:
     """`value` as a Python float, if it is in the range of the argument `name`."""
     number = _plain_number(value)
     below = 1 if name.startswith("beta") else np.inf
@@ -100,7 +100,7 @@ def _not_a_number(name: str, value: Any) -> InvalidType | InvalidValue:
     )
 
 
-def checked_count(value: Any) -> int:
+def check_iterations(value: Any) -> int:
     """`value` as a Python int, if it can be the number of steps done."""
     number, last = _plain_number(value), np.iinfo(np.int32).max
     if not is_number(number) or not 0 <= number <= last or number != int(number):

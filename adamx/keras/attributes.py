@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from adamx.base.errors import AdamxError
-from adamx.keras.arguments import checked, describe_unknown
+from adamx.keras.arguments import check_argument, describe_unknown
 
 __all__ = ["StrictAttributes", "hyperparameter"]
 
@@ -72,6 +72,6 @@ def hyperparameter(name: str, doc: str) -> Any:
 
     def set_(self: Any, value: float) -> None:
         # In place, and so at once: of two threads that set two of them neither loses its own.
-        self._config[name] = checked(name, value)
+        self._config[name] = check_argument(name, value)
 
     return property(get, set_, doc=doc)

@@ -9,7 +9,7 @@ import optax
 
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.config.adam_config import AdamConfig
-from adamx.keras.arguments import checked, checked_count, unknown_argument
+from adamx.keras.arguments import check_argument, check_iterations, unknown_argument
 from adamx.keras.attributes import StrictAttributes, hyperparameter
 from adamx.keras.changes import Changes, refuse_traced
 from adamx.keras.program import (
@@ -21,7 +21,7 @@ from adamx.keras.program import (
     make_call,
     placed_like,
     step,
-    trained_arrays,
+    take_trained,
     with_numbers,
 )
 from adamx.state import arrays as adam_weights
@@ -113,8 +113,10 @@ class Adam(StrictAttributes):
                 raise unknown_argument(name)
         given = {"lr": lr, "beta_1": beta_1, "beta_2": beta_2, "decay": decay, "epsilon": epsilon}
         # Like TensorFlow 1.1, which clips only if the limit is above 0.
-        limits = {name: checked(name, kwargs[name]) for name in kwargs if kwargs[name] is not None}
-        self._config = {name: checked(name, value) for name, value in given.items()} | {
+        limits = {
+            name: check_argument(name, kwargs[name]) for name in kwargs if kwargs[name] is not None
+        }
+        self._config = {name: check_argument(name, value) for name, value in given.items()} | {
             name: limit for name, limit in limits.items() if limit
         }
         fixed = {k: v for k, v in self._config.items() if k not in _SETTABLE}
@@ -195,7 +197,7 @@ class Adam(StrictAttributes):
         refuse_traced("iterations", value)
         with self._changes.one("iterations"):
             state = self._existing_state("iterations")
-            weights = [np.asarray(checked_count(value)), *adam_weights.get_weights(state)[1:]]
+            weights = [np.asarray(check_iterations(value)), *adam_weights.get_weights(state)[1:]]
             self._store("iterations", adam_weights.set_weights(state, weights))
 
     def build(self, params: Any) -> None:
@@ -208,7 +210,7 @@ class Adam(StrictAttributes):
             framework; there is none. The message names its path.
           ValueError: the call is traced. After an error all is as it was.
         """
-        arrays = trained_arrays(params)
+        arrays = take_trained(params)
         refuse_traced("build", arrays)
         with self._changes.one("build"):
             self._store("build", self._initial_state(arrays))

@@ -28,7 +28,7 @@ __all__ = [
     "make_call",
     "placed_like",
     "step",
-    "trained_arrays",
+    "take_trained",
     "with_numbers",
 ]
 
@@ -41,9 +41,8 @@ class Program(NamedTuple):
 
     config: AdamConfig
     paths: tuple[str, ...]  # those of the constraints
-    parts: tuple[
-        Static, ...
-    ]  # of the loss, of each constraint, of the parameters, of the arguments
+    # Of the loss, of each constraint, of the parameters, of the arguments.
+    parts: tuple[Static, ...]
 
     def fill(self, traced: list[Any]) -> tuple[Loss, dict[str, Constraint], Any, Any]:
         """The loss, the constraints, what of the parameters is no array, and the arguments."""
@@ -215,7 +214,7 @@ def _split_params(params: Any) -> tuple[Any, Any]:
     return arrays, treedef.unflatten([None if is_ else x for x, is_ in pairs])
 
 
-def trained_arrays(params: Any) -> Any:
+def take_trained(params: Any) -> Any:
     """The arrays in `params`, with None in place of the rest, which is checked."""
     arrays, others = _split_params(params)
     _split_named("params", others, ())
