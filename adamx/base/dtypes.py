@@ -118,15 +118,19 @@ def real_scalar(x: chex.Numeric, dtype: np.dtype) -> chex.Numeric:
 def check_not_flushed(
     name: str, value: chex.Numeric, dtype: np.dtype | None = None
 ) -> chex.Numeric:
-    """`value`; raise if it is a number above 0 that is 0 to XLA in `dtype`, by default JAX's."""
+    """`value`; raise if it is a number above 0 of which XLA takes half as 0.
+
+    Args:
+      dtype: in which it is taken; None for JAX's default.
+    """
     if dtype is None:
         dtype = jax.dtypes.canonicalize_dtype(np.float64)
-    smallest = float(jnp.finfo(dtype).tiny)
+    smallest = 2 * float(jnp.finfo(dtype).tiny)
     if is_number(value) and 0 < value < smallest:
         raise InvalidValue(
             where=name,
             expected=f"0 or a number of at least {smallest:.4g}",
             found=repr(value),
-            remedy=f"smaller ones are 0 in {dtype}",
+            remedy=f"smaller ones, or their halves, are 0 in {dtype}",
         )
     return value

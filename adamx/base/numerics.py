@@ -232,20 +232,20 @@ def step(
         candidate = v / s.v_correction if convention.maximum_of_corrected else v
         largest = jnp.maximum(v_max[0], candidate)
 
-    # Half of m_hat: the whole may be just beyond the largest number, beside a v that is infinite.
+    # Both in halves: m_hat may be just beyond the largest number, beside a v that is infinite.
     if not convention.eps_beside_corrected:  # Kingma & Ba, end of section 2
-        half = by_parts(jnp.multiply, m, 0.5 * jnp.sqrt(s.v_correction) / s.m_correction)
+        half_m = by_parts(jnp.multiply, m, 0.5 * jnp.sqrt(s.v_correction) / s.m_correction)
         v_hat = largest
     else:
         if m_correction_next is None:
-            half = by_parts(jnp.divide, m, 2 * s.m_correction)
+            half_m = by_parts(jnp.divide, m, 2 * s.m_correction)
         else:
-            half = _look_ahead(g, m, s, m_correction_next)
+            half_m = _look_ahead(g, m, s, m_correction_next)
         already_corrected = amsgrad and convention.maximum_of_corrected
         v_hat = largest if already_corrected else largest / s.v_correction
 
-    direction = by_parts(jnp.divide, half, safe_sqrt(v_hat + s.eps_root) + s.eps)
-    direction = by_parts(jnp.multiply, direction, 2.0)
+    denominator = 0.5 * (safe_sqrt(v_hat + s.eps_root) + s.eps)
+    direction = by_parts(jnp.divide, half_m, denominator)
     return direction, (m, v, largest) if amsgrad else (m, v)
 
 

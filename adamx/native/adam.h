@@ -183,8 +183,9 @@ void Adam(int64_t n, const T* __restrict g, T* __restrict m, T* __restrict v,
       const bool keep = v_max[i] > candidate || v_max[i] != v_max[i];  // NaN stays
       v_max[i] = largest = keep ? v_max[i] : candidate;
     }
-    T direction = m[i] * f.half_m / (Sqrt(largest * f.after_maximum + s.eps_root) + s.eps);
-    direction *= 2;  // half of the corrected m is finite, where the whole may be just too large
+    // Both in halves: the corrected m may be just too large, beside a v that is infinite.
+    const T denominator = T(0.5) * (Sqrt(largest * f.after_maximum + s.eps_root) + s.eps);
+    T direction = m[i] * f.half_m / denominator;
     if (kDecoupled) direction = MultiplyAdd(s.weight_decay, p[i], direction);
     p[i] = MultiplyAdd(s.rate, direction, p[i]);
   }

@@ -53,7 +53,7 @@ def scale_by_adam(arguments: DirectionArguments) -> optax.GradientTransformation
     Everything is computed in float32 or wider. Numbers of Python and NumPy keep their double
     precision until they meet an array. `optax.inject_hyperparams` makes arrays of them, in the
     dtype of the parameters: name b1, b2, eps and eps_root in its `static_args` unless they are to
-    change. In an array of float32 a decay rate above 1 - 3e-8 is 1 and an eps below 1.2e-38 is 0,
+    change. In an array of float32 a decay rate above 1 - 3e-8 is 1 and an eps below 2.4e-38 is 0,
     which cannot be told from the array: directions are NaN, with that eps where gradients were
     always zero.
 

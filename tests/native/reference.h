@@ -152,7 +152,7 @@ Expected<R> Reference(const Element<R>& x, const Scalars<R>& c, const Options& o
   const R m_divisor = keras ? R(1) : c.m_correction;
   const R denominator = sqrt(root_of + c.eps_root) + c.eps;
   // In halves: beside a v that has overflowed steps are 0, however large the corrected m is.
-  R direction = y.m * m_factor / (2 * m_divisor) / denominator * 2;
+  R direction = y.m * m_factor / (2 * m_divisor) / (denominator / 2);
   R direction_scale = fmax(scale.m * m_factor / m_divisor / fabs(denominator),
                            fabs(direction) * fmax(R(1), excess));
   if (options.decoupled && decays) {
