@@ -112,13 +112,10 @@ class Adam(StrictAttributes):
             if name not in ("clipnorm", "clipvalue"):
                 raise unknown_argument(name)
         given = {"lr": lr, "beta_1": beta_1, "beta_2": beta_2, "decay": decay, "epsilon": epsilon}
+        given |= {name: limit for name, limit in kwargs.items() if limit is not None}
+        numbers = {name: check_argument(name, value) for name, value in given.items()}
         # Like TensorFlow 1.1, which clips only if the limit is above 0.
-        limits = {
-            name: check_argument(name, kwargs[name]) for name in kwargs if kwargs[name] is not None
-        }
-        self._config = {name: check_argument(name, value) for name, value in given.items()} | {
-            name: limit for name, limit in limits.items() if limit
-        }
+        self._config = {k: x for k, x in numbers.items() if x or k not in kwargs}
         fixed = {k: v for k, v in self._config.items() if k not in _SETTABLE}
         self._fixed = AdamConfig.from_keras(fixed, "tf1")
         self._state: optax.OptState | None = None
