@@ -1,42 +1,41 @@
 """The optimizer state of any framework, in one form, and its way into and out of a JAX tree."""
 
 import dataclasses
-import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adamx.base.trees import flatten_with_path, listed, path_name
-from adamx.checkpoint.consistency import check_moments
+from adamx.checkpoint.consistency import (
+    Naming,
+    check_alike,
+    check_groups,
+    check_moments,
+    guess_naming,
+    make_groups,
+)
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.frameworks import FRAMEWORKS, Framework
-from adamx.checkpoint.layouts import Layout, choose_layout, lay_out
-from adamx.checkpoint.matching import Order, apply_order, check_pairs, check_paths
-from adamx.checkpoint.names import spell_order
-from adamx.checkpoint.precision import check_losses, find_losses
-from adamx.checkpoint.trees import (
-    MOMENTS,
-    assign_to_tree,
-    copy_to_host,
-    list_leaves,
-    name_moment,
-    read_count,
-    rounds_at_random,
-    split_moments,
+from adamx.checkpoint.layouts import Layout, choose_layout
+from adamx.checkpoint.matching import Order
+from adamx.checkpoint.restoring import (
+    assign_variables,
+    fill_tree,
+    read_state,
+    restore_state,
 )
+from adamx.checkpoint.trees import MOMENTS, list_leaves, name_moment
 from adamx.config.adam_config import AdamConfig
-from adamx.state.arrays import from_numpy, to_numpy
+from adamx.config.groups import ParameterGroup
 from adamx.state.find import named_arrays
 
 __all__ = ["Checkpoint"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, init=False)
 class Checkpoint:
     """An Adam optimizer's state, and what a file holds of the model's weights.
 
@@ -44,22 +43,27 @@ class Checkpoint:
       framework: whose file it was: "tf1" (TensorFlow 1.1, Keras 2.0), "tf_keras_legacy",
         "tf_keras", "keras3", "torch" or "jax".
       version: of the framework, where the file says it.
-      config: the hyperparameters.
-      count: steps done.
-      names: the variables of the optimizer, in the file's order: such as `hidden/kernel` (Keras),
-        `hidden.weight` (torch), or "0", "1", ... where the file does not tell. A frozen parameter
-        of torch is among them, though it has no moments.
+      groups: for each group of variables their names, hyperparameters and count of steps. Most
+        files have one group.
       params: the model's weights by name, in the model's order; those that are not trained too.
         Empty if the file holds none.
       mu: the first moments by name. Shapes and dtypes are the file's.
       nu: the second moments by name.
       nu_max: AMSGrad's maxima by name; empty without AMSGrad.
+      naming: by name how it is known: "file" if the file tells it, "inferred" if adamx took it from
+        the order of the model's weights, "unknown" if it is only a number.
       transformed: whether `from_state` was given a layout, so that arrays called `kernel` may not
         be in JAX's.
+      ordered: whether the variables are in the order of the model, as far as the file tells. False
+        after `from_state` without `order`: then they are in the tree's, which JAX sorts.
       extra: what Adam's state has no room for: Keras's averages of the weights as
         `average/<name>`, and their `ema_momentum`.
+      not_read: what else the file holds and adamx did not read, such as a scheduler.
+      notes: remarks on what was read, such as that moments were dequantised.
 
-    The mappings cannot be changed; `dataclasses.replace` makes a checkpoint with others.
+    The mappings cannot be changed; `dataclasses.replace` makes a checkpoint with others. For a
+    checkpoint of one group it and the constructor take `names`, `config` and `count` in place of
+    `groups`.
 
     Raises:
       CheckpointError: a name without its moments, moments without a name, or of unlike shapes.
@@ -69,34 +73,81 @@ class Checkpoint:
 
     framework: Framework
     version: str | None
-    config: AdamConfig
-    count: int
-    names: tuple[str, ...]
+    groups: tuple[ParameterGroup, ...]
     params: Mapping[str, np.ndarray]
     mu: Mapping[str, np.ndarray]
     nu: Mapping[str, np.ndarray]
-    nu_max: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    transformed: bool = False
+    nu_max: Mapping[str, np.ndarray]
+    extra: Mapping[str, np.ndarray]
+    naming: Mapping[str, Naming]
+    transformed: bool
+    ordered: bool
+    not_read: tuple[str, ...]
+    notes: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        own = {field: dict(getattr(self, field)) for field in ("params", *MOMENTS, "extra")}
-        object.__setattr__(self, "_own", own)
-        for field, arrays in own.items():
-            object.__setattr__(self, field, MappingProxyType(arrays))
-        object.__setattr__(self, "names", tuple(self.names))
-        convention = FRAMEWORKS[self.framework].convention
-        if self.config.amsgrad and self.config.convention == "optax" != convention:
-            raise CheckpointError(
-                where="config",
-                expected=f"the convention of {self.framework} with AMSGrad",
-                found="'optax', whose maxima are of the second moment without its bias",
-                argument="config",
-            )
-        if self.count < 0:
-            raise CheckpointError(where="count", expected="at least 0", found=self.count)
+    def __init__(
+        self,
+        *,
+        framework: Framework,
+        version: str | None,
+        params: Mapping[str, np.ndarray],
+        mu: Mapping[str, np.ndarray],
+        nu: Mapping[str, np.ndarray],
+        nu_max: Mapping[str, np.ndarray] = MappingProxyType({}),
+        extra: Mapping[str, np.ndarray] = MappingProxyType({}),
+        groups: Sequence[ParameterGroup] | None = None,
+        names: Sequence[str] | None = None,
+        config: AdamConfig | None = None,
+        count: int | None = None,
+        naming: Mapping[str, Naming] = MappingProxyType({}),
+        transformed: bool = False,
+        ordered: bool = True,
+        not_read: Sequence[str] = (),
+        notes: Sequence[str] = (),
+    ) -> None:
+        own = {"params": params, "mu": mu, "nu": nu, "nu_max": nu_max, "extra": extra}
+        own = {field: dict(arrays) for field, arrays in own.items()}
+        groups = make_groups(groups, names, config, count)
+        names = [name for group in groups for name in group.names]
+        fields = {
+            "framework": framework,
+            "version": version,
+            "groups": groups,
+            "naming": MappingProxyType({n: naming.get(n, guess_naming(names)) for n in names}),
+            "transformed": transformed,
+            "ordered": ordered,
+            "not_read": tuple(not_read),
+            "notes": tuple(notes),
+            "_own": own,
+            **{field: MappingProxyType(arrays) for field, arrays in own.items()},
+        }
+        for field, value in fields.items():
+            object.__setattr__(self, field, value)
+        check_groups(self.framework, self.groups)
         others = {"nu": self.nu, "nu_max": self.nu_max}
-        check_moments(self.names, self.params, self.mu, others, self.config.amsgrad)
+        amsgrad = {name: g.config.amsgrad for g in self.groups for name in g.names}
+        check_moments(self.names, self.params, self.mu, others, amsgrad)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The variables of the optimizer, in the file's order.
+
+        Such as `hidden/kernel` (Keras), `hidden.weight` (torch), or "0", "1", ... where the file
+        does not tell. A frozen parameter of torch is among them, though it has no moments.
+        """
+        return tuple(name for group in self.groups for name in group.names)
+
+    @property
+    def config(self) -> AdamConfig:
+        """The hyperparameters; a CheckpointError where groups differ in them."""
+        check_alike("config", self.groups)
+        return self.groups[0].config
+
+    @property
+    def count(self) -> int:
+        """Steps done; a CheckpointError where groups differ in them."""
+        check_alike("count", self.groups)
+        return self.groups[0].count
 
     @classmethod
     def from_state(
@@ -131,33 +182,13 @@ class Checkpoint:
             can say: `restore` needs its `transformation`.
         """
         layout = choose_layout(layout, transform)
-        arrays = to_numpy(state)
-        leaves = list_leaves(params)
-        moments = split_moments(arrays)
-        order = spell_order(order, leaves)
-        paths = list(leaves) if order is None else check_paths(order, leaves)
-        if rounds_at_random(state):
-            warnings.warn(
-                "state: parameters are rounded by stochastic_round, which is not in a checkpoint: "
-                "go on with restore(params, transformation=...), given the same chain; without it "
-                "they would be rounded to nearest",
-                stacklevel=2,
-            )
-
-        def put(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            known = [path for path in paths if path in values]
-            known += [path for path in values if path not in paths]
-            return {path: lay_out(path, values[path], layout) for path in known}
-
         return cls(
             framework="jax",
             version=jax.__version__,
             config=config,
-            count=read_count(arrays),
-            names=tuple(path for path in paths if path in moments["mu"]),
-            params=put(copy_to_host(leaves)),
             transformed=layout is not None,
-            **{field: put(values) for field, values in moments.items()},
+            ordered=order is not None,
+            **read_state(params, state, order, layout),
         )
 
     def restore(
@@ -197,30 +228,16 @@ class Checkpoint:
             disagree about AMSGrad.
         """
         layout = choose_layout(layout, transform)
-        transformation = self.config.transformation() if transformation is None else transformation
-        state = transformation.init(params)
-        like = named_arrays(state)
-        leaves = {p: x for p, x in list_leaves(params).items() if name_moment("mu", p) in like}
-        amsgrad = self.config.amsgrad
-        if any((name_moment("nu_max", path) in like) != amsgrad for path in leaves):
-            raise CheckpointError(
-                f"expected one of amsgrad={amsgrad}, as in the checkpoint; found one of "
-                f"amsgrad={not amsgrad}",
-                where="transformation",
-                argument="transformation",
-            )
-        sources = self._assign(leaves, self.mu, order, layout, ())
-        arrays: dict[str, np.ndarray] = {"count": np.asarray(self.count)}
-        losses: list[str] = []
-        for path, name in sources.items():
-            for field in MOMENTS:
-                key = name_moment(field, path)
-                if key in like:
-                    array = lay_out(path, getattr(self, field)[name], layout)
-                    arrays[key] = array
-                    losses += find_losses(key, array, like[key].dtype)
-        check_losses(losses)
-        return optax.with_extra_args_support(transformation), from_numpy(state, arrays)
+        leaves = list_leaves(params)
+        if transformation is not None:
+            like = named_arrays(transformation.init(params))
+            leaves = {p: x for p, x in leaves.items() if name_moment("mu", p) in like}
+        sources = self._assign(leaves, order, layout, are_weights=False)
+        moments = {field: getattr(self, field) for field in MOMENTS}
+        transformation, state = restore_state(
+            params, self.groups, moments, sources, transformation, layout
+        )
+        return optax.with_extra_args_support(transformation), state
 
     def params_like(
         self,
@@ -253,18 +270,8 @@ class Checkpoint:
                 "the file holds no weights, or not just those of one model", where="params"
             )
         leaves = list_leaves(params)
-        # Where the optimizer's variables have no names, any of the weights may be one.
-        untrained = [name for name in self.params if name not in self.mu]
-        sources = self._assign(leaves, self.params, order, layout, untrained)
-        losses: list[str] = []
-        weights = {}
-        for path, name in sources.items():
-            array = lay_out(path, self.params[name], layout)
-            losses += find_losses(path, array, leaves[path].dtype)
-            weights[path] = jnp.asarray(array.astype(leaves[path].dtype))
-        check_losses(losses)
-        keyed, treedef = flatten_with_path(params)
-        return treedef.unflatten([weights.get(path_name(path), leaf) for path, leaf in keyed])
+        sources = self._assign(leaves, order, layout, are_weights=True)
+        return fill_tree(params, leaves, self.params, sources, layout)
 
     def drain(self, field: str) -> Iterator[tuple[str, np.ndarray]]:
         """The arrays of a field by name, each forgotten as it comes, so that memory is freed."""
@@ -274,47 +281,25 @@ class Checkpoint:
 
     @property
     def is_named(self) -> bool:
-        """Whether `names` are more than numbers, because the file tells them."""
-        return not all(name.isdecimal() for name in self.names)
+        """Whether `names` are more than numbers."""
+        return any(how != "unknown" for how in self.naming.values()) or not self.names
 
     def _assign(
         self,
         leaves: Mapping[str, Any],
-        arrays: Mapping[str, np.ndarray],
         order: Order | None,
         layout: Layout | None,
-        optional: Collection[str],
+        *,
+        are_weights: bool,
     ) -> dict[str, str]:
-        """By path of the tree, the name of the one of `arrays` that goes there."""
-        given: Mapping[str, str] | None = None
-        names = self.params if arrays is self.params else self.names
-        order = spell_order(order, leaves, [*self.names, *self.params])
-        are_linked = self.is_named or all(name in self.params for name in self.names)
-        if isinstance(order, Mapping):
-            check_pairs(order, [*self.names, *self.params])
-            given = order
-        elif (
-            order is not None
-            and arrays is self.params
-            and not are_linked
-            and len(order) in (len(self.names), len(self.mu))
-        ):
-            raise CheckpointError(
-                f"expected a mapping such as {{{next(iter(arrays))!r}: path, ...}}, since the file "
-                "does not tell in which order its optimizer has the weights "
-                f"{listed(arrays, most=1000)}",
-                where="order",
-                argument="order",
-            )
-        elif order is not None:
-            given = apply_order(order, self.names, self.mu, arrays)
-        return assign_to_tree(
-            {name: arrays[name] for name in names if name in arrays},
+        return assign_variables(
+            self.names,
+            self.params,
+            self.mu,
             leaves,
-            order=given,
+            are_weights=are_weights,
+            order=order,
             layout=layout,
+            is_named=self.is_named,
             is_transposed=FRAMEWORKS[self.framework].kernel == "out, in",
-            optional=optional,
-            frozen=[name for name in [*self.params, *self.names] if name not in arrays],
-            named=self.is_named or arrays is self.params,
         )

@@ -1,20 +1,100 @@
-"""Whether the arrays of a checkpoint belong together."""
+"""Whether the parts of a checkpoint belong together."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from adamx.base.trees import listed
 from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.frameworks import FRAMEWORKS, Framework
+from adamx.config.adam_config import AdamConfig
+from adamx.config.groups import ParameterGroup, list_unlike
 
-__all__ = ["check_moments"]
+__all__ = [
+    "Naming",
+    "check_alike",
+    "check_groups",
+    "check_moments",
+    "guess_naming",
+    "make_groups",
+]
+
+Naming = Literal["file", "inferred", "unknown"]
 
 _Arrays = Mapping[str, np.ndarray]
 
 
+def guess_naming(names: Sequence[str]) -> Naming:
+    """How names are known where the reader does not say: numbers are none."""
+    return "unknown" if all(name.isdecimal() for name in names) else "file"
+
+
+def make_groups(
+    groups: Sequence[ParameterGroup] | None,
+    names: Sequence[str] | None,
+    config: AdamConfig | None,
+    count: int | None,
+) -> tuple[ParameterGroup, ...]:
+    """The groups of a checkpoint, of which one may be told by its parts.
+
+    Raises:
+      CheckpointError: neither groups nor all parts of one; or parts beside several groups.
+    """
+    parts: dict[str, Any] = {"config": config, "count": count}
+    if names is not None:
+        parts["names"] = tuple(names)
+    parts = {field: value for field, value in parts.items() if value is not None}
+    if not parts and groups:
+        return tuple(groups)
+    if groups is not None and len(groups) == 1:
+        return (dataclasses.replace(groups[0], **parts),)
+    if groups or len(parts) < 3:
+        raise CheckpointError(
+            where=listed(parts) or "groups",
+            expected="groups, or names, config and count of the only group",
+            found=f"{len(groups or ())} groups beside {listed(parts) or 'nothing'}",
+            remedy="give dataclasses.replace groups= with a group for each" if groups else "",
+        )
+    return (ParameterGroup(**parts),)
+
+
+def check_alike(field: str, groups: Sequence[ParameterGroup]) -> None:
+    """Raise if groups differ in their count, or in a field of their config."""
+    unlike = [name for name in list_unlike(groups) if (name == "count") == (field == "count")]
+    if unlike:
+        raise CheckpointError(
+            where=field,
+            expected="one for all variables",
+            found=f"{len(groups)} groups that differ in {listed(unlike)}",
+            remedy="use checkpoint.groups, or checkpoint.restore, which treats each group as the "
+            "file says",
+        )
+
+
+def check_groups(framework: Framework, groups: Sequence[ParameterGroup]) -> None:
+    """Raise for a count below 0, and for maxima of another kind than the framework's."""
+    for group in groups:
+        theirs, ours = FRAMEWORKS[framework].convention, group.config.convention
+        if group.config.amsgrad and ours == "optax" != theirs:
+            raise CheckpointError(
+                where="config",
+                expected=f"the convention of {framework} with AMSGrad",
+                found="'optax', whose maxima are of the second moment without its bias",
+                argument="config",
+            )
+        if group.count < 0:
+            raise CheckpointError(where="count", expected="at least 0", found=group.count)
+
+
 def check_moments(
-    names: Sequence[str], params: _Arrays, mu: _Arrays, others: Mapping[str, _Arrays], amsgrad: bool
+    names: Sequence[str],
+    params: _Arrays,
+    mu: _Arrays,
+    others: Mapping[str, _Arrays],
+    amsgrad: Mapping[str, bool],
 ) -> None:
     """Raise unless each variable has its moments, of one shape with each other and its weight.
 
@@ -23,7 +103,7 @@ def check_moments(
       params: the weights by name.
       mu: the first moments by name.
       others: `nu` and `nu_max`, each by name.
-      amsgrad: whether there are to be maxima.
+      amsgrad: by name, whether there are to be maxima.
     """
     known = set(names)
     if len(known) != len(names):
@@ -31,10 +111,10 @@ def check_moments(
         raise CheckpointError(where=listed(twice), expected="every name once")
     problems = [f"{name}: moments of no variable" for name in mu if name not in known]
     for field, arrays in others.items():
-        wanted = mu if field == "nu" or amsgrad else {}
+        wanted = {n: a for n, a in mu.items() if field == "nu" or amsgrad.get(n)}
         problems += [f"{field}/{n}: missing beside mu/{n}" for n in wanted if n not in arrays]
         problems += [
-            f"{field}/{name}: not expected beside amsgrad={amsgrad}"
+            f"{field}/{name}: not expected beside amsgrad=False"
             if name in mu
             else f"{field}/{name}: there is no mu/{name}"
             for name in arrays

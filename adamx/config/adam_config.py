@@ -180,8 +180,12 @@ class AdamConfig:
         """
         return torch_from_fields(self.plain_fields())
 
-    def transformation(self) -> optax.GradientTransformationExtraArgs:
+    def transformation(self, mask: Any | None = None) -> optax.GradientTransformationExtraArgs:
         """The Optax transformation that computes what the framework does, in its order.
+
+        Args:
+          mask: which parameters decay: a tree of booleans, or a function that makes one of the
+            parameters, as in `optax.adamw`. None for all.
 
         Returns:
           An `optax.chain` of: the sign for `maximize`, clipping, weight decay of the gradients,
@@ -195,7 +199,7 @@ class AdamConfig:
         parts += self.clipping()
         decays = not is_number(self.weight_decay) or self.weight_decay != 0
         if decays and not self.decoupled:
-            parts.append(add_weight_decay(self.weight_decay))
+            parts.append(add_weight_decay(self.weight_decay, mask))
         parts.append(
             scale_by_adam(
                 self._rounded(self.b1),
@@ -208,7 +212,7 @@ class AdamConfig:
             )
         )
         if decays and self.decoupled:
-            parts.append(self._decoupled_weight_decay())
+            parts.append(self._decoupled_weight_decay(mask))
         parts.append(scale_by_learning_rate(self._learning_rate()))
         return optax.chain(*parts)
 
@@ -251,11 +255,11 @@ class AdamConfig:
         """A number as the framework holds it: a Python float, rounded to float32 if it does."""
         return float(np.float32(x)) if self.float32 and is_number(x) else x
 
-    def _decoupled_weight_decay(self) -> optax.GradientTransformation:
+    def _decoupled_weight_decay(self, mask: Any | None) -> optax.GradientTransformation:
         rate, decay = self.learning_rate, self.weight_decay
         if self.convention != "torch" or not is_number(rate) or not is_number(decay) or not rate:
-            return add_weight_decay(decay)
-        return torch_weight_decay(rate, decay)
+            return add_weight_decay(decay, mask)
+        return torch_weight_decay(rate, decay, mask)
 
     def _learning_rate(self) -> optax.ScalarOrSchedule:
         rate, decay = self._rounded(self.learning_rate), self._rounded(self.decay)

@@ -13,6 +13,7 @@ from adamx.base.clipping import clip_array, clip_to_norm, global_norm
 from adamx.base.dtypes import real_scalar
 from adamx.base.errors import InvalidType
 from adamx.base.trees import flatten_with_path, is_none, path_name
+from adamx.transforms.scaling import mask_part
 
 __all__ = ["clip_each_norm", "clip_global_norm", "clip_values", "torch_weight_decay"]
 
@@ -57,7 +58,9 @@ def clip_values(largest: chex.Numeric) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
-def torch_weight_decay(rate: float, decay: float) -> optax.GradientTransformation:
+def torch_weight_decay(
+    rate: float, decay: float, mask: Any | None = None
+) -> optax.GradientTransformation:
     """`optax.add_decayed_weights` with the decay that torch computes.
 
     torch multiplies parameters by 1 - rate * decay, rounded to float32 unless they are wider: with
@@ -75,4 +78,4 @@ def torch_weight_decay(rate: float, decay: float) -> optax.GradientTransformatio
         params = check_given(params, "for weight decay")
         return jax.tree.map(add, updates, params, is_leaf=is_none)
 
-    return optax.stateless(update)
+    return mask_part(optax.stateless(update), mask)

@@ -17,7 +17,7 @@ from adamx.base.numerics import by_parts
 from adamx.base.rounded import check_not_rounded
 from adamx.base.trees import is_none
 
-__all__ = ["add_weight_decay", "scale_by_learning_rate"]
+__all__ = ["add_weight_decay", "mask_part", "scale_by_learning_rate"]
 
 
 def scale_by_learning_rate(
@@ -57,10 +57,12 @@ def add_weight_decay(
 
         return jax.tree.map(add, updates, params, is_leaf=is_none), state
 
-    tx = optax.GradientTransformation(theirs.init, update)
-    if mask is None:
-        return tx
-    return optax.masked(tx, lambda tree: resolve_mask(mask, tree))
+    return mask_part(optax.GradientTransformation(theirs.init, update), mask)
+
+
+def mask_part(tx: optax.GradientTransformation, mask: Any | None) -> optax.GradientTransformation:
+    """`optax.masked`, with errors of adamx; or the transformation itself without a mask."""
+    return tx if mask is None else optax.masked(tx, lambda tree: resolve_mask(mask, tree))
 
 
 def _multiply(x: chex.ArrayDevice, number: chex.Numeric) -> chex.ArrayDevice:

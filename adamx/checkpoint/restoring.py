@@ -1,0 +1,227 @@
+"""What a checkpoint takes from a tree and an optimizer state, and puts into them."""
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adamx.base.errors import AdamxError
+from adamx.base.trees import flatten_with_path, listed, path_name
+from adamx.checkpoint.errors import CheckpointError, convert_error
+from adamx.checkpoint.layouts import Layout, lay_out
+from adamx.checkpoint.matching import Order, apply_order, check_pairs, check_paths
+from adamx.checkpoint.names import spell_order
+from adamx.checkpoint.precision import check_losses, find_losses
+from adamx.checkpoint.trees import (
+    MOMENTS,
+    assign_to_tree,
+    copy_to_host,
+    list_leaves,
+    name_moment,
+    read_count,
+    rounds_at_random,
+    split_moments,
+)
+from adamx.config.groups import ParameterGroup, combine_groups, list_unlike, restore_parts
+from adamx.state.arrays import from_numpy, to_numpy
+from adamx.state.find import named_arrays
+
+__all__ = ["assign_variables", "fill_tree", "read_state", "restore_state"]
+
+_Arrays = Mapping[str, np.ndarray]
+
+
+def assign_variables(
+    names: Sequence[str],
+    weights: _Arrays,
+    moments: _Arrays,
+    leaves: Mapping[str, Any],
+    *,
+    are_weights: bool,
+    order: Order | None,
+    layout: Layout | None,
+    is_named: bool,
+    is_transposed: bool,
+) -> dict[str, str]:
+    """By path of a tree, the name of the weight or the moment that goes there.
+
+    Args:
+      names: of the optimizer's variables, in its order.
+      weights: the model's, by name.
+      moments: the first moments, by name.
+      leaves: of the tree, by path.
+      are_weights: whether weights go there, and not moments.
+      order: paths in the order of the names, or a mapping from names to paths, by the user.
+      layout: changes how the axes of an array stand.
+      is_named: whether the names of the optimizer's variables are more than numbers.
+      is_transposed: whether kernels stand in the file as in torch.
+    """
+    arrays, listed_names = (weights, list(weights)) if are_weights else (moments, list(names))
+    given: Mapping[str, str] | None = None
+    order = spell_order(order, leaves, [*names, *weights])
+    are_linked = is_named or all(name in weights for name in names)
+    if isinstance(order, Mapping):
+        check_pairs(order, [*names, *weights])
+        given = order
+    elif (
+        order is not None
+        and are_weights
+        and not are_linked
+        and len(order) in (len(names), len(moments))
+    ):
+        raise CheckpointError(
+            f"expected a mapping such as {{{next(iter(arrays))!r}: path, ...}}, since the file "
+            "does not tell in which order its optimizer has the weights "
+            f"{listed(arrays, most=1000)}",
+            where="order",
+            argument="order",
+        )
+    elif order is not None:
+        given = apply_order(order, names, moments, arrays)
+    return assign_to_tree(
+        {name: arrays[name] for name in listed_names if name in arrays},
+        leaves,
+        order=given,
+        layout=layout,
+        is_transposed=is_transposed,
+        # Where the optimizer's variables have no names, any of the weights may be one.
+        optional=[name for name in weights if name not in moments] if are_weights else (),
+        frozen=[name for name in [*weights, *names] if name not in arrays],
+        named=is_named or are_weights,
+    )
+
+
+def read_state(
+    params: optax.Params,
+    state: optax.OptState,
+    order: Sequence[str] | None,
+    layout: Layout | None,
+) -> dict[str, Any]:
+    """The names, the count, the weights and the moments of a run in JAX, as a checkpoint has them.
+
+    The arguments are those of `Checkpoint.from_state`.
+    """
+    arrays = to_numpy(state)
+    leaves = list_leaves(params)
+    moments = split_moments(arrays)
+    order = spell_order(order, leaves)
+    paths = list(leaves) if order is None else check_paths(order, leaves)
+    if rounds_at_random(state):
+        warnings.warn(
+            "state: parameters are rounded by stochastic_round, which is not in a checkpoint: "
+            "go on with restore(params, transformation=...), given the same chain; without it "
+            "they would be rounded to nearest",
+            stacklevel=3,
+        )
+
+    def put(values: _Arrays) -> dict[str, np.ndarray]:
+        known = [path for path in paths if path in values]
+        known += [path for path in values if path not in paths]
+        return {path: lay_out(path, values[path], layout) for path in known}
+
+    return {
+        "names": tuple(path for path in paths if path in moments["mu"]),
+        "count": read_count(arrays),
+        "params": put(copy_to_host(leaves)),
+        **{field: put(values) for field, values in moments.items()},
+    }
+
+
+def restore_state(
+    params: optax.Params,
+    groups: Sequence[ParameterGroup],
+    moments: Mapping[str, _Arrays],
+    sources: Mapping[str, str],
+    transformation: optax.GradientTransformation | None,
+    layout: Layout | None,
+) -> tuple[optax.GradientTransformation, optax.OptState]:
+    """The transformation that groups mean, unless it is given, and its state.
+
+    Args:
+      params: the tree of parameters.
+      groups: the optimizer's.
+      moments: by field and name.
+      sources: by path of the tree, the name of what goes there.
+      transformation: instead of that of the groups.
+      layout: changes how the axes of an array stand.
+    """
+    moved = set(sources.values())
+    groups = [group for group in groups if moved.intersection(group.names)] or list(groups[:1])
+    group_of = {name: index for index, group in enumerate(groups) for name in group.names}
+    labels = {path: group_of[name] for path, name in sources.items()}
+    given = transformation
+    try:
+        transformation = combine_groups(groups, labels) if given is None else given
+    except AdamxError as error:
+        raise convert_error(error, argument="config") from error
+    state = transformation.init(params)
+    like = named_arrays(state)
+    _check_amsgrad(like, groups, labels)
+    arrays: dict[str, np.ndarray] = {}
+    losses: list[str] = []
+    for path, name in sources.items():
+        for field in MOMENTS:
+            key = name_moment(field, path)
+            if key in like:
+                arrays[key] = lay_out(path, moments[field][name], layout)
+                losses += find_losses(key, arrays[key], like[key].dtype)
+    check_losses(losses)
+    if "count" not in list_unlike(groups):
+        return transformation, from_numpy(state, {"count": _count(groups[0]), **arrays})
+    if given is not None:
+        raise CheckpointError(
+            where="transformation",
+            expected="none, since groups are at different steps",
+            found=f"counts of {listed(str(group.count) for group in groups)} steps",
+            remedy="restore(params) makes an optax.partition with a count for each",
+            argument="transformation",
+        )
+
+    def fill(index: int, part: optax.OptState) -> optax.OptState:
+        paths = [path for path in labels if labels[path] == index]
+        keys = {name_moment(field, path) for path in paths for field in MOMENTS}
+        own = {key: array for key, array in arrays.items() if key in keys}
+        return from_numpy(part, {"count": _count(groups[index]), **own})
+
+    return transformation, restore_parts(state, fill)
+
+
+def fill_tree(
+    params: optax.Params,
+    leaves: Mapping[str, Any],
+    weights: _Arrays,
+    sources: Mapping[str, str],
+    layout: Layout | None,
+) -> Any:
+    """A tree like `params`, with these weights in the dtypes of its leaves."""
+    losses: list[str] = []
+    filled = {}
+    for path, name in sources.items():
+        array = lay_out(path, weights[name], layout)
+        losses += find_losses(path, array, leaves[path].dtype)
+        filled[path] = jnp.asarray(array.astype(leaves[path].dtype))
+    check_losses(losses)
+    keyed, treedef = flatten_with_path(params)
+    return treedef.unflatten([filled.get(path_name(path), leaf) for path, leaf in keyed])
+
+
+def _count(group: ParameterGroup) -> np.ndarray:
+    return np.asarray(group.count)
+
+
+def _check_amsgrad(
+    like: Collection[str], groups: Sequence[ParameterGroup], labels: Mapping[str, int]
+) -> None:
+    """Raise unless the state has AMSGrad's maxima where the checkpoint has them."""
+    for path, index in labels.items():
+        amsgrad = groups[index].config.amsgrad
+        if (name_moment("nu_max", path) in like) != amsgrad:
+            raise CheckpointError(
+                f"expected one of amsgrad={amsgrad}, as in the checkpoint; found one of "
+                f"amsgrad={not amsgrad}",
+                where="transformation",
+                argument="transformation",
+            )
