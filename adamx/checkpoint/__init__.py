@@ -6,8 +6,18 @@ from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FORMATS
 from adamx.checkpoint.layouts import torch_linear
+from adamx.config.groups import ParameterGroup
 
-__all__ = ["FORMATS", "Checkpoint", "CheckpointError", "Format", "load", "save", "torch_linear"]
+__all__ = [
+    "FORMATS",
+    "Checkpoint",
+    "CheckpointError",
+    "Format",
+    "ParameterGroup",
+    "load",
+    "save",
+    "torch_linear",
+]
 
 
 def __dir__() -> list[str]:

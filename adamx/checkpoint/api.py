@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,8 @@ from adamx.checkpoint.errors import CheckpointError, name_file
 from adamx.checkpoint.fitting import fit, fit_moments
 from adamx.checkpoint.format import FORMATS, FileFormat, Head, Source, Target
 from adamx.checkpoint.matching import Order
+from adamx.checkpoint.naming import check_told
+from adamx.checkpoint.overrides import Override, check_override, list_contradictions, override
 from adamx.checkpoint.untrusted.account import Progress
 from adamx.checkpoint.writing.atomic import check_place, replace_file
 from adamx.config.adam_config import AdamConfig
@@ -28,16 +31,24 @@ Format = Annotated[str, "one of FORMATS"]
 def load(
     path: str | os.PathLike[str],
     *,
+    config: Override | None = None,
+    optimizer: str | None = None,
+    weights: str | None = None,
+    strict: bool = False,
     format: Format | None = None,
-    config: AdamConfig | None = None,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """Read the state of an Adam optimizer from a file of any framework.
+    """Read the state of an Adam optimizer from a file or folder of any framework.
 
     Args:
-      path: a file in one of `FORMATS`.
+      path: a file, a folder or a prefix of files, in one of `FORMATS`.
+      config: hyperparameters instead of the file's. A mapping of fields of `AdamConfig`, such as
+        `{"learning_rate": 3e-4}`, keeps what it does not name. Formats that have no hyperparameters
+        need an `AdamConfig`.
+      optimizer: which of several optimizers to read: its dotted key in the file, such as "optG".
+      weights: which of several models' weights are those of the optimizer: their dotted key.
+      strict: whether to refuse names of variables that the file does not tell.
       format: one of `FORMATS`; None to tell it from the content, whatever the file is called.
-      config: hyperparameters instead of the file's. Needed for formats that have none.
       progress: called with the number of bytes just read.
 
     Returns:
@@ -49,14 +60,49 @@ def load(
         Adam; the message names it.
       OSError: the file cannot be read.
       ImportError: the package is missing that reads the format; the message says what to install.
+
+    Warns:
+      UserWarning: `config` is an `AdamConfig` that contradicts the file's hyperparameters. All of
+        its fields count; a mapping changes only those that it names.
     """
     path = Path(path)
     if format is not None:
         check_choice("format", format, tuple(FORMATS))
-    if config is not None and not isinstance(config, AdamConfig):
-        raise InvalidType(where="config", expected="an AdamConfig", found=type(config).__name__)
+    check_override(config)
     form = recognise(path) if format is None else FORMATS[format]
-    return _read(form, Source(path, config, progress), values=True)
+    source = Source(path, None, progress, optimizer=optimizer, weights=weights)
+    checkpoint = _read_overridden(form, source, config)
+    if strict:
+        with name_file(path, form.name):
+            check_told(checkpoint)
+    return checkpoint
+
+
+def _read_overridden(form: FileFormat, source: Source, config: Override | None) -> Checkpoint:
+    """The checkpoint in a file, with the hyperparameters of the caller."""
+    if not form.holds_config and isinstance(config, AdamConfig):
+        return _read(form, dataclasses.replace(source, config=config), values=True)
+    try:
+        checkpoint = _read(form, source, values=True)
+    except CheckpointError as error:
+        # The file has hyperparameters that adamx does not know, but nothing else is wrong.
+        if error.argument != "config" or not isinstance(config, AdamConfig):
+            raise
+        return _read(form, dataclasses.replace(source, config=config), values=True)
+    if config is None:
+        return checkpoint
+    with name_file(source.path, form.name):
+        new = override(checkpoint, config)
+    if isinstance(config, AdamConfig):
+        changed = list_contradictions(checkpoint.groups, config)
+        if changed:
+            warnings.warn(
+                f"{source.path}: config= contradicts the file: {'; '.join(changed)}. To change "
+                "some fields and to keep the others, give a mapping, such as "
+                "config={'learning_rate': 3e-4}",
+                stacklevel=3,
+            )
+    return new
 
 
 def save(
@@ -112,7 +158,9 @@ def write(
 ) -> tuple[str, ...]:
     """`save`, and use the checkpoint up: it loses its arrays, so that none is in memory twice."""
     form = find_target(path, format)
-    source = None if template is None else Source(Path(template), checkpoint.config, progress)
+    # Of a template's hyperparameters only those count that tell which variables there are.
+    config = checkpoint.groups[0].config
+    source = None if template is None else Source(Path(template), config, progress)
     _check_template(form, path, source, order)
     form.check(checkpoint)
     new, left = _fit(form, checkpoint, source, order)
@@ -164,6 +212,15 @@ def recognise(path: Path) -> FileFormat:
 def _read(form: FileFormat, source: Source, *, values: bool) -> Checkpoint:
     kind = f"{form.name} file" if values else "template"
     with name_file(source.path, kind), _naming_extra(form):
+        chosen = {"optimizer": source.optimizer, "weights": source.weights}
+        chosen = {name: key for name, key in chosen.items() if key is not None}
+        if chosen and not form.has_selectors:
+            raise CheckpointError(
+                where=", ".join(chosen),
+                expected=f"none, since {_describe(form)} holds one optimizer and one model",
+                found=", ".join(map(repr, chosen.values())),
+                argument=next(iter(chosen)),
+            )
         if source.config is None and not form.holds_config:
             raise CheckpointError(
                 where="config",

@@ -8,6 +8,7 @@ import numpy as np
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.frameworks import FRAMEWORKS, Framework
+from adamx.checkpoint.grouping import fit_groups, rename_groups
 from adamx.checkpoint.matching import Order, apply_order, assign, check_pairs
 from adamx.checkpoint.names import match_names, read_role
 from adamx.checkpoint.precision import check_losses, find_losses
@@ -93,11 +94,14 @@ def fit(
         extra["ema_momentum"] = checkpoint.extra["ema_momentum"]
     elif not extra:
         left += list(checkpoint.extra)
+    groups, is_carried = fit_groups(checkpoint.groups, target.groups, moments)
+    left += [] if is_carried else ["config"]
     result = dataclasses.replace(
         checkpoint,
         framework=target.framework,
         version=target.version,
-        names=target.names,
+        groups=groups,
+        naming=target.naming,
         params=put(checkpoint.params, weights, target.params),
         mu=put(checkpoint.mu, moments, target.mu),
         nu=put(checkpoint.nu, moments, target.nu),
@@ -141,7 +145,9 @@ def fit_moments(
     result = dataclasses.replace(
         checkpoint,
         framework=framework,
-        names=tuple(new[name] for name in names),
+        groups=rename_groups(checkpoint.groups, names, new),
+        naming={new[name]: how for name, how in checkpoint.naming.items()},
+        ordered=checkpoint.ordered or order is not None,
         params={},
         extra={},
         **fields,

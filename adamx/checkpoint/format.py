@@ -111,13 +111,19 @@ class Source:
     Attributes:
       path: where it is.
       config: hyperparameters instead of the file's, of a template those of the checkpoint
-        that is to be written; or None. Never None for a format that does not hold them.
+        that is to be written; or None. Never None for a format that does not hold them. Of a
+        format that does, `load` gives them only where reading raised an error with
+        `argument="config"`.
       progress: called with the number of bytes just read.
+      optimizer: the dotted key, within the file, of the optimizer to read; None for the only one.
+      weights: the dotted key of the weights that are the optimizer's; None for those that fit.
     """
 
     path: Path
     config: AdamConfig | None = None
     progress: Progress | None = None
+    optimizer: str | None = None
+    weights: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +151,8 @@ class FileFormat(abc.ABC):
       packages: what `write` imports of it. They are imported before anything else is done.
       template: whether `write` needs an existing file of the model to start from, or can use one.
       holds_config: whether files hold hyperparameters; if not, `load` needs `config=`.
+      has_selectors: whether a file may hold several optimizers or models, among which
+        `Source.optimizer` and `Source.weights` choose.
       framework: whose names, order and layout the moments take where `template` is "optional" and
         none is given; None to write the checkpoint as it is.
     """
@@ -156,6 +164,7 @@ class FileFormat(abc.ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     template: ClassVar[Literal["required", "optional", "none"]] = "none"
     holds_config: ClassVar[bool] = True
+    has_selectors: ClassVar[bool] = False
     framework: ClassVar[Framework | None] = None
 
     @abc.abstractmethod

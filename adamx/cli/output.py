@@ -35,8 +35,11 @@ _OPTIONS = {
     "config": "--config FILE",
     "format": "--to FORMAT",
     "generation": "--generation NAME",
+    "optimizer": "--optimizer KEY",
     "order": "--order FILE",
+    "strict": "without --strict",
     "template": "--template FILE",
+    "weights": "--weights KEY",
 }
 
 

@@ -17,7 +17,7 @@ from tests.checkpoint.checkpoint_runs import CHECKPOINTS
 ROOMS = [Path(adamx.__file__).parent / room for room in ("checkpoint", "cli")]
 FILES = sorted(file for room in ROOMS for file in room.rglob("*.py"))
 ARGUMENTS = {"checkpoint", "config", "format", "generation", "layout", "order", "template"}
-ARGUMENTS |= {"transformation"}
+ARGUMENTS |= {"optimizer", "strict", "transformation", "weights"}
 # What other packages raise has no fields: these show its text.
 SHOWN = {"errors.py"}
 
@@ -99,8 +99,11 @@ OPTIONS = {
     "config": "--config FILE",
     "format": "--to FORMAT",
     "generation": "--generation NAME",
+    "optimizer": "--optimizer KEY",
     "order": "--order FILE",
+    "strict": "without --strict",
     "template": "--template FILE",
+    "weights": "--weights KEY",
 }
 
 
@@ -122,8 +125,7 @@ def test_arguments_that_answer(tmp_path):
     tree = {"in": {"kernel": load(keras).params["in/kernel"]}}
     assert argument_of(lambda: load(keras).restore(tree)) == "order"
     assert argument_of(lambda: load(torch).restore(tree, order=["in/kernel"])) == "order"
-    refused = adamx.AdamConfig(decay=0.1, convention="torch")
-    by_step = load(torch, config=refused)
+    by_step = load(torch, config={"decay": 0.1})
     assert argument_of(lambda: save(tmp_path / "x.pt", by_step)) == "checkpoint"
 
 

@@ -213,7 +213,8 @@ def test_array_by_the_hundred_thousand(own, refused):
 def test_count_that_is_none(own, refused):
     header, data = adamx_files.parts(own)
     described = json.loads(header["__metadata__"]["checkpoint"])
-    header["__metadata__"]["checkpoint"] = json.dumps({**described, "count": 0.5})
+    groups = [described["groups"][0] | {"count": 0.5}]
+    header["__metadata__"]["checkpoint"] = json.dumps(described | {"groups": groups})
     assert "a whole number" in refused("a.safetensors", adamx_files.joined(header, data))
 
 

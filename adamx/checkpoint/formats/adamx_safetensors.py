@@ -1,6 +1,5 @@
 """adamx's own file: safetensors, with all of a checkpoint and a checksum over every byte."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -12,16 +11,16 @@ from typing import Any, get_args
 import numpy as np
 
 from adamx.checkpoint.checkpoint import Checkpoint
+from adamx.checkpoint.consistency import Naming
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
+from adamx.checkpoint.formats._groups_json import read_groups, write_groups
 from adamx.checkpoint.frameworks import Framework
 from adamx.checkpoint.untrusted.account import Account, Progress, charge_json, parse_json
-from adamx.config.adam_config import AdamConfig
-from adamx.config.keras_schedules import KerasSchedule
 
 __all__ = ["Safetensors"]
 
-_VERSION = 1
+_VERSION = 2  # 1 had one group, and neither naming nor remarks
 _ARRAYS = ("params", "mu", "nu", "nu_max", "extra")
 _BLANK = "0" * 64  # instead of the checksum while it is computed
 _BLOCK = 1 << 22
@@ -49,7 +48,7 @@ class Safetensors(FileFormat):
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Raise unless the configuration can be written down."""
-        _config_to_json(checkpoint.config)
+        write_groups(checkpoint.groups)
 
     def read(self, source: Source, *, values: bool) -> Checkpoint:
         """Read what `write` wrote; arrays are always read."""
@@ -76,9 +75,9 @@ class Safetensors(FileFormat):
                     "the checksum is wrong: the file was damaged after it was written"
                 )
         described = parse_json(metadata["checkpoint"], account)
-        if described["version"] != _VERSION:
+        if described["version"] not in (1, _VERSION):
             raise CheckpointError(
-                expected=f"version {_VERSION} of the format",
+                expected=f"version 1 or {_VERSION} of the format",
                 found=f"{described['version']!r:.20}",
                 remedy="use a newer adamx",
             )
@@ -90,10 +89,12 @@ class Safetensors(FileFormat):
         return Checkpoint(
             framework=described["framework"],
             version=described["framework_version"],
-            config=source.config or _config_from_json(described["config"]),
-            count=described["count"],
-            names=tuple(described["names"]),
+            groups=read_groups(described),
+            naming=described.get("naming", {}),
             transformed=described["transformed"],
+            ordered=described.get("ordered", True),
+            not_read=described.get("not_read", ()),
+            notes=described.get("notes", ()),
             **fields,
         )
 
@@ -111,10 +112,12 @@ class Safetensors(FileFormat):
             "version": _VERSION,
             "framework": new.framework,
             "framework_version": new.version,
-            "config": _config_to_json(new.config),
-            "count": new.count,
-            "names": list(new.names),
+            "groups": write_groups(new.groups),
+            "naming": dict(new.naming),
             "transformed": new.transformed,
+            "ordered": new.ordered,
+            "not_read": list(new.not_read),
+            "notes": list(new.notes),
             "arrays": list(arrays),
         }
         metadata = {
@@ -148,11 +151,15 @@ def _check_header(path: Path) -> Account:
 
 def _check_described(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Raise unless what is no array has the right types, and names every array once."""
-    texts = [described["framework"], *described["names"], *described["arrays"]]
-    if not all(isinstance(text, str) for text in texts) or type(described["count"]) is not int:
-        raise CheckpointError("expected texts as names and a whole number as count")
-    if not isinstance(described["transformed"], bool):
-        raise CheckpointError(where="transformed", expected="true or false")
+    remarks = [*described.get("not_read", ()), *described.get("notes", ())]
+    texts = [described["framework"], *described["arrays"], *remarks]
+    if not all(isinstance(text, str) for text in texts):
+        raise CheckpointError("expected texts as names and remarks")
+    for flag in ("transformed", "ordered"):
+        if not isinstance(described.get(flag, True), bool):
+            raise CheckpointError(where=flag, expected="true or false")
+    if not set(described.get("naming", {}).values()) <= set(get_args(Naming)):
+        raise CheckpointError(where="naming", expected=f"one of {get_args(Naming)} for each name")
     if described["framework"] not in get_args(Framework):
         raise CheckpointError(f"expected a framework, found {described['framework']!r:.80}")
     if len(described["arrays"]) != len(arrays) or set(described["arrays"]) != arrays.keys():
@@ -175,35 +182,6 @@ def _compute_checksum(path: Path, written: str, progress: Progress | None) -> tu
             if progress:
                 progress(len(block))
     return digest.hexdigest(), _LENGTH + start
-
-
-def _config_to_json(config: AdamConfig) -> dict[str, Any]:
-    """The fields; a schedule of Keras as Keras writes it."""
-    fields = config.plain_fields()
-    rate = fields["learning_rate"]
-    if isinstance(rate, KerasSchedule):
-        fields["learning_rate"] = rate.to_config()
-    elif callable(rate):
-        raise CheckpointError(
-            where="learning_rate",
-            expected="a number or a schedule of Keras",
-            found="a Python function, which a file cannot hold",
-            remedy="save with dataclasses.replace(checkpoint.config, learning_rate=...), and give "
-            "the function again after loading",
-        )
-    return fields
-
-
-def _config_from_json(fields: Mapping[str, Any]) -> AdamConfig:
-    known = {field.name for field in dataclasses.fields(AdamConfig)}
-    if unknown := sorted(fields.keys() - known):
-        raise CheckpointError(
-            f"unknown fields {unknown}", where="config", remedy="use a newer adamx"
-        )
-    rate = fields["learning_rate"]
-    if isinstance(rate, Mapping):
-        rate = KerasSchedule.from_config(rate)
-    return AdamConfig(**{**fields, "learning_rate": rate})
 
 
 register(Safetensors())
