@@ -19,6 +19,7 @@ from adamx.checkpoint.consistency import (
 )
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.frameworks import FRAMEWORKS, Framework
+from adamx.checkpoint.health import Problem, find_problems, warn_of_problems
 from adamx.checkpoint.layouts import Layout, choose_layout
 from adamx.checkpoint.matching import Order
 from adamx.checkpoint.restoring import (
@@ -226,8 +227,12 @@ class Checkpoint:
             has the right shapes; entries are missing, extra or misshapen: all are named; an array
             would lose precision in the dtype of its parameter; `transformation` and the checkpoint
             disagree about AMSGrad.
+
+        Warns:
+          UserWarning: there are `problems()`.
         """
         layout = choose_layout(layout, transform)
+        warn_of_problems(self.problems())
         leaves = list_leaves(params)
         if transformation is not None:
             like = named_arrays(transformation.init(params))
@@ -272,6 +277,15 @@ class Checkpoint:
         leaves = list_leaves(params)
         sources = self._assign(leaves, order, layout, are_weights=True)
         return fill_tree(params, leaves, self.params, sources, layout)
+
+    def problems(self) -> list[Problem]:
+        """What no run of Adam gives: moments that are not finite, or that contradict each other.
+
+        Returns:
+          A finding for each variable that is sick, with `field`, `name` and `finding`; as a text,
+          `nu/hidden.weight: 1 of 36 entries, at [0, 4], below 0`. Empty if nothing was found.
+        """
+        return find_problems(self.groups, self.mu, self.nu, self.nu_max)
 
     def drain(self, field: str) -> Iterator[tuple[str, np.ndarray]]:
         """The arrays of a field by name, each forgotten as it comes, so that memory is freed."""

@@ -174,7 +174,7 @@ def test_a_square_weight_from_keras_needs_a_transform():
 def test_layout_by_its_old_name():
     """`transform=` does the same with a warning, and is not allowed beside `layout=`."""
     square = {"a/kernel": (4, 4)}
-    stairs = np.arange(16, dtype=np.float32).reshape(4, 4)
+    stairs = np.arange(16, dtype=np.float32).reshape(4, 4) / 16
     checkpoint = checkpoint_of(square, mu={"a/kernel": stairs}, params={"a/kernel": stairs})
     tree, config = tree_of(square), checkpoint.config
     calls = [

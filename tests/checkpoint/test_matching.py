@@ -127,7 +127,7 @@ def test_flax_nnx():
     from_torch, order = checkpoint_of(square), ["kernel/value", "bias/value"]
     with pytest.raises(CheckpointError, match=r"kernel: weight .*: give a layout"):
         from_torch.restore(model, order=order)
-    stairs = np.arange(16, dtype=np.float32).reshape(4, 4)
+    stairs = np.arange(16, dtype=np.float32).reshape(4, 4) / 16
     from_torch = checkpoint_of(square, mu={"weight": stairs, "bias": stairs[0]})
     _, state = from_torch.restore(model, order=order, layout=torch_linear)
     np.testing.assert_array_equal(state[0].mu["kernel"].get_value(), stairs.T)

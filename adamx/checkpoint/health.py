@@ -1,0 +1,151 @@
+"""What is wrong with an optimizer's moments: values that no run of Adam can have.
+
+With m and v that start at zero, and any gradients, Cauchy and Schwarz bound m after t steps:
+
+    |m| <= sqrt(v) (1 - b1) / sqrt(1 - b2) sqrt(sum of (b1^2 / b2)^k for k < t)
+
+since m is the sum of (1 - b1) b1^k g and v that of (1 - b2) b2^k g^2, over the steps k ago.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from adamx.base.trees import listed
+from adamx.config.adam_config import AdamConfig
+from adamx.config.groups import ParameterGroup
+
+__all__ = ["Problem", "bound_ratio", "find_problems", "warn_of_problems"]
+
+_Arrays = Mapping[str, np.ndarray]
+
+# Rounding at each step lets v fall behind g^2 in narrow dtypes: to a third of it in bfloat16. And
+# the square of a gradient below 1e-19 is 0 in float32.
+_SLACK, _SLACK_IF_NARROW, _UNDERFLOW, _SMALLEST = 1.001, 2.0, 1e-36, 1e-17
+_OUTLIER, _LARGE = 1e6, 1e4  # times the next largest sqrt(v); and at least so large
+_MANY_STEPS = 10
+
+
+class Problem(NamedTuple):
+    """A finding about one variable.
+
+    Attributes:
+      field: "mu", "nu" or "nu_max".
+      name: of the variable.
+      finding: what is wrong, with numbers.
+    """
+
+    field: str
+    name: str
+    finding: str
+
+    def __str__(self) -> str:
+        return f"{self.field}/{self.name}: {self.finding}"
+
+
+def find_problems(
+    groups: Sequence[ParameterGroup], mu: _Arrays, nu: _Arrays, nu_max: _Arrays
+) -> list[Problem]:
+    """Everything in the moments that no run of Adam gives, in the order of the variables."""
+    problems, are_fresh = [], []
+    for group in groups:
+        for name in (name for name in group.names if name in mu):
+            moments = {"mu": mu[name], "nu": nu[name]}
+            moments |= {"nu_max": nu_max[name]} if name in nu_max else {}
+            found = list(_check_values(name, moments))
+            if not found:
+                found = list(_check_together(name, group, mu[name], nu[name]))
+                are_fresh.append(group.count > 1 and _is_fresh(group.config, mu[name], nu[name]))
+            problems += found
+    if not problems and are_fresh and all(are_fresh):
+        first, count = next(iter(mu)), groups[0].count
+        finding = f"m and v, as those of all variables, are those after 1 step, not after {count}"
+        problems.append(Problem("mu", first, finding))
+    return problems
+
+
+def warn_of_problems(problems: Sequence[Problem]) -> None:
+    """Warn whoever called the public function that found them."""
+    if problems:
+        texts = listed(map(str, problems), most=3)
+        warnings.warn(f"no run of Adam gives such moments: {texts}", stacklevel=3)
+
+
+def bound_ratio(config: AdamConfig, count: float) -> float:
+    """The largest |m| / sqrt(v) that Adam can have after `count` steps; it may be infinite."""
+    b1, b2 = float(config.b1), float(config.b2)
+    if not b2:
+        return math.inf if b1 else 1.0
+    power = 2 * math.log(b1) - math.log(b2) if b1 else -math.inf  # of b1^2 / b2
+    if power == 0 or count * abs(power) < 1e-9:
+        terms = count
+    elif count * power > 700:
+        terms = math.inf
+    else:
+        terms = math.expm1(count * power) / math.expm1(power)
+    return (1 - b1) / math.sqrt(1 - b2) * math.sqrt(terms)
+
+
+def _check_values(name: str, moments: _Arrays) -> Iterator[Problem]:
+    """Values that are wrong by themselves."""
+    for field, array in moments.items():
+        wrong = ~np.isfinite(array)
+        if wrong.any():
+            yield Problem(field, name, f"{_share(wrong)} not finite")
+        elif field != "mu" and (wrong := np.real(array) < 0).any():
+            yield Problem(field, name, f"{_share(wrong)} below 0")
+
+
+def _check_together(
+    name: str, group: ParameterGroup, m: np.ndarray, v: np.ndarray
+) -> Iterator[Problem]:
+    """What m, v and the count say of each other."""
+    if not m.size:
+        return
+    slack = _SLACK_IF_NARROW if min(m.itemsize, v.itemsize) < 4 else _SLACK
+    m, v = np.abs(m).astype(np.float64), np.abs(v).astype(np.float64)
+    if group.count == 0 and (m.any() or v.any()):
+        yield Problem("mu", name, "not 0, though no step is done")
+        return
+    if not v.any():
+        if m.max() > _SMALLEST:
+            yield Problem("nu", name, "all 0, under a mu that is not")
+        elif not m.any() and group.count > _MANY_STEPS:
+            yield Problem("nu", name, f"all 0 after {group.count} steps, as mu is")
+        return
+    ratio = m / np.sqrt(v + _UNDERFLOW)
+    largest = float(ratio.max())
+    bound, final = (bound_ratio(group.config, count) for count in (group.count, math.inf))
+    if largest > slack * bound:
+        wrong = ratio > slack * bound
+        why = f"its betas allow {bound:.3g} after {group.count} steps"
+        why += "" if largest > slack * final else f" and {final:.3g} later: is the count too small?"
+        finding = f"{_share(wrong)} above what v allows: |m|/sqrt(v) is up to {largest:.3g}, {why}"
+        yield Problem("mu", name, finding)
+    root = np.sqrt(v)
+    top = float(root.max())
+    huge = root > top / _OUTLIER
+    rest = float(root[~huge].max(initial=0.0))
+    if rest and top > _LARGE and 100 * np.count_nonzero(huge) <= max(100, v.size):
+        finding = f"{_share(huge)} far out: sqrt(v) is {top:.3g}, of all others at most {rest:.3g}"
+        yield Problem("nu", name, finding)
+
+
+def _is_fresh(config: AdamConfig, m: np.ndarray, v: np.ndarray) -> bool:
+    """Whether each m and v are of one gradient g alone: (1 - b1) g and (1 - b2) g^2."""
+    m, v = np.abs(m).astype(np.float64), np.abs(v).astype(np.float64)
+    moved = v > _UNDERFLOW
+    if not config.b1 or not moved.any():
+        return False
+    return bool(np.allclose(m[moved] / np.sqrt(v[moved]), bound_ratio(config, 1), rtol=1e-3))
+
+
+def _share(wrong: np.ndarray) -> str:
+    """`1 of 36 entries, at [1, 5],`."""
+    count = int(np.count_nonzero(wrong))
+    first = [int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape)]
+    at = f"at {first}" if count == 1 else f"the first at {first}"
+    return f"{count} of {wrong.size} entries, {at}," if wrong.ndim else "its one entry"

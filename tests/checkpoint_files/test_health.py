@@ -1,0 +1,129 @@
+"""States that no run of Adam gives, and states that look odd and are sound."""
+
+import contextlib
+import dataclasses
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adamx import AdamConfig
+from adamx.checkpoint import Checkpoint
+from adamx.checkpoint.health import bound_ratio
+
+SHAPE = (6, 6)
+
+
+def run(config, gradients):
+    """The checkpoint of a run on these gradients, from JAX."""
+    params = {"w": jnp.zeros_like(gradients[0])}
+    tx = config.transformation()
+    state = tx.init(params)
+    for g in gradients:
+        _, state = tx.update({"w": g}, state, params)
+    return Checkpoint.from_state(params, state, config)
+
+
+def make_gradients(steps, kind="normal"):
+    random = np.random.default_rng(0)
+    gradients = random.normal(size=(steps, *SHAPE)).astype("f4")
+    if kind == "sparse":  # most entries move at few steps
+        gradients *= random.uniform(size=gradients.shape) < 0.05
+    elif kind == "growing":  # v lags behind as far as it can
+        gradients = np.abs(gradients) * (2.0 ** np.arange(steps, dtype="f4"))[:, None, None]
+    elif kind == "tiny":
+        gradients *= 1e-22
+    return [jnp.asarray(g) for g in gradients]
+
+
+@pytest.mark.parametrize("kind", ["normal", "sparse", "growing", "tiny"])
+@pytest.mark.parametrize(("b1", "b2"), [(0.9, 0.999), (0.5, 0.9), (0.0, 0.99), (0.95, 0.9)])
+@pytest.mark.parametrize("steps", [1, 2, 30])
+def test_sound_states_have_no_problems(kind, b1, b2, steps):
+    config = AdamConfig(b1=b1, b2=b2)
+    assert run(config, make_gradients(steps, kind)).problems() == []
+
+
+@pytest.mark.parametrize(("b1", "b2"), [(0.9, 0.999), (0.5, 0.9), (0.9, 0.81), (0.95, 0.9)])
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+def test_the_bound_is_reached(b1, b2, count):
+    """By the gradients for which Cauchy and Schwarz are equal: (b1 / b2)^k, k steps ago."""
+    k = np.arange(count, dtype=np.float64)
+    g = (b1 / b2) ** k
+    m, v = (1 - b1) * np.sum(b1**k * g), (1 - b2) * np.sum(b2**k * g * g)
+    np.testing.assert_allclose(bound_ratio(AdamConfig(b1=b1, b2=b2), count), m / np.sqrt(v))
+
+
+def test_the_bound_of_the_defaults():
+    expected = (1 - 0.9) / np.sqrt((1 - 0.999) * (1 - 0.81 / 0.999))
+    np.testing.assert_allclose(bound_ratio(AdamConfig(), np.inf), expected)
+
+
+def damage(field, change, count=None):
+    """A sound state with one damage: the finding, as a text, if there is one."""
+    sound = run(AdamConfig(), make_gradients(30))
+    arrays = {name: np.array(array) for name, array in getattr(sound, field).items()}
+    change(arrays["w"])
+    checkpoint = dataclasses.replace(sound, **{field: arrays})
+    if count is not None:
+        checkpoint = dataclasses.replace(checkpoint, count=count)
+    return checkpoint
+
+
+def put(value, *index):
+    def change(array):
+        array[index or slice(None)] = value
+
+    return change
+
+
+def scale(factor):
+    def change(array):
+        array *= factor
+
+    return change
+
+
+DAMAGES = {
+    "nan": (damage("mu", put(np.nan, 1, 5)), r"mu/w: 1 of 36 entries, at [1, 5], not finite"),
+    "inf": (damage("nu", put(np.inf, 4, 2)), r"nu/w: 1 of 36 entries, at [4, 2], not finite"),
+    "below 0": (damage("nu", put(-1e-3, 0, 4)), r"nu/w: 1 of 36 entries, at [0, 4], below 0"),
+    "all 0": (damage("nu", put(0)), r"nu/w: all 0, under a mu that is not"),
+    "huge": (damage("nu", put(1e30, 2, 3)), r"nu/w: 1 of 36 entries, at [2, 3], far out: sqrt(v)"),
+    "large m": (damage("mu", scale(1e4)), r"mu/w: 36 of 36 entries, the first at [0, 0], above"),
+    "count 0": (damage("mu", put(1.0), 0), r"mu/w: not 0, though no step is done"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_told_with_the_name_and_the_number(name):
+    checkpoint, finding = DAMAGES[name]
+    [problem] = checkpoint.problems()
+    assert str(problem).startswith(finding)
+    is_refused = "below 0" in finding
+    refusal = pytest.raises(ValueError, match="at least 0, found -0.001")
+    with (
+        pytest.warns(UserWarning, match=re.escape(finding)) as caught,
+        refusal if is_refused else contextlib.nullcontext(),
+    ):
+        checkpoint.restore({"w": jnp.zeros(SHAPE)})
+    assert caught[0].filename == __file__
+
+
+def test_a_count_that_is_too_small():
+    growing = run(AdamConfig(), make_gradients(30, "growing"))
+    [problem] = dataclasses.replace(growing, count=1).problems()
+    assert "its betas allow 3.16 after 1 steps and 7.27 later: is the count" in str(problem)
+
+
+def test_a_count_that_is_too_large():
+    fresh = run(AdamConfig(), make_gradients(1))
+    [problem] = dataclasses.replace(fresh, count=1000).problems()
+    assert "are those after 1 step, not after 1000" in str(problem)
+
+
+def test_moments_that_stay_zero():
+    still = run(AdamConfig(), [jnp.zeros(SHAPE)] * 11)
+    assert str(still.problems()[0]) == "nu/w: all 0 after 11 steps, as mu is"
+    assert run(AdamConfig(), [jnp.zeros(SHAPE)] * 3).problems() == []
