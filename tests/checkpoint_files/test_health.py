@@ -102,7 +102,7 @@ def test_damage_is_told_with_the_name_and_the_number(name):
     [problem] = checkpoint.problems()
     assert str(problem).startswith(finding)
     is_refused = "below 0" in finding
-    refusal = pytest.raises(ValueError, match="at least 0, found -0.001")
+    refusal = pytest.raises(ValueError, match=r"at least 0, found -0\.001")
     with (
         pytest.warns(UserWarning, match=re.escape(finding)) as caught,
         refusal if is_refused else contextlib.nullcontext(),
