@@ -40,21 +40,30 @@ class Member(NamedTuple):
     is_deflated: bool = False
 
 
-def list_members(path: Path, *, deflated: bool = False) -> Iterator[Member]:
+def list_members(
+    path: Path, *, deflated: bool = False, start: int = 0, size: int | None = None
+) -> Iterator[Member]:
     """The members of an archive, each of which is wholly in it.
 
     Args:
       path: the archive.
       deflated: whether members may be compressed. What they take unpacked is then for the caller
         to charge.
+      start: where it begins in the file, if that is not all of it.
+      size: of the archive; None for the rest of the file.
 
     Raises:
       CheckpointError: one is compressed or encrypted, or they claim more bytes than there are.
     """
-    left = path.stat().st_size
-    with path.open("rb") as file, path.open("rb") as other:
-        start, end = _directory(file, left)
-        file.seek(start)
+    there = path.stat().st_size - start
+    left = there if size is None else size
+    if not 0 <= left <= there:
+        raise CheckpointError(f"the archive has {left} bytes at {start}; the file has less")
+    whole = Member("", 0, start, left, left)
+    with path.open("rb") as first, path.open("rb") as second:
+        file, other = open_member(first, whole), open_member(second, whole)
+        directory, end = _directory(file, left)
+        file.seek(directory)
         while file.tell() < end:
             head = _read(file, 46)
             if head[:4] != _DIRECTORY:
@@ -75,9 +84,9 @@ def list_members(path: Path, *, deflated: bool = False) -> Iterator[Member]:
                 )
             left -= stored
             begin = _find_start(other, at, name)
-            if left < 0 or begin + stored > start or (stored != size and not is_deflated):
+            if left < 0 or begin + stored > directory or (stored != size and not is_deflated):
                 raise CheckpointError(f"claims {size} bytes; the file has less", where=shown)
-            yield Member(shown, checksum, begin, size, stored, is_deflated)
+            yield Member(shown, checksum, start + begin, size, stored, is_deflated)
         if file.tell() != end:
             raise ValueError("the directory of the archive does not end where it should")
 

@@ -1,0 +1,150 @@
+"""torch's tensors as NumPy arrays: what a pickle tells of them, and where their values are."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from adamx.checkpoint.untrusted.stand_ins import Global, StandIn
+
+__all__ = ["STORAGES", "Source", "Storage", "Tensor", "TensorStandIn", "find_dtype", "is_shape"]
+
+STORAGES: dict[str, tuple[int, str | None]] = {
+    "DoubleStorage": (8, "float64"),
+    "FloatStorage": (4, "float32"),
+    "HalfStorage": (2, "float16"),
+    "BFloat16Storage": (2, "bfloat16"),
+    "LongStorage": (8, "int64"),
+    "IntStorage": (4, "int32"),
+    "ShortStorage": (2, "int16"),
+    "CharStorage": (1, "int8"),
+    "ByteStorage": (1, "uint8"),
+    "BoolStorage": (1, "bool"),
+    "ComplexFloatStorage": (8, "complex64"),
+    "ComplexDoubleStorage": (16, "complex128"),
+    "QInt8Storage": (1, None),
+    "QUInt8Storage": (1, None),
+    "QInt32Storage": (4, None),
+    "QUInt4x2Storage": (1, None),
+    "QUInt2x4Storage": (1, None),
+    "UntypedStorage": (1, None),
+}
+"""By the kind of a storage, the bytes of a value, and its dtype; None where a tensor tells it."""
+
+_NUMPY = "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64 complex64"
+_DTYPES = {name: np.dtype(name) for name in (*_NUMPY.split(), "complex128")}
+_DTYPES |= {
+    name: np.dtype(getattr(ml_dtypes, name))
+    for name in ("bfloat16", *(n for n in dir(ml_dtypes) if n.startswith("float8_")))
+}
+
+
+def find_dtype(name: str | None) -> np.dtype[Any] | None:
+    """NumPy's dtype for torch's, such as "bfloat16"; or None."""
+    return _DTYPES.get(name or "")
+
+
+class Source(NamedTuple):
+    """Where the bytes of a storage are.
+
+    Attributes:
+      path: of the file.
+      stamp: which file it was, of what size and age.
+      name: of the member in an archive; for errors.
+      start: of the first byte in the file.
+      size: how many bytes the checksum is of.
+      checksum: CRC-32, or 0 if there is none.
+      is_swapped: whether values have the other byte order.
+    """
+
+    path: Path
+    stamp: tuple[int, ...]
+    name: str
+    start: int
+    size: int
+    checksum: int
+    is_swapped: bool
+
+
+class Storage:
+    """What several tensors may share.
+
+    Attributes:
+      kind: such as "FloatStorage".
+      key: what the file calls it.
+      itemsize: bytes of a value.
+      dtype: of the values, or None where each tensor tells it.
+      memory: the bytes; None while nothing is known but their number.
+      nbytes: how many.
+      source: where they come from, or None.
+    """
+
+    __slots__ = ("dtype", "itemsize", "key", "kind", "memory", "nbytes", "source")
+
+    def __init__(
+        self,
+        kind: str,
+        key: str,
+        nbytes: int,
+        memory: np.ndarray | None = None,
+        source: Source | None = None,
+    ) -> None:
+        self.kind, self.key, self.nbytes = kind, key, nbytes
+        self.itemsize, name = STORAGES[kind]
+        self.dtype = find_dtype(name)
+        self.memory, self.source = memory, source
+
+
+class Tensor(np.ndarray):
+    """The values of a tensor, mapped from the file: they cannot be changed, nor are they verified.
+
+    `torch_archive.read_tensors` makes arrays of them that are.
+
+    Attributes:
+      call: what made the tensor, as a stand-in; None for a part of one.
+      storage: its storage.
+    """
+
+    __slots__ = ("call", "storage")
+
+    call: StandIn | None
+    storage: Storage | None
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As torch's tensors: as a key it is what it is, whatever its values are."""
+        return id(self)
+
+    def __array_finalize__(self, other: object) -> None:
+        """Forget where a part comes from."""
+        self.call = self.storage = None
+
+
+class TensorStandIn(StandIn):
+    """Stands for a tensor without values of its own in the file, or that NumPy cannot hold.
+
+    Attributes:
+      problem: what kind of tensor it is.
+      shape: of it, if that is known.
+      dtype: NumPy's for it, or None.
+    """
+
+    __slots__ = ("dtype", "problem", "shape")
+
+    def __init__(
+        self,
+        function: Global,
+        arguments: tuple[Any, ...],
+        problem: str,
+        shape: Any = (),
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(function, arguments)
+        self.problem = problem
+        self.shape = shape if is_shape(shape) else ()
+        self.dtype = find_dtype(dtype.qualname) if isinstance(dtype, Global) else None
+
+
+def is_shape(value: Any) -> bool:
+    """Whether it is a tuple of sizes."""
+    return isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value)
