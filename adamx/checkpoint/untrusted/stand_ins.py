@@ -83,7 +83,7 @@ class StandIn:
         state = self.state
         if state is None and isinstance(self.function, Global):  # a tensor of a class of its own
             is_tensor = self.function.name.startswith("torch._tensor._rebuild_from_type")
-            state = self.arguments[-1] if is_tensor and self.arguments else None
+            state = self.arguments[3:][-1:] if is_tensor else None
         parts = state if isinstance(state, tuple) else (state,)  # a second one has those in slots
         return {
             name: value for part in parts if isinstance(part, dict) for name, value in part.items()

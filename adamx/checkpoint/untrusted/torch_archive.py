@@ -33,6 +33,7 @@ __all__ = [
     "open_legacy",
     "read_archive",
     "read_pickle",
+    "read_storage",
     "read_tensors",
 ]
 
@@ -228,7 +229,7 @@ class _Storages:
         storage = Storage(kind, key, nbytes, None, source)
         if source.is_swapped and storage.itemsize > 1:
             machine.spend(nbytes)  # there is no array of bfloat16 with the other byte order
-            storage.memory = _read_storage(storage)
+            storage.memory = read_storage(storage)
             storage.memory.flags.writeable = False
         elif not source.is_swapped or storage.dtype is not None:
             storage.memory = self._region.map(source, nbytes)
@@ -254,7 +255,7 @@ def read_tensors(
         account.spend(sum(storage.nbytes for storage in wanted))
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         read: dict[int, np.ndarray] = {}
-        for storage, memory in zip(wanted, pool.map(_read_storage, wanted), strict=True):
+        for storage, memory in zip(wanted, pool.map(read_storage, wanted), strict=True):
             read[id(storage)] = memory
             if progress:
                 progress(memory.nbytes)
@@ -270,8 +271,8 @@ def _put_upon(tensor: Tensor, read: dict[int, np.ndarray]) -> np.ndarray:
     return np.ndarray(tensor.shape, tensor.dtype, read[id(storage)], offset, tensor.strides)
 
 
-def _read_storage(storage: Storage) -> np.ndarray:
-    """The bytes of a storage, in the machine's byte order."""
+def read_storage(storage: Storage) -> np.ndarray:
+    """The bytes of a storage, in the machine's byte order, whose checksum is right."""
     source = storage.source
     if source is None:
         assert storage.memory is not None

@@ -1,14 +1,26 @@
 """torch's tensors as NumPy arrays: what a pickle tells of them, and where their values are."""
 
+import math
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.untrusted.stand_ins import Global, StandIn
 
-__all__ = ["STORAGES", "Source", "Storage", "Tensor", "TensorStandIn", "find_dtype", "is_shape"]
+__all__ = [
+    "STORAGES",
+    "Source",
+    "Storage",
+    "Tensor",
+    "TensorStandIn",
+    "find_dtype",
+    "is_shape",
+    "make_tensor",
+]
 
 STORAGES: dict[str, tuple[int, str | None]] = {
     "DoubleStorage": (8, "float64"),
@@ -143,6 +155,34 @@ class TensorStandIn(StandIn):
         self.problem = problem
         self.shape = shape if is_shape(shape) else ()
         self.dtype = find_dtype(dtype.qualname) if isinstance(dtype, Global) else None
+
+
+def make_tensor(array: np.ndarray) -> Tensor:
+    """A contiguous tensor with the values of an array, to be written.
+
+    Raises:
+      CheckpointError: torch has no such dtype.
+    """
+    names = [name for name, dtype in _DTYPES.items() if dtype == array.dtype]
+    if not names:
+        raise CheckpointError(
+            expected="a dtype of torch",
+            found=array.dtype,
+            remedy="convert it",
+            argument="checkpoint",
+        )
+    array = np.asarray(array, order="C")
+    kinds = [kind for kind, (_, name) in STORAGES.items() if name == names[0]]
+    kind = kinds[0] if kinds else "UntypedStorage"
+    storage = Storage(kind, "", array.nbytes, array.reshape(-1).view(np.uint8))
+    strides = tuple(math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim))
+    parts: tuple[Any, ...] = (storage, 0, array.shape, strides, False, OrderedDict())
+    function = "_rebuild_tensor_v2"
+    if not kinds:
+        function, parts = "_rebuild_tensor_v3", (*parts, Global("torch", names[0]))
+    tensor = array.view(Tensor)
+    tensor.call, tensor.storage = StandIn(Global("torch._utils", function), parts), storage
+    return tensor
 
 
 def is_shape(value: Any) -> bool:
