@@ -99,7 +99,6 @@ def test_control_characters_are_shown(refused):
 
 @pytest.mark.parametrize("function", [("os", "system"), ("builtins", "eval"), ("posix", "system")])
 def test_code_in_a_pickle_is_not_executed(function, refused, tmp_path):
-    pytest.importorskip("torch")
     call = pickles.calling(*function, pickles.text(f"touch {tmp_path}/executed"))
     message = refused("a.pt", torch_file(pickles.with_payload, call))
     assert f"found {' '.join(function)}. Other objects are not loaded" in message
@@ -111,32 +110,27 @@ def test_code_in_a_pickle_is_not_executed(function, refused, tmp_path):
     [("builtins", "bytearray"), ("torch", "FloatTensor"), ("torch.storage", "UntypedStorage")],
 )
 def test_memory_for_a_number_alone(function, refused):
-    pytest.importorskip("torch")
     call = pickles.calling(*function, pickles.integer(10**10))
     message = refused("a.pt", torch_file(pickles.with_payload, call))
     assert f"found {' '.join(function)}" in message
 
 
 def test_text_that_codecs_double(refused):
-    pytest.importorskip("torch")
     assert "found _codecs encode" in refused("a.pt", torch_file(pickles.doubling, RNG(0)))
 
 
 def test_key_that_takes_forever_to_hash(refused):
-    pytest.importorskip("torch")
     tuples = b")" + b"r\xff\xff\0\0j\xff\xff\0\0\x86" * 60
     message = refused("a.pt", torch_file(pickles.with_payload, b"}" + tuples + b"Ns"))
     assert "expected texts and numbers as keys" in message
 
 
 def test_pickle_of_a_hundred_thousand_lists(refused):
-    pytest.importorskip("torch")
     message = refused("a.pt", torch_file(pickles.with_payload, b"](" + b"]" * 10**5 + b"e"))
     assert TOO_MUCH in message
 
 
 def test_storage_larger_than_its_bytes(refused):
-    pytest.importorskip("torch")
 
     def enlarge(saved):
         length = saved.index(b"K\x80")  # of the first storage: 128 numbers
@@ -167,7 +161,7 @@ def test_gigabytes_in_an_old_file(refused):
     content = torch_files.saved(state, is_archive=False)
     length = content.index(b"M\x2c\x01")
     content = content[:length] + pickles.integer(1 << 30) + content[length + 3 :]
-    assert TOO_MUCH in refused("a.pt", content)
+    assert "claim more bytes than the file has" in refused("a.pt", content)
 
 
 def test_script_is_not_run(refused):

@@ -6,8 +6,9 @@ from typing import Any
 from adamx.base.trees import listed
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.formats._torch_flat import is_flat
-from adamx.checkpoint.formats._torch_unpickler import Placeholder
-from adamx.checkpoint.untrusted.pickle_scan import refuse_object
+from adamx.checkpoint.formats._torch_tensors import is_inexact, is_tensor
+from adamx.checkpoint.untrusted.pickle_names import refuse_object
+from adamx.checkpoint.untrusted.stand_ins import StandIn
 
 __all__ = ["find_model", "find_optimizer", "list_tensors"]
 
@@ -51,10 +52,10 @@ def find_optimizer(saved: Any) -> dict[str, Any]:
     nodes = list(_walk(saved, (), set()))
     found = {path: node for path, node in nodes if _is_optimizer(node)}
     objects = [
-        type(child).__name__
+        child.name
         for _, node in nodes
         for child in (node, *(child for _, child in _list_children(node)))
-        if isinstance(child, Placeholder)
+        if isinstance(child, StandIn)
     ]
     if not found and objects:
         beside = f"none beside objects of {listed(dict.fromkeys(objects))}"
@@ -70,23 +71,19 @@ def find_optimizer(saved: Any) -> dict[str, Any]:
 
 def _list_models(saved: Any) -> list[dict[str, Any]]:
     """What may be state dicts of models: dictionaries with tensors in them under names."""
-    import torch
-
     return [
         node
         for _, node in _walk(saved, (), set())
         if isinstance(node, dict)
         and not _is_optimizer(node)
         and all(isinstance(key, str) for key in node)
-        and any(isinstance(value, torch.Tensor) for value in node.values())
+        and any(map(is_tensor, node.values()))
     ]
 
 
 def list_tensors(model: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors in a state dict, without what else it holds."""
-    import torch
-
-    return {name: x for name, x in model.items() if isinstance(x, torch.Tensor)}
+    return {name: x for name, x in model.items() if is_tensor(x)}
 
 
 def find_model(
@@ -136,11 +133,7 @@ def _match_shapes(
     It has the parameters in the order of `model.parameters()`, in which optimizers are made, and
     buffers between them. Frozen ones may have been kept from the optimizer.
     """
-    floating = {
-        name: tuple(tensor.shape)
-        for name, tensor in weights.items()
-        if tensor.is_floating_point() or tensor.is_complex()
-    }
+    floating = {name: tuple(tensor.shape) for name, tensor in weights.items() if is_inexact(tensor)}
     trainable = {n: s for n, s in floating.items() if n.rpartition(".")[2] not in _BUFFERS}
     for candidates in (trainable, floating):
         names = list(candidates)

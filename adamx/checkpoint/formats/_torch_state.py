@@ -14,7 +14,9 @@ from adamx.checkpoint.formats._refusals import OTHER_CONFIG, suggest_config
 from adamx.checkpoint.formats._torch_checks import check_real
 from adamx.checkpoint.formats._torch_flat import is_flat, unflatten
 from adamx.checkpoint.formats._torch_objects import find_model, find_optimizer, list_tensors
-from adamx.checkpoint.formats._torch_tensors import to_array
+from adamx.checkpoint.formats._torch_tensors import describe, read_values, to_array
+from adamx.checkpoint.untrusted.account import Account, Progress
+from adamx.checkpoint.untrusted.torch_tensors import Tensor
 from adamx.config.adam_config import AdamConfig
 
 __all__ = ["KEPT", "KEYS", "list_settings", "read_state"]
@@ -26,8 +28,24 @@ KEYS = {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"}
 KEPT = ("params", "param_names", "foreach", "capturable", "differentiable", "fused")
 
 
-def read_state(saved: Any, size: int, config: AdamConfig | None) -> Checkpoint:
-    """The checkpoint in what a file of `size` bytes holds: of the one optimizer within."""
+def read_state(
+    saved: Any,
+    account: Account,
+    config: AdamConfig | None,
+    *,
+    values: bool,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """The checkpoint in what a file holds: of the one optimizer within.
+
+    Args:
+      saved: what was saved.
+      account: of the file, to which the values are charged.
+      config: hyperparameters instead of the file's, or None.
+      values: whether arrays are read and verified, or stay maps of the file.
+      progress: called with the number of bytes just read.
+    """
+    size = account.size
     state_dict = find_optimizer(saved)
     if is_flat(state_dict):
         state_dict = unflatten(state_dict)
@@ -41,7 +59,7 @@ def read_state(saved: Any, size: int, config: AdamConfig | None) -> Checkpoint:
     config = config or _read_config(groups)
     state = state_dict["state"]
     moments: dict[int | str, dict[str, np.ndarray]] = {}
-    steps = {}
+    steps: dict[int | str, np.ndarray] = {}
     for position in positions:
         if position in state:
             steps[position], moments[position] = _read_entry(position, state[position], size)
@@ -51,36 +69,43 @@ def read_state(saved: Any, size: int, config: AdamConfig | None) -> Checkpoint:
         )
     if not moments:
         raise CheckpointError("the optimizer has not taken a step: there is no state to go on with")
-    if len(set(steps.values())) > 1:
-        raise CheckpointError(
-            where="step",
-            expected="one number of steps",
-            found=listed(f"{steps[p]} (parameter {p})" for p in steps),
-            remedy="adamx counts them together",
-        )
     shapes = [moments[p]["mu"].shape if p in moments else None for p in positions]
     model, names = find_model(saved, groups, shapes)
-    count = next(iter(steps.values()))
-    arrays = {
-        field: {
-            names[i]: moments[p][field]
-            for i, p in enumerate(positions)
-            if p in moments and field in moments[p]
-        }
-        for field in KEYS.values()
-    }
-    params = {n: to_array(n, t, size) for n, t in list_tensors(model or {}).items()}
+    weights = list_tensors(model or {})
+    arrays: dict[tuple[str, Any], np.ndarray] = {("step", p): steps[p] for p in steps}
+    arrays |= {("params", name): to_array(name, x, size) for name, x in weights.items()}
+    for i, position in enumerate(positions):
+        for field, array in moments.get(position, {}).items():
+            arrays[field, names[i]] = array
+    if values:
+        arrays = read_values(arrays, account, progress)
+    fields: dict[str, dict[Any, np.ndarray]] = {}
+    for (field, name), array in arrays.items():
+        fields.setdefault(field, {})[name] = array.view(np.ndarray)
     return Checkpoint(
         framework="torch",
         version=None,
         config=config,
-        count=count,
+        count=_count_steps(fields["step"]),
         names=tuple(names),
-        params=params,
-        mu=arrays["mu"],
-        nu=arrays["nu"],
-        nu_max=arrays["nu_max"],
+        params=fields.get("params", {}),
+        mu=fields["mu"],
+        nu=fields["nu"],
+        nu_max=fields.get("nu_max", {}),
     )
+
+
+def _count_steps(steps: Mapping[int | str, np.ndarray]) -> int:
+    """The steps done, by those of each parameter."""
+    counts = {p: read_count(f"state/{p}/step", step) for p, step in steps.items()}
+    if len(set(counts.values())) > 1:
+        raise CheckpointError(
+            where="step",
+            expected="one number of steps",
+            found=listed(f"{counts[p]} (parameter {p})" for p in counts),
+            remedy="adamx counts them together",
+        )
+    return next(iter(counts.values()))
 
 
 def _list_positions(
@@ -114,9 +139,9 @@ def _list_positions(
 
 def _plain(key: str, value: Any) -> Any:
     """A number, a flag or a text, or a pair of such: what can be compared and has a `repr`."""
-    import torch
-
-    if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+    if isinstance(value, Tensor) and value.size == 1:
+        value = read_values({key: value})[key]
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size == 1):
         return value.item()
     if isinstance(value, list | tuple):
         is_pair = len(value) <= 2 and not any(isinstance(v, list | tuple) for v in value)
@@ -124,7 +149,7 @@ def _plain(key: str, value: Any) -> Any:
             return tuple(_plain(key, part) for part in value)
     elif value is None or isinstance(value, bool | int | float | str):
         return value
-    raise InvalidType(where=f"{key:.80}", expected="a number", found=type(value).__name__)
+    raise InvalidType(where=f"{key:.80}", expected="a number", found=describe(value))
 
 
 def list_settings(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,11 +178,13 @@ def _read_config(groups: Sequence[Mapping[str, Any]]) -> AdamConfig:
     return configs[0]
 
 
-def _read_entry(position: int | str, entry: Any, size: int) -> tuple[int, dict[str, np.ndarray]]:
+def _read_entry(
+    position: int | str, entry: Any, size: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The steps done and the moments of one parameter."""
     where = f"state/{position}"
     if not isinstance(entry, Mapping) or not {"step", "exp_avg", "exp_avg_sq"} <= entry.keys():
-        keys = listed(map(str, entry)) if isinstance(entry, Mapping) else type(entry).__name__
+        keys = listed(map(str, entry)) if isinstance(entry, Mapping) else describe(entry)
         raise CheckpointError(
             where=where, expected="Adam's step, exp_avg and exp_avg_sq", found=keys
         )
@@ -168,7 +195,6 @@ def _read_entry(position: int | str, entry: Any, size: int) -> tuple[int, dict[s
     step = entry["step"]
     if not isinstance(step, int | float | np.generic):
         step = to_array(f"{where}/step", step, size)
-    count = read_count(f"{where}/step", np.asarray(step))
     moments = {
         field: to_array(f"{where}/{key}", entry[key], size)
         for key, field in KEYS.items()
@@ -176,4 +202,4 @@ def _read_entry(position: int | str, entry: Any, size: int) -> tuple[int, dict[s
     }
     for field, array in moments.items():
         check_real(f"{where}/{field}", array)
-    return count, moments
+    return np.asanyarray(step), moments

@@ -1,48 +1,61 @@
-"""Tensors of torch as NumPy arrays that share their memory, and back."""
+"""What stands for torch's tensors, as arrays."""
 
-from typing import Any
+from collections.abc import Hashable, Mapping
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.untrusted.account import Account, Progress
+from adamx.checkpoint.untrusted.stand_ins import Global, StandIn
+from adamx.checkpoint.untrusted.torch_archive import read_tensors
+from adamx.checkpoint.untrusted.torch_tensors import Tensor, TensorStandIn
 
-__all__ = ["to_array", "to_tensor"]
+__all__ = ["describe", "is_inexact", "is_tensor", "read_values", "to_array"]
 
-_BFLOAT16 = np.dtype(jnp.bfloat16)
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether it was a tensor in the file, with values or without."""
+    return isinstance(value, Tensor | TensorStandIn)
+
+
+def is_inexact(tensor: Tensor | TensorStandIn) -> bool:
+    """Whether a tensor is of real or complex numbers, or of an unknown kind."""
+    return tensor.dtype is None or jnp.issubdtype(tensor.dtype, jnp.inexact)
+
+
+def describe(value: Any) -> str:
+    """What a value is, for errors."""
+    if isinstance(value, TensorStandIn):
+        return f"one {value.problem}"
+    return value.name if isinstance(value, StandIn | Global) else type(value).__name__
 
 
 def to_array(where: str, tensor: Any, size: int) -> np.ndarray:
-    """A tensor in a file of `size` bytes as an array.
+    """A tensor in a file of `size` bytes as an array, of which nothing is read yet.
 
     Raises:
       CheckpointError: it has no values of its own in the file; `where` it is.
     """
-    import torch
-
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-        raise CheckpointError(where=where, expected="a dense tensor", found=type(tensor).__name__)
-    tensor = tensor.detach()
-    if tensor.device.type != "cpu":
-        raise CheckpointError(
-            where=where, expected="a tensor with values", found=f"one on {tensor.device}"
-        )
-    claimed = tensor.numel() * tensor.element_size()
-    if claimed > min(tensor.untyped_storage().nbytes(), size):
-        raise CheckpointError(
-            f"shape {tuple(tensor.shape)} claims more than the file holds", where=where
-        )
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(_BFLOAT16)
-    return tensor.numpy()
+    if isinstance(tensor, TensorStandIn):
+        raise CheckpointError(where=where, expected="a tensor with values", found=describe(tensor))
+    if not isinstance(tensor, Tensor):
+        raise CheckpointError(where=where, expected="a dense tensor", found=describe(tensor))
+    held = size if tensor.storage is None else min(tensor.storage.nbytes, size)
+    if tensor.nbytes > held:
+        raise CheckpointError(f"shape {tensor.shape} claims more than the file holds", where=where)
+    return tensor
 
 
-def to_tensor(array: np.ndarray) -> Any:
-    """A contiguous tensor of an array."""
-    import torch
-
-    if not array.flags.writeable:
-        array = array.copy()
-    if array.dtype == _BFLOAT16:
-        return torch.from_numpy(array.view(np.int16)).contiguous().view(torch.bfloat16)
-    return torch.from_numpy(array).contiguous()
+def read_values(
+    arrays: Mapping[_Key, np.ndarray],
+    account: Account | None = None,
+    progress: Progress | None = None,
+) -> dict[_Key, np.ndarray]:
+    """The same arrays in memory of their own, with verified values."""
+    tensors = {key: array for key, array in arrays.items() if isinstance(array, Tensor)}
+    read = read_tensors(list(tensors.values()), account, progress)
+    return {**arrays, **dict(zip(tensors, read, strict=True))}

@@ -1,10 +1,6 @@
 """Files of torch.save: the state dict of an Adam, wherever it stands in what was saved."""
 
-import os
-import pickle
-import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +10,21 @@ from adamx.base.errors import InvalidValue
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
-from adamx.checkpoint.formats import _torch_unpickler
 from adamx.checkpoint.formats._refusals import explain_refusal
-from adamx.checkpoint.formats._torch_checks import (
-    LEGACY_SIGNATURE,
-    check_file,
-    check_real,
-    verify_members,
-)
+from adamx.checkpoint.formats._torch_checks import check_real
 from adamx.checkpoint.formats._torch_flat import flatten, is_flat, unflatten
 from adamx.checkpoint.formats._torch_objects import find_model, find_optimizer
 from adamx.checkpoint.formats._torch_state import KEPT, KEYS, list_settings, read_state
-from adamx.checkpoint.formats._torch_tensors import to_tensor
-from adamx.checkpoint.untrusted.pickle_scan import refuse_object
+from adamx.checkpoint.untrusted.account import Account
+from adamx.checkpoint.untrusted.torch_archive import (
+    LEGACY_SIGNATURE,
+    Saved,
+    open_archive,
+    open_legacy,
+)
+from adamx.checkpoint.untrusted.torch_tensors import make_tensor
 from adamx.checkpoint.untrusted.zip_reader import SIGNATURE
+from adamx.checkpoint.writing.torch_writer import write_archive
 
 __all__ = ["TorchSave"]
 
@@ -45,8 +42,6 @@ class TorchSave(FileFormat):
     name = "torch"
     title = "PyTorch"
     suffixes = (".pt", ".pth")
-    extra = "torch"
-    packages = ("torch",)
     template = "optional"
     framework = "torch"
 
@@ -68,60 +63,31 @@ class TorchSave(FileFormat):
 
     def read(self, source: Source, *, values: bool) -> Checkpoint:
         """Read the optimizer's state, and the weights beside it."""
-        saved, size = _open(source.path, values), source.path.stat().st_size
-        checkpoint = read_state(saved, size, source.config)
-        if source.progress:
-            source.progress(size)
-        return checkpoint
+        account = Account(source.path.stat().st_size)
+        saved = _open(source.path, account).value
+        return read_state(saved, account, source.config, values=values, progress=source.progress)
 
     def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
         """Write an optimizer's state dict, or a copy of the template with other values."""
-        import torch
-
         if template is None:
-            saved, left = _write_state_dict(new), []
+            saved, left, protocol = _write_state_dict(new), [], 2
         else:
-            saved = _open(template.path, values=False)
+            found = _open(template.path, Account(template.path.stat().st_size))
+            saved, protocol = found
             left = _replace_state(saved, new)
-        try:
-            torch.save(saved, target.path)
-        except pickle.PicklingError as error:  # only a template holds what cannot be pickled
-            raise CheckpointError(
-                where="" if template is None else str(template.path),
-                expected="a template of tensors in plain dictionaries and lists",
-                found="objects beside them, which are not read and would be lost",
-                remedy="Give a file with the state dicts alone, or none",
-                argument="template",
-            ) from error
-        if target.progress:
-            target.progress(target.path.stat().st_size)
+        write_archive(target.path, saved, protocol=protocol, progress=target.progress)
         return left
 
 
-def _open(path: Path, values: bool) -> Any:
-    """What was saved. Without `values`, arrays stay in the file until somebody looks at them."""
-    import torch
-
-    is_archive = check_file(path)
-    with warnings.catch_warnings(), ThreadPoolExecutor(1) as pool:
-        warnings.simplefilter("ignore")
-        check = pool.submit(verify_members, path) if is_archive and values else None
-        try:
-            mapped = is_archive and not values
-            saved = torch.load(path, map_location="cpu", mmap=mapped, **_choose_unpickler())
-        except pickle.UnpicklingError as error:
-            raise refuse_object("something else") from error
-        if check is not None:
-            check.result()
-    return saved
-
-
-def _choose_unpickler() -> dict[str, Any]:
-    """adamx's, which passes over objects; torch's where a user allows no other."""
-    forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "").lower()
-    if forced in ("1", "y", "yes", "true"):
-        return {"weights_only": True}
-    return {"weights_only": False, "pickle_module": _torch_unpickler}
+def _open(path: Path, account: Account) -> Saved:
+    """What was saved; arrays stay in the file until somebody looks at them."""
+    with path.open("rb") as file:
+        start = file.read(len(LEGACY_SIGNATURE))
+    if start.startswith(SIGNATURE):
+        return open_archive(path, account=account)
+    if start != LEGACY_SIGNATURE:
+        raise CheckpointError("expected a file of torch.save, found something else")
+    return open_legacy(path, account)
 
 
 def _write_state_dict(new: Checkpoint) -> dict[str, Any]:
@@ -133,7 +99,7 @@ def _write_state_dict(new: Checkpoint) -> dict[str, Any]:
     tensors: dict[str, dict[str, Any]] = {name: {} for name in new.mu}
     for key, field in KEYS.items():
         for name, array in new.drain(field):
-            tensors[name][key] = to_tensor(array)
+            tensors[name][key] = make_tensor(array)
     state = {i: {"step": _make_step(new)} | tensors[n] for i, n in enumerate(names) if n in tensors}
     return {"state": state, "param_groups": [group]}
 
@@ -162,14 +128,14 @@ def _replace_state(saved: Any, new: Checkpoint) -> list[str]:
         arrays = getattr(new, field)
         for position, name in zip(positions, new.names, strict=True):
             if name in arrays:
-                state[position][key] = to_tensor(arrays[name])
+                state[position][key] = make_tensor(arrays[name])
     state_dict["state"] = state
     if state_dict is not found:
         found.clear()
         found.update(flatten(state_dict))
     weights = {} if model is None else model
     for name, array in new.params.items():
-        weights[name] = to_tensor(array)
+        weights[name] = make_tensor(array)
     return left
 
 
@@ -183,9 +149,7 @@ def _write_group(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _make_step(checkpoint: Checkpoint) -> Any:
     """The steps done, as torch counts them with each parameter."""
-    import torch
-
-    return torch.tensor(float(checkpoint.count))
+    return make_tensor(np.asarray(checkpoint.count, np.float32))
 
 
 register(TorchSave())

@@ -2,55 +2,7 @@
 
 from adamx.checkpoint.errors import CheckpointError
 
-__all__ = [
-    "BYTES",
-    "COMPLEX",
-    "CONTAINERS",
-    "ITEM_SIZES",
-    "NUMBERS",
-    "NUMPY_SCALARS",
-    "OBJECTS",
-    "REFUSED",
-    "SETS",
-    "TENSORS",
-    "TORCH_OBJECTS",
-    "is_refused",
-    "refuse_object",
-]
-
-ITEM_SIZES = {
-    "torch DoubleStorage": 8,
-    "torch FloatStorage": 4,
-    "torch HalfStorage": 2,
-    "torch BFloat16Storage": 2,
-    "torch LongStorage": 8,
-    "torch IntStorage": 4,
-    "torch ShortStorage": 2,
-    "torch CharStorage": 1,
-    "torch ByteStorage": 1,
-    "torch BoolStorage": 1,
-    "torch ComplexFloatStorage": 8,
-    "torch ComplexDoubleStorage": 16,
-    "torch.storage UntypedStorage": 1,
-}
-TENSORS = [f"torch._utils _rebuild_tensor{version}" for version in ("", "_v2", "_v3")]
-CONTAINERS = ["collections Counter", "collections OrderedDict", "collections defaultdict"]
-OBJECTS = [
-    "torch Size",
-    "torch device",
-    "torch._utils _rebuild_parameter",
-    "torch._utils _rebuild_sparse_tensor",
-    "torch.serialization _get_layout",
-]
-TORCH_OBJECTS = frozenset([*TENSORS, *OBJECTS, "torch.storage UntypedStorage"])
-"""What of torch is called, and the one kind of storage that is named by its class."""
-
-NUMPY_SCALARS = ("numpy._core.multiarray scalar", "numpy.core.multiarray scalar")
-"""What NumPy 2 and 1 call what makes a number of theirs."""
-
-SETS = ["__builtin__ frozenset", "__builtin__ set", "builtins frozenset", "builtins set"]
-COMPLEX = ["__builtin__ complex", "builtins complex"]
-BYTES = ["__builtin__ bytes", "builtins bytes"]
+__all__ = ["REFUSED", "is_refused", "refuse_object"]
 
 REFUSED = (
     "__builtin__",
@@ -67,9 +19,6 @@ REFUSED = (
 )
 """Modules of which nothing may be called. A stand-in makes them harmless, too. But what calls them
 was made to do harm, or is no object that somebody has beside a state dict."""
-
-NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
-"""NumPy's codes of kinds of number."""
 
 # Of those modules what makes plain values, exceptions and objects of torch.
 _HARMLESS = frozenset(

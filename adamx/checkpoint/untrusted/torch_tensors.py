@@ -123,9 +123,8 @@ class Tensor(np.ndarray):
     call: StandIn | None
     storage: Storage | None
 
-    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As torch's tensors: as a key it is what it is, whatever its values are."""
-        return id(self)
+    # As torch's tensors: a key is what it is, whatever its values are.
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
     def __array_finalize__(self, other: object) -> None:
         """Forget where a part comes from."""
