@@ -124,6 +124,29 @@ _ARRAYS = {
 }
 _NAMES = {"count.npy": b"", **{f"mu/{i:x}.npy": b"" for i in range(80_000)}}
 
+
+def _colliding(count: int) -> bytes:
+    """Complex numbers that all have the same hash, as keys of a dictionary."""
+    keys = [
+        pickles.calling("builtins", "complex", _float(2.0**52 - 1_000_003.0 * i), _float(i))
+        for i in range(count)
+    ]
+    return b"}(" + b"N".join(keys) + b"Nu"
+
+
+def _float(value: float) -> bytes:
+    return b"G" + struct.pack(">d", value)
+
+
+def _copied(function: tuple[str, str], first: bytes) -> bytes:
+    """A container that is copied again and again."""
+    call = f"c{function[0]}\n{function[1]}\n".encode() + b"j\xff\xff\0\0\x85R0"
+    return first + b"r\xff\xff\0\0" + call * 100_000
+
+
+_PAIRS = b"](" + b"".join(pickles.integer(i) + b"N\x86" for i in range(1 << 16)) + b"e"
+_ITEMS = b"}(" + b"".join(pickles.integer(i) + b"N" for i in range(1 << 16)) + b"u"
+
 _MEMO = b"N" + b"".join(b"r" + struct.pack("<I", index) for index in range(_SIZE // 5))
 
 BOMBS: dict[str, dict[str, Callable[[], bytes]]] = {
@@ -140,6 +163,20 @@ BOMBS: dict[str, dict[str, Callable[[], bytes]]] = {
         "wide text": lambda: _torch(pickles.text("x" * _SIZE + "\U0001f600")),
         "texts": lambda: _torch(b"](" + pickles.text("é") * (_SIZE // 7) + b"e"),
         "members": lambda: archives.packed({f"{i:x}": b"" for i in range(80_000)}),
+        "members with values": lambda: archives.packed(
+            {f"x/data/{i:x}": b"" for i in range(80_000)}
+        ),
+        "keys of one hash": lambda: _torch(_colliding(100_000)),
+        "keys of many parts": lambda: _torch(
+            b"(" + b"K\1" * 60 + b"tr\xff\xff\0\0" + b"}j\xff\xff\0\0Ns0" * (_SIZE // 10)
+        ),
+        "ordered dictionaries": lambda: _torch(_copied(("collections", "OrderedDict"), _PAIRS)),
+        "counters": lambda: _torch(_copied(("collections", "Counter"), _ITEMS)),
+        "sets": lambda: _torch(
+            _copied(
+                ("builtins", "set"), b"](" + b"".join(map(pickles.integer, range(1 << 16))) + b"e"
+            )
+        ),
     },
     ".keras": {
         "members": lambda: _keras(**{f"{i:x}": b"" for i in range(80_000)}),

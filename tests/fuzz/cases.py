@@ -134,6 +134,15 @@ FORMATS = {
         torch_files.damaged_within_old,
         made=(torch_files.in_old_format,),
     ),
+    "torch_protocols": Format(
+        ".pt",
+        ("torch_adam.pt", "torch_names.pt"),
+        archives.places,
+        torch_files.ARCHIVE_EDITS,
+        torch_files.enlarged,
+        torch_files.damaged_within,
+        made=(torch_files.in_protocol_3, torch_files.in_protocol_4, torch_files.in_protocol_5),
+    ),
     "adamx": Format(
         ".safetensors",
         ("keras3_model.keras", "keras3_amsgrad.keras", "keras3_ema.keras", "keras3_schedule.keras"),

@@ -17,23 +17,38 @@ __all__ = [
     "damaged_within_old",
     "enlarged",
     "in_old_format",
+    "in_protocol_3",
+    "in_protocol_4",
+    "in_protocol_5",
     "old_places",
 ]
 
 Edit = Callable[[bytes, np.random.RandomState], bytes]
 
 
-def saved(value: Any, is_archive: bool) -> bytes:
+def saved(value: Any, is_archive: bool, protocol: int = 2) -> bytes:
     """What `torch.save` writes."""
     import torch
 
     stream = io.BytesIO()
-    torch.save(value, stream, _use_new_zipfile_serialization=is_archive)
+    torch.save(value, stream, pickle_protocol=protocol, _use_new_zipfile_serialization=is_archive)
     return stream.getvalue()
 
 
 def in_old_format(content: bytes) -> bytes:
     return saved(_loaded(content), is_archive=False)
+
+
+def in_protocol_3(content: bytes) -> bytes:
+    return saved(_loaded(content), is_archive=True, protocol=3)
+
+
+def in_protocol_4(content: bytes) -> bytes:
+    return saved(_loaded(content), is_archive=True, protocol=4)
+
+
+def in_protocol_5(content: bytes) -> bytes:
+    return saved(_loaded(content), is_archive=True, protocol=5)
 
 
 def enlarged(content: bytes, size: int) -> bytes:
@@ -268,7 +283,7 @@ def _is_archive(content: bytes) -> bool:
 def _loaded(content: bytes) -> Any:
     import torch
 
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
 
 
 def _places(value: Any) -> list[tuple[dict[Any, Any], Any]]:

@@ -46,6 +46,8 @@ def attempt(path: Path) -> Answer:
     settle()
     before, start = resident("VmRSS"), time.perf_counter()
     outcome, message = loaded_or_refused(path)
+    if "torch" in sys.modules:
+        outcome, message = "failed", "torch was imported"
     seconds = time.perf_counter() - start
     memory = resident("VmHWM") - before if before else 0
     return {"outcome": outcome, "message": message, "seconds": seconds, "memory": memory}
