@@ -162,7 +162,7 @@ def write(
     config = checkpoint.groups[0].config
     source = None if template is None else Source(Path(template), config, progress)
     _check_template(form, path, source, order)
-    form.check(checkpoint)
+    form.check(checkpoint, source)
     new, left = _fit(form, checkpoint, source, order)
     for field in ("params", "mu", "nu", "nu_max", "extra"):
         dict(checkpoint.drain(field))

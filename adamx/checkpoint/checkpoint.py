@@ -57,6 +57,7 @@ class Checkpoint:
         be in JAX's.
       ordered: whether the variables are in the order of the model, as far as the file tells. False
         after `from_state` without `order`: then they are in the tree's, which JAX sorts.
+      quantised: whether moments were kept in 8 bits, so that these are approximate.
       extra: what Adam's state has no room for: Keras's averages of the weights as
         `average/<name>`, and their `ema_momentum`.
       not_read: what else the file holds and adamx did not read, such as a scheduler.
@@ -83,6 +84,7 @@ class Checkpoint:
     naming: Mapping[str, Naming]
     transformed: bool
     ordered: bool
+    quantised: bool
     not_read: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -103,6 +105,7 @@ class Checkpoint:
         naming: Mapping[str, Naming] = MappingProxyType({}),
         transformed: bool = False,
         ordered: bool = True,
+        quantised: bool = False,
         not_read: Sequence[str] = (),
         notes: Sequence[str] = (),
     ) -> None:
@@ -117,6 +120,7 @@ class Checkpoint:
             "naming": MappingProxyType({n: naming.get(n, guess_naming(names)) for n in names}),
             "transformed": transformed,
             "ordered": ordered,
+            "quantised": quantised,
             "not_read": tuple(not_read),
             "notes": tuple(notes),
             "_own": own,
@@ -285,7 +289,7 @@ class Checkpoint:
           A finding for each variable that is sick, with `field`, `name` and `finding`; as a text,
           `nu/hidden.weight: 1 of 36 entries, at [0, 4], below 0`. Empty if nothing was found.
         """
-        return find_problems(self.groups, self.mu, self.nu, self.nu_max)
+        return find_problems(self.groups, self.mu, self.nu, self.nu_max, self.quantised)
 
     def drain(self, field: str) -> Iterator[tuple[str, np.ndarray]]:
         """The arrays of a field by name, each forgotten as it comes, so that memory is freed."""

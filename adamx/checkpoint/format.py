@@ -197,7 +197,9 @@ class FileFormat(abc.ABC):
           What the format has no room for: `params/<name>`, names of `extra`, "config".
         """
 
-    def check(self, checkpoint: Checkpoint) -> None:  # noqa: B027 - most formats have no need
+    def check(  # noqa: B027 - most formats have no need
+        self, checkpoint: Checkpoint, template: Source | None
+    ) -> None:
         """Raise a CheckpointError for what no file of the format can hold, before all else."""
 
 

@@ -47,16 +47,28 @@ class Problem(NamedTuple):
 
 
 def find_problems(
-    groups: Sequence[ParameterGroup], mu: _Arrays, nu: _Arrays, nu_max: _Arrays
+    groups: Sequence[ParameterGroup],
+    mu: _Arrays,
+    nu: _Arrays,
+    nu_max: _Arrays,
+    is_quantised: bool = False,
 ) -> list[Problem]:
-    """Everything in the moments that no run of Adam gives, in the order of the variables."""
+    """Everything in the moments that no run of Adam gives, in the order of the variables.
+
+    Args:
+      groups: of the variables.
+      mu: the first moments by name.
+      nu: the second moments by name.
+      nu_max: AMSGrad's maxima by name.
+      is_quantised: whether moments were kept in 8 bits, whose errors have no bound.
+    """
     problems, are_fresh = [], []
     for group in groups:
         for name in (name for name in group.names if name in mu):
             moments = {"mu": mu[name], "nu": nu[name]}
             moments |= {"nu_max": nu_max[name]} if name in nu_max else {}
             found = list(_check_values(name, moments))
-            if not found:
+            if not found and not is_quantised:
                 found = list(_check_together(name, group, mu[name], nu[name]))
                 are_fresh.append(group.count > 1 and _is_fresh(group.config, mu[name], nu[name]))
             problems += found

@@ -77,9 +77,12 @@ def write_settings(checkpoint: Checkpoint, optimizer: Mapping[str, Any]) -> dict
     """
     try:
         # The file that is to be written is one of Keras.
-        settings = checkpoint.config.to_keras(cast(Generation, checkpoint.framework))
+        config = checkpoint.config
+        settings = config.to_keras(cast(Generation, checkpoint.framework))
+    except CheckpointError:  # groups that differ
+        raise
     except InvalidValue as error:
-        raise explain_refusal(error, checkpoint, checkpoint.framework) from error
+        raise explain_refusal(error, checkpoint.groups[0], checkpoint.framework) from error
     old = optimizer.get("config", {})
     settings |= {key: old[key] for key in _KEPT if key in old}
     if "AdamW" in str(optimizer.get("class_name")) and settings.get("weight_decay") is None:

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 
 from adamx.base.errors import AdamxError
-from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError, convert_error
 from adamx.checkpoint.frameworks import FRAMEWORKS, Framework
+from adamx.config.groups import ParameterGroup
 
 __all__ = ["OTHER_CONFIG", "explain_refusal", "suggest_config"]
 
@@ -15,7 +15,7 @@ OTHER_CONFIG = "To go on with other hyperparameters, give config="
 
 def explain_refusal(
     error: AdamxError,
-    checkpoint: Checkpoint,
+    group: ParameterGroup,
     framework: Framework,
     remedies: Mapping[str, str] | None = None,
 ) -> CheckpointError:
@@ -23,20 +23,20 @@ def explain_refusal(
 
     Args:
       error: of `AdamConfig.to_keras` or `to_torch`; its `where` is the field.
-      checkpoint: that was to be written.
+      group: that was to be written.
       framework: that cannot express it.
       remedies: by field, what to do.
     """
     if error.where == "convention":
-        return convert_error(error, remedy=_explain_convention(checkpoint, framework))
+        return convert_error(error, remedy=_explain_convention(group, framework))
     remedy = (remedies or {}).get(error.where, error.remedy)
     return convert_error(error, remedy=remedy, argument="checkpoint")
 
 
-def _explain_convention(checkpoint: Checkpoint, framework: Framework) -> str:
+def _explain_convention(group: ParameterGroup, framework: Framework) -> str:
     """How to accept the other epsilon, and the one that comes closest at this step."""
-    config, convention = checkpoint.config, FRAMEWORKS[framework].convention
-    correction = math.sqrt(-math.expm1(checkpoint.count * math.log(config.b2))) if config.b2 else 1
+    config, convention = group.config, FRAMEWORKS[framework].convention
+    correction = math.sqrt(-math.expm1(group.count * math.log(config.b2))) if config.b2 else 1
     eps = config.eps / correction if convention == "torch" else config.eps * correction
     return (
         "Epsilon stands elsewhere there. If steps may differ by that, say so: "

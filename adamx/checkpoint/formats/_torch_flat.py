@@ -22,17 +22,22 @@ def is_flat(node: Any) -> bool:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The same in two levels, with a group for each parameter."""
+    """The same in two levels, with groups of parameters that follow one another."""
     state: dict[str, dict[str, Any]] = {}
     groups: dict[str, dict[str, Any]] = {}
     for key, value in flat.items():
         prefix, levels = (_STATE, state) if key.startswith(_STATE) else (_GROUPS, groups)
         name, _, field = key.removeprefix(prefix).rpartition(".")
         levels.setdefault(name, {})[field] = value
-    return {
-        "state": state,
-        "param_groups": [group | {"params": [name]} for name, group in groups.items()],
-    }
+    merged: list[dict[str, Any]] = []
+    last = None
+    for name, group in groups.items():
+        if merged and repr(group) == last:  # not by ==, since there may be arrays
+            merged[-1]["params"].append(name)
+        else:
+            merged.append(group | {"params": [name]})
+            last = repr(group)
+    return {"state": state, "param_groups": merged}
 
 
 def flatten(state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,21 @@
-"""Find the optimizer's and the model's state dict in a saved object, and the names."""
+"""Find the optimizer's and the model's state dict in a saved object."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from adamx.base.trees import listed
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.formats._torch_flat import is_flat
-from adamx.checkpoint.formats._torch_tensors import is_inexact, is_tensor
+from adamx.checkpoint.formats._torch_tensors import is_tensor
 from adamx.checkpoint.untrusted.pickle_names import refuse_object
 from adamx.checkpoint.untrusted.stand_ins import StandIn
 
-__all__ = ["find_model", "find_optimizer", "list_tensors"]
+__all__ = ["choose_model", "choose_optimizer", "list_others", "list_tensors"]
 
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _DEEPEST = 32  # containers within one another
+_MOMENTS = {"exp_avg", "exp_avg_sq", "state1", "__bnb_optimizer_quant_state__"}
+
+_Dict = dict[str, Any]
 
 
 def _list_children(node: Any) -> Iterator[tuple[str, Any]]:
@@ -24,14 +26,14 @@ def _list_children(node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _walk(node: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """Everything within what was saved, each thing once, with its path; not within optimizers."""
+    """Everything within what was saved, each thing once, with its key; not within optimizers."""
     if id(node) in seen:
         return
     seen.add(id(node))
-    yield "/".join(path) or "the whole file", node
+    yield ".".join(path), node
     if len(path) > _DEEPEST:
         raise CheckpointError(
-            "too many containers within one another", where=f"{'/'.join(path):.200}"
+            "too many containers within one another", where=f"{'.'.join(path):.200}"
         )
     if not _is_optimizer(node):
         for key, child in _list_children(node):
@@ -47,8 +49,23 @@ def _is_optimizer(node: Any) -> bool:
     )
 
 
-def find_optimizer(saved: Any) -> dict[str, Any]:
-    """The state dict of the one optimizer, which may be flat."""
+def _has_moments(node: Mapping[str, Any]) -> bool:
+    if is_flat(node):
+        return any(str(key).endswith(".exp_avg") for key in node)
+    entries = node["state"].values()
+    return any(isinstance(entry, Mapping) and _MOMENTS & entry.keys() for entry in entries)
+
+
+def choose_optimizer(saved: Any, key: str | None) -> tuple[str, _Dict]:
+    """The state dict of an optimizer, which may be flat, and its dotted key.
+
+    Args:
+      saved: what was saved.
+      key: which one; None for the only one that may be Adam.
+
+    Raises:
+      CheckpointError: there is none, or none with this key; or several, which are listed.
+    """
     nodes = list(_walk(saved, (), set()))
     found = {path: node for path, node in nodes if _is_optimizer(node)}
     objects = [
@@ -60,25 +77,77 @@ def find_optimizer(saved: Any) -> dict[str, Any]:
     if not found and objects:
         beside = f"none beside objects of {listed(dict.fromkeys(objects))}"
         raise refuse_object(beside, expected="the state dict of one optimizer")
-    if len(found) != 1:
+    if not found:
+        raise CheckpointError(expected="the state dict of one optimizer", found="none")
+    if key is not None:
+        if key not in found:
+            raise _refuse_key("optimizer", key, found)
+        return key, found[key]
+    fitting = {path: node for path, node in found.items() if _has_moments(node)} or found
+    if len(fitting) > 1:
         raise CheckpointError(
-            expected="the state dict of one optimizer",
-            found=f"{len(found)}: {listed(found)}" if found else "none",
-            remedy="save the one to go on with in a file of its own" if found else "",
+            where="optimizer",
+            expected="the key of one of the file's optimizers",
+            found=f"{len(fitting)}: {listed(map(_show, fitting))}",
+            remedy=f"give optimizer={next(iter(fitting))!r}, say",
+            argument="optimizer",
         )
-    return next(iter(found.values()))
+    return next(iter(fitting.items()))
 
 
-def _list_models(saved: Any) -> list[dict[str, Any]]:
-    """What may be state dicts of models: dictionaries with tensors in them under names."""
-    return [
-        node
-        for _, node in _walk(saved, (), set())
-        if isinstance(node, dict)
+def choose_model(
+    saved: Any, key: str | None, fits: Callable[[_Dict], bool]
+) -> tuple[str, _Dict] | None:
+    """The state dict of the optimizer's model, with its dotted key; None if there is none.
+
+    Args:
+      saved: what was saved.
+      key: which one; None for the only one that fits.
+      fits: whether a state dict may be that of the optimizer's model.
+
+    Raises:
+      CheckpointError: there is none with this key; or several fit, which are listed.
+    """
+    models = {path: node for path, node in _walk(saved, (), set()) if _is_model(node)}
+    if key is not None:
+        if key not in models:
+            raise _refuse_key("weights", key, models)
+        return key, models[key]
+    fitting = {path: node for path, node in models.items() if fits(node)}
+    if len(fitting) > 1:
+        raise CheckpointError(
+            where="weights",
+            expected="the key of the weights that the optimizer moves",
+            found=f"{len(fitting)} that fit: {listed(map(_show, fitting))}",
+            remedy=f"give weights={next(iter(fitting))!r}, say; averages of the weights (EMA) have "
+            "the same names",
+            argument="weights",
+        )
+    fitting = fitting or models
+    return next(iter(fitting.items())) if len(fitting) == 1 else None
+
+
+def _refuse_key(argument: str, key: str, known: Mapping[str, Any]) -> CheckpointError:
+    return CheckpointError(
+        where=argument,
+        expected=f"one of {listed(map(_show, known)) or 'none: the file has none'}",
+        found=repr(key),
+        argument=argument,
+    )
+
+
+def _show(key: str) -> str:
+    return key or "the whole file ('')"
+
+
+def _is_model(node: Any) -> bool:
+    """Whether it may be a state dict of a model: arrays under names, and not numbers alone."""
+    return (
+        isinstance(node, dict)
         and not _is_optimizer(node)
         and all(isinstance(key, str) for key in node)
-        and any(map(is_tensor, node.values()))
-    ]
+        and any(is_tensor(value) and len(value.shape) > 0 for value in node.values())
+    )
 
 
 def list_tensors(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,78 +155,24 @@ def list_tensors(model: Mapping[str, Any]) -> dict[str, Any]:
     return {name: x for name, x in model.items() if is_tensor(x)}
 
 
-def find_model(
-    saved: Any,
-    groups: Sequence[Mapping[str, Any]],
-    shapes: Sequence[tuple[int, ...] | None],
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """The state dict of the optimizer's model, if only one is, and the names of its parameters."""
-    models = _list_models(saved)
-    unknown = [str(index) for index in range(len(shapes))]
-    given = [name for group in groups for name in group.get("param_names", ())]
-    if len(given) != len(shapes) or len({str(name) for name in given}) != len(given):
-        given = []
-    keys = [key for group in groups for key in group["params"]]
-    if all(isinstance(key, str) for key in keys):  # a state dict that is keyed by names
-        given = keys
-    if not all(isinstance(name, str) for name in given):
-        given = []
-    if given or len(groups) > 1:
-        fitting = [model for model in models if not given or _has_names(model, given, shapes)]
-        names = given or unknown
-    else:
-        matched = [(model, _match_shapes(shapes, list_tensors(model))) for model in models]
-        fitting = [model for model, found in matched if found is not None]
-        choices = {tuple(found) for _, found in matched if found is not None}
-        names = list(choices.pop()) if len(choices) == 1 else unknown
-    if not fitting:
-        fitting = models
-    return (fitting[0] if len(fitting) == 1 else None), names
+def list_others(saved: Any, chosen: Mapping[str, Any]) -> list[str]:
+    """What is in the file beside what was chosen: a text for each, with its dotted key."""
+    texts: list[str] = []
+    keys = set(chosen)
 
+    def visit(node: Any, path: tuple[str, ...]) -> None:
+        for name, child in _list_children(node):
+            key = ".".join((*path, name))
+            if key in keys:
+                continue
+            within = any(other.startswith(f"{key}.") for other in keys)
+            if within and isinstance(child, Mapping | list | tuple):
+                visit(child, (*path, name))
+            elif _is_model(child):
+                texts.append(f"{key} ({len(list_tensors(child))} weights)")
+            else:
+                texts.append(key)
 
-def _has_names(
-    model: Mapping[str, Any], names: Sequence[str], shapes: Sequence[tuple[int, ...] | None]
-) -> bool:
-    held = list_tensors(model)
-    return all(
-        name in held and shape in (None, tuple(held[name].shape))
-        for name, shape in zip(names, shapes, strict=True)
-    )
-
-
-def _match_shapes(
-    shapes: Sequence[tuple[int, ...] | None], weights: Mapping[str, Any]
-) -> list[str] | None:
-    """The names of the optimizer's parameters by a model's state dict; None if it does not tell.
-
-    It has the parameters in the order of `model.parameters()`, in which optimizers are made, and
-    buffers between them. Frozen ones may have been kept from the optimizer.
-    """
-    floating = {name: tuple(tensor.shape) for name, tensor in weights.items() if is_inexact(tensor)}
-    trainable = {n: s for n, s in floating.items() if n.rpartition(".")[2] not in _BUFFERS}
-    for candidates in (trainable, floating):
-        names = list(candidates)
-        first = _fit_in_order(shapes, [candidates[name] for name in names])
-        last = _fit_in_order(shapes[::-1], [candidates[name] for name in reversed(names)])
-        if first is None or last is None:
-            continue
-        if first == [len(names) - 1 - at for at in reversed(last)]:  # only one way to fit
-            return [names[at] for at in first]
-        return None
-    return None
-
-
-def _fit_in_order(
-    shapes: Sequence[tuple[int, ...] | None], candidates: Sequence[tuple[int, ...]]
-) -> list[int] | None:
-    """The first candidates, in order, that have the shapes; None stands for any shape."""
-    positions: list[int] = []
-    position = -1
-    for shape in shapes:
-        position += 1
-        while position < len(candidates) and shape is not None and candidates[position] != shape:
-            position += 1
-        if position >= len(candidates):
-            return None
-        positions.append(position)
-    return positions
+    if "" not in keys:
+        visit(saved, ())
+    return texts

@@ -1,111 +1,198 @@
-"""The state dict of torch's Adam as a checkpoint."""
+"""The state dict of an Adam for torch as a checkpoint."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from adamx.base.errors import InvalidType
 from adamx.base.trees import listed
 from adamx.checkpoint.checkpoint import Checkpoint
+from adamx.checkpoint.consistency import Naming
 from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.format import Source
 from adamx.checkpoint.formats._counts import read_count
-from adamx.checkpoint.formats._refusals import OTHER_CONFIG, suggest_config
 from adamx.checkpoint.formats._torch_checks import check_real
 from adamx.checkpoint.formats._torch_flat import is_flat, unflatten
-from adamx.checkpoint.formats._torch_objects import find_model, find_optimizer, list_tensors
-from adamx.checkpoint.formats._torch_tensors import describe, read_values, to_array
-from adamx.checkpoint.untrusted.account import Account, Progress
+from adamx.checkpoint.formats._torch_names import match_shapes
+from adamx.checkpoint.formats._torch_objects import (
+    choose_model,
+    choose_optimizer,
+    list_others,
+    list_tensors,
+)
+from adamx.checkpoint.formats._torch_optimizers import find_kind, is_scheduled, read_config
+from adamx.checkpoint.formats._torch_quantised import dequantise_entry
+from adamx.checkpoint.formats._torch_tensors import describe, is_inexact, read_values, to_array
+from adamx.checkpoint.untrusted.account import Account
 from adamx.checkpoint.untrusted.torch_tensors import Tensor
-from adamx.config.adam_config import AdamConfig
+from adamx.config.groups import ParameterGroup
 
-__all__ = ["KEPT", "KEYS", "list_settings", "read_state"]
+__all__ = ["KEYS", "Found", "find_state", "read_state"]
 
 # By key of a parameter's state, the field of a checkpoint.
 KEYS = {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"}
 
-# Keys of a group that are no hyperparameters.
-KEPT = ("params", "param_names", "foreach", "capturable", "differentiable", "fused")
+_Groups = Sequence[Mapping[str, Any]]
+_Shape = tuple[int, ...]
+
+
+class Found(NamedTuple):
+    """The optimizer in what was saved, and the names of its parameters.
+
+    Attributes:
+      held: the dictionary in the file, which may be flat.
+      state_dict: the same with `state` and `param_groups`.
+      positions: what each parameter is called in `state`, in the order of the groups.
+      names: of the parameters, in this order.
+      naming: how the names are known.
+      model: the weights' dictionary, or None.
+      keys: of optimizer and weights in the file, with what is there.
+    """
+
+    held: dict[str, Any]
+    state_dict: dict[str, Any]
+    positions: list[int | str]
+    names: list[str]
+    naming: Naming
+    model: dict[str, Any] | None
+    keys: dict[str, Any]
+
+
+def find_state(saved: Any, source: Source, *, in_order: bool = True) -> Found:
+    """Find the optimizer and its model.
+
+    Args:
+      saved: what was saved.
+      source: has the keys of the optimizer and of the weights, where the user gave them.
+      in_order: whether weights are in the order of the model.
+    """
+    key, held = choose_optimizer(saved, source.optimizer)
+    state_dict = unflatten(held) if is_flat(held) else held
+    groups, positions = _list_positions(state_dict)
+    state = state_dict["state"]
+    shapes = [
+        [_find_shape(state[p]) if p in state else None for p in group["params"]] for group in groups
+    ]
+    given = _list_given_names(groups, positions)
+    matched: dict[int, list[list[str]] | None] = {}
+
+    def fits(model: dict[str, Any]) -> bool:
+        held = {name: tuple(x.shape) for name, x in _drop_tied(list_tensors(model)).items()}
+        if given is not None:
+            flat = [shape for group in shapes for shape in group]
+            return all(
+                name in held and shape in (None, held[name])
+                for name, shape in zip(given, flat, strict=True)
+            )
+        own = {name: s for name, s in held.items() if is_inexact(model[name])}
+        matched[id(model)] = match_shapes(shapes, own, in_order=in_order)
+        return matched[id(model)] is not None
+
+    found = choose_model(saved, source.weights, fits)
+    model = None if found is None else found[1]
+    names, naming = [str(index) for index in range(len(positions))], "unknown"
+    if given is not None:
+        names, naming = given, "file"
+    elif model is not None:
+        fits(model)
+        if (chosen := matched[id(model)]) is not None:
+            names, naming = [name for group in chosen for name in group], "inferred"
+    keys = {key: held} | ({} if found is None else {found[0]: found[1]})
+    return Found(held, state_dict, positions, names, naming, model, keys)
 
 
 def read_state(
     saved: Any,
     account: Account,
-    config: AdamConfig | None,
+    source: Source,
     *,
     values: bool,
-    progress: Progress | None = None,
+    in_order: bool = True,
 ) -> Checkpoint:
-    """The checkpoint in what a file holds: of the one optimizer within.
+    """The checkpoint in what a file holds: of one optimizer within.
 
     Args:
       saved: what was saved.
       account: of the file, to which the values are charged.
-      config: hyperparameters instead of the file's, or None.
+      source: has what the user gave.
       values: whether arrays are read and verified, or stay maps of the file.
-      progress: called with the number of bytes just read.
+      in_order: whether weights are in the order of the model.
     """
-    size = account.size
-    state_dict = find_optimizer(saved)
-    if is_flat(state_dict):
-        state_dict = unflatten(state_dict)
-    groups, positions = _list_positions(state_dict)
-    if "amsgrad" not in groups[0]:  # RAdam's state looks like Adam's
-        raise CheckpointError(
-            where="param_groups",
-            expected="those of Adam or AdamW",
-            found=listed(map(str, groups[0])),
-        )
-    config = config or _read_config(groups)
-    state = state_dict["state"]
-    moments: dict[int | str, dict[str, np.ndarray]] = {}
-    steps: dict[int | str, np.ndarray] = {}
-    for position in positions:
-        if position in state:
-            steps[position], moments[position] = _read_entry(position, state[position], size)
-    if unknown := sorted(map(str, state.keys() - set(positions))):
+    found = find_state(saved, source, in_order=in_order)
+    state, size, names = found.state_dict["state"], account.size, found.names
+    groups: _Groups = found.state_dict["param_groups"]
+    kind = find_kind(groups, state)
+    configs = [source.config or read_config(kind, group) for group in groups]
+    if unknown := sorted(map(str, state.keys() - set(found.positions))):
         raise CheckpointError(
             where="state", expected="entries of the groups' params", found=unknown[:10]
         )
-    if not moments:
+    weights = list_tensors(found.model or {})
+    arrays = {("params", name): to_array(name, x, size) for name, x in weights.items()}
+    group_of = [index for index, group in enumerate(groups) for _ in group["params"]]
+    notes = {kind.note: None} if kind.note else {}
+    steps: dict[str, np.ndarray] = {}
+    is_quantised = False
+    for position, name, index in zip(found.positions, names, group_of, strict=True):
+        if position not in state:
+            continue
+        where = f"state/{position}"
+        entry, changed = dequantise_entry(where, _check_entry(where, state[position]), account)
+        if changed:
+            is_quantised = True
+            notes[f"moments of {kind.name} were dequantised from 8 bits"] = None
+        entry = {"step": groups[index].get("step"), **entry}  # Apex has it in the group
+        steps[name], moments = _read_entry(where, entry, size)
+        arrays |= {(field, name): array for field, array in moments.items()}
+    if not steps:
         raise CheckpointError("the optimizer has not taken a step: there is no state to go on with")
-    shapes = [moments[p]["mu"].shape if p in moments else None for p in positions]
-    model, names = find_model(saved, groups, shapes)
-    weights = list_tensors(model or {})
-    arrays: dict[tuple[str, Any], np.ndarray] = {("step", p): steps[p] for p in steps}
-    arrays |= {("params", name): to_array(name, x, size) for name, x in weights.items()}
-    for i, position in enumerate(positions):
-        for field, array in moments.get(position, {}).items():
-            arrays[field, names[i]] = array
+    arrays |= {("step", name): step for name, step in steps.items()}
     if values:
-        arrays = read_values(arrays, account, progress)
+        arrays = read_values(arrays, account, source.progress)
     fields: dict[str, dict[Any, np.ndarray]] = {}
     for (field, name), array in arrays.items():
         fields.setdefault(field, {})[name] = array.view(np.ndarray)
+    counts = {name: read_count(f"{name}: step", step) for name, step in fields["step"].items()}
+    rates = [str(group["initial_lr"]) for group in groups if is_scheduled(group)]
+    if rates:
+        texts = listed(dict.fromkeys(rates))
+        notes[f"a scheduler set the learning rate: that of this step counts, not {texts}"] = None
     return Checkpoint(
         framework="torch",
         version=None,
-        config=config,
-        count=_count_steps(fields["step"]),
-        names=tuple(names),
+        groups=_split_by_count(names, group_of, groups, configs, counts),
+        naming=dict.fromkeys(names, found.naming),
         params=fields.get("params", {}),
         mu=fields["mu"],
         nu=fields["nu"],
         nu_max=fields.get("nu_max", {}),
+        quantised=is_quantised,
+        not_read=list_others(saved, found.keys),
+        notes=list(notes),
     )
 
 
-def _count_steps(steps: Mapping[int | str, np.ndarray]) -> int:
-    """The steps done, by those of each parameter."""
-    counts = {p: read_count(f"state/{p}/step", step) for p, step in steps.items()}
-    if len(set(counts.values())) > 1:
-        raise CheckpointError(
-            where="step",
-            expected="one number of steps",
-            found=listed(f"{counts[p]} (parameter {p})" for p in counts),
-            remedy="adamx counts them together",
-        )
-    return next(iter(counts.values()))
+def _split_by_count(
+    names: Sequence[str],
+    group_of: Sequence[int],
+    groups: _Groups,
+    configs: Sequence[Any],
+    counts: Mapping[str, int],
+) -> list[ParameterGroup]:
+    """The groups, each divided where its parameters are at different steps."""
+    divided = []
+    for index, (group, config) in enumerate(zip(groups, configs, strict=True)):
+        own = [name for name, of in zip(names, group_of, strict=True) if of == index]
+        known = list(dict.fromkeys(counts[name] for name in own if name in counts))
+        usual = known[0] if known else max(counts.values())
+        for count in known or [usual]:
+            part = tuple(name for name in own if counts.get(name, usual) == count)
+            divided.append(
+                ParameterGroup(
+                    names=part, config=config, count=count, scheduled=is_scheduled(group)
+                )
+            )
+    return divided
 
 
 def _list_positions(
@@ -122,7 +209,7 @@ def _list_positions(
             raise CheckpointError(
                 where="param_groups",
                 expected="dictionaries with params",
-                found=type(group).__name__,
+                found=describe(group),
             )
         positions += group["params"]
     kinds = {type(position) for position in positions}
@@ -130,61 +217,60 @@ def _list_positions(
         raise CheckpointError(
             where="param_groups",
             expected="positions or names of parameters in params",
-            found=listed(sorted(kind.__name__ for kind in kinds)),
+            found=listed(sorted(kind.__name__ for kind in kinds)) or "none",
         )
     if len(set(positions)) != len(positions):
         raise CheckpointError(where="param_groups", expected="every parameter once")
     return groups, positions
 
 
-def _plain(key: str, value: Any) -> Any:
-    """A number, a flag or a text, or a pair of such: what can be compared and has a `repr`."""
-    if isinstance(value, Tensor) and value.size == 1:
-        value = read_values({key: value})[key]
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size == 1):
-        return value.item()
-    if isinstance(value, list | tuple):
-        is_pair = len(value) <= 2 and not any(isinstance(v, list | tuple) for v in value)
-        if is_pair:
-            return tuple(_plain(key, part) for part in value)
-    elif value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise InvalidType(where=f"{key:.80}", expected="a number", found=describe(value))
+def _list_given_names(groups: _Groups, positions: Sequence[int | str]) -> list[str] | None:
+    """The names that the file tells: the keys of its state, or `param_names` in the groups."""
+    given = list(positions)
+    if not isinstance(given[0], str):
+        given = [name for group in groups for name in group.get("param_names") or ()]
+    names = [name for name in given if isinstance(name, str)]
+    is_complete = len(names) == len(given) == len(positions)
+    return names if is_complete and len(set(names)) == len(names) else None
 
 
-def list_settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key not in KEPT}
+def _drop_tied(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors without those that are another one under a second name, as `parameters()` has."""
+    kept, seen = {}, set()
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and tensor.size:
+            place = (tensor.ctypes.data, tensor.shape, tensor.strides)
+            if place in seen:
+                continue
+            seen.add(place)
+        kept[name] = tensor
+    return kept
 
 
-def _read_config(groups: Sequence[Mapping[str, Any]]) -> AdamConfig:
-    try:
-        plain = [
-            {k: _plain(str(k), v) for k, v in list_settings(group).items()} for group in groups
-        ]
-        configs = [AdamConfig.from_torch(group) for group in plain]
-    except (TypeError, ValueError) as error:
-        raise suggest_config(error).within("param_groups") from error
-    for index, other in enumerate(configs):
-        if other != configs[0]:
-            keys = [k for k in plain[0] if plain[0][k] != plain[index].get(k)]
-            raise CheckpointError(
-                where="param_groups",
-                expected="groups with the same hyperparameters",
-                found=f"groups 0 and {index} with other {listed(keys)}; an AdamConfig holds one "
-                "set",
-                remedy=f"{OTHER_CONFIG}, and treat the groups with optax.partition",
-                argument="config",
-            )
-    return configs[0]
+def _find_shape(entry: Any) -> _Shape | None:
+    """The shape of a parameter, by its moments."""
+    if isinstance(entry, Mapping):
+        entry = {**entry, **(entry.get("__bnb_optimizer_quant_state__") or {})}
+        for key in ("exp_avg", "state1"):
+            if (shape := getattr(entry.get(key), "shape", None)) is not None:
+                return tuple(shape)
+    return None
+
+
+def _check_entry(where: str, entry: Any) -> Mapping[str, Any]:
+    if not isinstance(entry, Mapping):
+        raise CheckpointError(
+            where=where, expected="Adam's step, exp_avg and exp_avg_sq", found=describe(entry)
+        )
+    return entry
 
 
 def _read_entry(
-    position: int | str, entry: Any, size: int
+    where: str, entry: Mapping[str, Any], size: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The steps done and the moments of one parameter."""
-    where = f"state/{position}"
-    if not isinstance(entry, Mapping) or not {"step", "exp_avg", "exp_avg_sq"} <= entry.keys():
-        keys = listed(map(str, entry)) if isinstance(entry, Mapping) else describe(entry)
+    if not {"exp_avg", "exp_avg_sq"} <= entry.keys() or entry["step"] is None:
+        keys = listed(str(key) for key in entry if entry[key] is not None)
         raise CheckpointError(
             where=where, expected="Adam's step, exp_avg and exp_avg_sq", found=keys
         )

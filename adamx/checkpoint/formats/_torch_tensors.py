@@ -19,10 +19,10 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 def is_tensor(value: Any) -> bool:
     """Whether it was a tensor in the file, with values or without."""
-    return isinstance(value, Tensor | TensorStandIn)
+    return isinstance(value, np.ndarray | TensorStandIn)
 
 
-def is_inexact(tensor: Tensor | TensorStandIn) -> bool:
+def is_inexact(tensor: np.ndarray | TensorStandIn) -> bool:
     """Whether a tensor is of real or complex numbers, or of an unknown kind."""
     return tensor.dtype is None or jnp.issubdtype(tensor.dtype, jnp.inexact)
 
@@ -42,6 +42,8 @@ def to_array(where: str, tensor: Any, size: int) -> np.ndarray:
     """
     if isinstance(tensor, TensorStandIn):
         raise CheckpointError(where=where, expected="a tensor with values", found=describe(tensor))
+    if isinstance(tensor, np.ndarray) and not isinstance(tensor, Tensor):
+        return tensor  # one that was read already
     if not isinstance(tensor, Tensor):
         raise CheckpointError(where=where, expected="a dense tensor", found=describe(tensor))
     held = size if tensor.storage is None else min(tensor.storage.nbytes, size)

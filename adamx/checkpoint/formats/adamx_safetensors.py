@@ -46,8 +46,9 @@ class Safetensors(FileFormat):
         length = int.from_bytes(head.start[:_LENGTH], "little")
         return head.start[_LENGTH : _LENGTH + 1] == b"{" and length < head.size
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check(self, checkpoint: Checkpoint, template: Source | None) -> None:
         """Raise unless the configuration can be written down."""
+        del template
         write_groups(checkpoint.groups)
 
     def read(self, source: Source, *, values: bool) -> Checkpoint:
@@ -93,6 +94,7 @@ class Safetensors(FileFormat):
             naming=described.get("naming", {}),
             transformed=described["transformed"],
             ordered=described.get("ordered", True),
+            quantised=described.get("quantised", False),
             not_read=described.get("not_read", ()),
             notes=described.get("notes", ()),
             **fields,
@@ -116,6 +118,7 @@ class Safetensors(FileFormat):
             "naming": dict(new.naming),
             "transformed": new.transformed,
             "ordered": new.ordered,
+            "quantised": new.quantised,
             "not_read": list(new.not_read),
             "notes": list(new.notes),
             "arrays": list(arrays),
@@ -155,7 +158,7 @@ def _check_described(described: Mapping[str, Any], arrays: Mapping[str, np.ndarr
     texts = [described["framework"], *described["arrays"], *remarks]
     if not all(isinstance(text, str) for text in texts):
         raise CheckpointError("expected texts as names and remarks")
-    for flag in ("transformed", "ordered"):
+    for flag in ("transformed", "ordered", "quantised"):
         if not isinstance(described.get(flag, True), bool):
             raise CheckpointError(where=flag, expected="true or false")
     if not set(described.get("naming", {}).values()) <= set(get_args(Naming)):

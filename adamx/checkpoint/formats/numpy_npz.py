@@ -46,8 +46,9 @@ class NumpyNpz(FileFormat):
         end = 30 + unpack_from("<H", head.start, 26)[0]
         return head.start[30:end].endswith(_SUFFIX.encode())
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check(self, checkpoint: Checkpoint, template: Source | None) -> None:
         """Raise for a layout, which the file could not tell."""
+        del template
         if checkpoint.transformed:
             raise CheckpointError(
                 where="layout",

@@ -1,6 +1,7 @@
 """Files of torch.save: the state dict of an Adam, wherever it stands in what was saved."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
 from adamx.checkpoint.formats._refusals import explain_refusal
 from adamx.checkpoint.formats._torch_checks import check_real
-from adamx.checkpoint.formats._torch_flat import flatten, is_flat, unflatten
-from adamx.checkpoint.formats._torch_objects import find_model, find_optimizer
-from adamx.checkpoint.formats._torch_state import KEPT, KEYS, list_settings, read_state
+from adamx.checkpoint.formats._torch_flat import flatten
+from adamx.checkpoint.formats._torch_optimizers import KEPT, Kind, find_kind, read_config
+from adamx.checkpoint.formats._torch_state import KEYS, find_state, read_state
 from adamx.checkpoint.untrusted.account import Account
 from adamx.checkpoint.untrusted.torch_archive import (
     LEGACY_SIGNATURE,
@@ -25,6 +26,8 @@ from adamx.checkpoint.untrusted.torch_archive import (
 from adamx.checkpoint.untrusted.torch_tensors import make_tensor
 from adamx.checkpoint.untrusted.zip_reader import SIGNATURE
 from adamx.checkpoint.writing.torch_writer import write_archive
+from adamx.config.adam_config import AdamConfig
+from adamx.config.groups import ParameterGroup
 
 __all__ = ["TorchSave"]
 
@@ -44,6 +47,7 @@ class TorchSave(FileFormat):
     suffixes = (".pt", ".pth")
     template = "optional"
     framework = "torch"
+    has_selectors = True
 
     def matches(self, head: Head) -> bool:
         """Whether it is an archive with torch's members, or the older form."""
@@ -51,32 +55,34 @@ class TorchSave(FileFormat):
         named = b"data.pkl" in head.start or b"/version" in head.start
         return (is_archive and named) or head.start.startswith(LEGACY_SIGNATURE)
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check(self, checkpoint: Checkpoint, template: Source | None) -> None:
         """Raise unless torch can express the configuration, the count and the moments."""
-        _write_group(checkpoint)
+        if template is None:  # which may be of another Adam than torch's own
+            _write_groups(checkpoint.groups)
         for name, array in checkpoint.mu.items():
             check_real(f"mu/{name}", array)
-        if int(np.float32(checkpoint.count)) != checkpoint.count:
-            raise CheckpointError(
-                f"torch's float32 step cannot hold {checkpoint.count}", where="count"
-            )
+        for group in checkpoint.groups:
+            if int(np.float32(group.count)) != group.count:
+                raise CheckpointError(
+                    f"torch's float32 step cannot hold {group.count}", where="count"
+                )
 
     def read(self, source: Source, *, values: bool) -> Checkpoint:
         """Read the optimizer's state, and the weights beside it."""
         account = Account(source.path.stat().st_size)
         saved = _open(source.path, account).value
-        return read_state(saved, account, source.config, values=values, progress=source.progress)
+        return read_state(saved, account, source, values=values)
 
     def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
         """Write an optimizer's state dict, or a copy of the template with other values."""
         if template is None:
-            saved, left, protocol = _write_state_dict(new), [], 2
+            saved, protocol = _write_state_dict(new), 2
         else:
             found = _open(template.path, Account(template.path.stat().st_size))
             saved, protocol = found
-            left = _replace_state(saved, new)
+            _replace_state(saved, new, template)
         write_archive(target.path, saved, protocol=protocol, progress=target.progress)
-        return left
+        return []
 
 
 def _open(path: Path, account: Account) -> Saved:
@@ -92,64 +98,78 @@ def _open(path: Path, account: Account) -> Saved:
 
 def _write_state_dict(new: Checkpoint) -> dict[str, Any]:
     """What `torch.optim.Adam.load_state_dict` takes; the checkpoint's arrays are used up."""
-    names = new.names
-    group = _write_group(new) | {"params": list(range(len(names)))}
-    if not all(name.isdecimal() for name in names):
-        group["param_names"] = list(names)
+    names, steps, groups, start = new.names, _make_steps(new), [], 0
+    for settings, own in zip(_write_groups(new.groups), new.groups, strict=True):
+        group = settings | {"params": list(range(start, start + len(own.names)))}
+        start += len(own.names)
+        if new.is_named:
+            group["param_names"] = list(own.names)
+        groups.append(group)
     tensors: dict[str, dict[str, Any]] = {name: {} for name in new.mu}
     for key, field in KEYS.items():
         for name, array in new.drain(field):
             tensors[name][key] = make_tensor(array)
-    state = {i: {"step": _make_step(new)} | tensors[n] for i, n in enumerate(names) if n in tensors}
-    return {"state": state, "param_groups": [group]}
+    state = {i: {"step": steps[n]} | tensors[n] for i, n in enumerate(names) if n in tensors}
+    return {"state": state, "param_groups": groups}
 
 
-def _replace_state(saved: Any, new: Checkpoint) -> list[str]:
+def _replace_state(saved: Any, new: Checkpoint, template: Source) -> None:
     """Put the values of a checkpoint into what a template holds."""
-    found = find_optimizer(saved)
-    state_dict = unflatten(found) if is_flat(found) else found
-    groups = state_dict["param_groups"]
-    shapes = [new.mu[name].shape if name in new.mu else None for name in new.names]
-    model, _ = find_model(saved, groups, shapes)
-    settings = {key: value for key, value in _write_group(new).items() if key not in KEPT}
-    left = []
-    if all(list_settings(group) == list_settings(groups[0]) for group in groups):
-        for group in groups:
-            group.update(settings)
-    else:
-        left.append("config")  # of groups with different ones, each keeps its own
-    positions = [position for group in groups for position in group["params"]]
-    state: dict[int | str, dict[str, Any]] = {
-        position: {"step": _make_step(new)}
-        for position, name in zip(positions, new.names, strict=True)
-        if name in new.mu
-    }
+    found = find_state(saved, template)
+    state_dict, groups = found.state_dict, found.state_dict["param_groups"]
+    position_of = dict(zip(found.names, found.positions, strict=True))
+    own = {name: group for group in new.groups for name in group.names}
+    kind = find_kind(groups, state_dict["state"])
+    for group in groups:
+        fitted = next((own[n] for n, p in position_of.items() if p in set(group["params"])), None)
+        if fitted is None or _holds(kind, group, fitted.config):
+            continue
+        if kind.convention != "torch" and fitted.config.convention == kind.convention:
+            fitted = dataclasses.replace(
+                fitted, config=dataclasses.replace(fitted.config, convention="torch")
+            )
+        [settings] = _write_groups([fitted])
+        group.update({k: v for k, v in settings.items() if k in group and k not in KEPT})
+    steps = _make_steps(new)
+    state: dict[int | str, dict[str, Any]] = {position_of[n]: {"step": steps[n]} for n in new.mu}
     for key, field in KEYS.items():
-        arrays = getattr(new, field)
-        for position, name in zip(positions, new.names, strict=True):
-            if name in arrays:
-                state[position][key] = make_tensor(arrays[name])
+        for name, array in getattr(new, field).items():
+            state[position_of[name]][key] = make_tensor(array)
     state_dict["state"] = state
-    if state_dict is not found:
-        found.clear()
-        found.update(flatten(state_dict))
-    weights = {} if model is None else model
+    if state_dict is not found.held:
+        found.held.clear()
+        found.held.update(flatten(state_dict))
+    weights = {} if found.model is None else found.model
     for name, array in new.params.items():
         weights[name] = make_tensor(array)
-    return left
 
 
-def _write_group(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The parameter group of a checkpoint; an error where torch cannot express it."""
+def _holds(kind: Kind, group: Mapping[str, Any], config: AdamConfig) -> bool:
+    """Whether a group of a template has these hyperparameters already."""
     try:
-        return checkpoint.config.to_torch()
-    except InvalidValue as error:
-        raise explain_refusal(error, checkpoint, "torch", _SCHEDULES) from error
+        return read_config(kind, group) == config
+    except CheckpointError:  # it has ones that adamx does not know
+        return False
 
 
-def _make_step(checkpoint: Checkpoint) -> Any:
-    """The steps done, as torch counts them with each parameter."""
-    return make_tensor(np.asarray(checkpoint.count, np.float32))
+def _write_groups(groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:
+    """The hyperparameters of groups for torch; an error where it cannot express them."""
+    written = []
+    for group in groups:
+        try:
+            written.append(group.config.to_torch())
+        except InvalidValue as error:
+            raise explain_refusal(error, group, "torch", _SCHEDULES) from error
+    return written
+
+
+def _make_steps(checkpoint: Checkpoint) -> dict[str, Any]:
+    """By name the steps done, as torch counts them with each parameter."""
+    return {
+        name: make_tensor(np.asarray(group.count, np.float32))
+        for group in checkpoint.groups
+        for name in group.names
+    }
 
 
 register(TorchSave())
