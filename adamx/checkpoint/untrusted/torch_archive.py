@@ -42,7 +42,7 @@ LEGACY_SIGNATURE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MAKERS = MAKERS | TENSOR_MAKERS
 _SCRIPT = "constants.pkl"  # a member that archives of TorchScript have
 _PER_MEMBER, _PER_STORAGE = 600, 4_000  # bytes of memory, beside the values
-_BLOCK = 1 << 20
+_BLOCK, _LARGE = 1 << 20, 1 << 20
 _THREADS = 4
 # Of files that hold many archives; there may not be a map for each.
 _MAPS: weakref.WeakValueDictionary[tuple[Path, tuple[int, ...]], mmap.mmap] = (
@@ -277,7 +277,7 @@ def read_storage(storage: Storage) -> np.ndarray:
     if source is None:
         assert storage.memory is not None
         return storage.memory
-    memory = np.empty(storage.nbytes, np.uint8)
+    memory = _allocate(storage.nbytes)
     with source.path.open("rb") as file:
         if _stamp(file.fileno()) != source.stamp:
             raise CheckpointError("the file was changed while it was read", where=source.name)
@@ -298,6 +298,14 @@ def read_storage(storage: Storage) -> np.ndarray:
         width = storage.itemsize // (2 if "Complex" in storage.kind else 1)
         memory[: storage.nbytes // width * width].view(f"u{width}").byteswap(inplace=True)
     return memory
+
+
+def _allocate(nbytes: int) -> np.ndarray:
+    """Memory, in pages of ordinary size: to get large ones may take longer than reading."""
+    if nbytes < _LARGE or sys.platform == "win32":
+        return np.empty(nbytes, np.uint8)
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, np.uint8)
 
 
 def _stamp(descriptor: int) -> tuple[int, ...]:
