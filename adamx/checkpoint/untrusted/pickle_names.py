@@ -24,7 +24,7 @@ was made to do harm, or is no object that somebody has beside a state dict."""
 _HARMLESS = frozenset(
     [
         *["bool", "bytearray", "dict", "float", "frozenset", "getattr", "int", "list", "object"],
-        *["property", "range", "set", "slice", "str", "super", "tuple", "type"],
+        *["property", "range", "set", "slice", "str", "super", "tuple", "type", "xrange"],
         *["Generator", "Size", "_load_from_bytes", "device"],
     ]
 )
