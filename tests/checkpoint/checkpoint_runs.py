@@ -1,5 +1,6 @@
 """The recorded networks in JAX: their trees, their order in each framework, and their training."""
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -162,8 +163,8 @@ def needs_torch(recorded):
 
 def assert_equal(a, b):
     """The same checkpoint, bit by bit."""
-    assert (a.framework, a.version, a.config) == (b.framework, b.version, b.config)
-    assert (a.count, a.names) == (b.count, b.names)
+    assert (a.framework, a.version, a.groups) == (b.framework, b.version, b.groups)
+    assert a.naming == b.naming
     for field in ("params", "mu", "nu", "nu_max", "extra"):
         left, right = getattr(a, field), getattr(b, field)
         assert left.keys() == right.keys()
@@ -171,6 +172,20 @@ def assert_equal(a, b):
             assert left[name].dtype == right[name].dtype
             assert left[name].shape == right[name].shape
             assert left[name].tobytes() == right[name].tobytes(), f"{field}/{name}"
+
+
+def without_names(checkpoint):
+    """As in a state dict of torch alone, which does not have names that were inferred."""
+    new = {name: str(index) for index, name in enumerate(checkpoint.names)}
+    fields = {
+        field: {new[name]: array for name, array in getattr(checkpoint, field).items()}
+        for field in ("mu", "nu", "nu_max")
+    }
+    groups = [
+        dataclasses.replace(group, names=tuple(new[name] for name in group.names))
+        for group in checkpoint.groups
+    ]
+    return dataclasses.replace(checkpoint, groups=groups, naming={}, params={}, **fields)
 
 
 BY_FILE = {recorded.file: recorded for recorded in RECORDED}

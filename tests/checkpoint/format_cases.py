@@ -14,7 +14,6 @@ RUN = AdamConfig(learning_rate=1e-3, weight_decay=1e-4)
 CONFIGS = {
     "keras3.weights.h5": CLIPPED,
     "keras3_frozen.weights.h5": PLAIN,
-    "torch_groups.pt": AdamConfig(learning_rate=0.01, convention="torch"),
     "state.npz": RUN,
 }
 RECORDED = sorted([*CHECKPOINTS.iterdir(), NPZ])

@@ -243,12 +243,19 @@ def saved_by_torch(tmp_path, **more):
 
 def test_averages_of_a_torch_model_are_not_its_weights(tmp_path):
     """Which of two state dicts is the model's, the file does not tell; their names are the same."""
-    _, path = saved_by_torch(
+    model, path = saved_by_torch(
         tmp_path, ema=lambda model: {k: v + 1 for k, v in model.state_dict().items()}
     )
-    checkpoint = load(path)
-    assert checkpoint.names == ("0.weight", "0.bias", "1.weight", "1.bias")
-    assert not checkpoint.params
+    with pytest.raises(
+        CheckpointError, match="found 2 that fit: model, ema; give weights="
+    ) as error:
+        load(path)
+    assert error.value.argument == "weights"
+    checkpoint = load(path, weights="model")
+    np.testing.assert_array_equal(checkpoint.params["0.bias"], model.state_dict()["0.bias"])
+    assert checkpoint.not_read == ("ema (4 weights)",)
+    with pytest.raises(CheckpointError, match="weights: expected one of model, ema, found 'other'"):
+        load(path, weights="other")
 
 
 def test_other_tensors_beside_a_torch_model(tmp_path):

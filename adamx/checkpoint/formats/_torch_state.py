@@ -20,11 +20,12 @@ from adamx.checkpoint.formats._torch_objects import (
     list_others,
     list_tensors,
 )
-from adamx.checkpoint.formats._torch_optimizers import find_kind, is_scheduled, read_config
+from adamx.checkpoint.formats._torch_optimizers import Kind, find_kind, is_scheduled, read_config
 from adamx.checkpoint.formats._torch_quantised import dequantise_entry
 from adamx.checkpoint.formats._torch_tensors import describe, is_inexact, read_values, to_array
 from adamx.checkpoint.untrusted.account import Account
 from adamx.checkpoint.untrusted.torch_tensors import Tensor
+from adamx.config.adam_config import AdamConfig
 from adamx.config.groups import ParameterGroup
 
 __all__ = ["KEYS", "Found", "find_state", "read_state"]
@@ -122,7 +123,7 @@ def read_state(
     state, size, names = found.state_dict["state"], account.size, found.names
     groups: _Groups = found.state_dict["param_groups"]
     kind = find_kind(groups, state)
-    configs = [source.config or read_config(kind, group) for group in groups]
+    configs = [_choose_config(source, kind, group, values) for group in groups]
     if unknown := sorted(map(str, state.keys() - set(found.positions))):
         raise CheckpointError(
             where="state", expected="entries of the groups' params", found=unknown[:10]
@@ -170,6 +171,20 @@ def read_state(
         not_read=list_others(saved, found.keys),
         notes=list(notes),
     )
+
+
+def _choose_config(
+    source: Source, kind: Kind, group: Mapping[str, Any], values: bool
+) -> AdamConfig:
+    """The hyperparameters of a group, or those that the caller gave for ones that are unknown."""
+    if values and source.config is not None:
+        return source.config
+    try:
+        return read_config(kind, group)
+    except CheckpointError:
+        if source.config is None:
+            raise
+        return source.config
 
 
 def _split_by_count(

@@ -102,7 +102,7 @@ def _write_state_dict(new: Checkpoint) -> dict[str, Any]:
     for settings, own in zip(_write_groups(new.groups), new.groups, strict=True):
         group = settings | {"params": list(range(start, start + len(own.names)))}
         start += len(own.names)
-        if new.is_named:
+        if all(how == "file" for how in new.naming.values()):  # or inferred names became facts
             group["param_names"] = list(own.names)
         groups.append(group)
     tensors: dict[str, dict[str, Any]] = {name: {} for name in new.mu}
