@@ -32,10 +32,17 @@ _OTHER_CLASSES = ("Embedding", "BatchNormalization", "LayerNormalization", "Grou
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable of the model: its name, and whether the optimizer trains it, for all we know."""
+    """A variable of the model.
+
+    Attributes:
+      name: with its layer's.
+      trained: whether its layer's configuration says so.
+      trainable: whether it may be trained at all.
+    """
 
     name: str
     trained: bool
+    trainable: bool
 
 
 @dataclass(frozen=True)
@@ -149,11 +156,12 @@ def name_variables(
             role = _shorten(path.removeprefix(f"{layer.group}/"))
             if len(roles) == len(floating) and path in floating:
                 role = roles[floating.index(path)]
-            trained = layer.trained and paths[path] and role not in NOT_TRAINED
-            found[path] = Variable(f"{layer.name}/{role}", trained)
+            trainable = paths[path] and role not in NOT_TRAINED
+            trained = layer.trained and trainable
+            found[path] = Variable(f"{layer.name}/{role}", trained, trainable)
     for path, floating in paths.items():
         if path not in found:  # of a model that does not tell its layers
-            found[path] = Variable(path, floating)
+            found[path] = Variable(path, floating, floating)
             ordered &= not floating
     return found, ordered
 

@@ -6,41 +6,36 @@ from typing import Any, cast
 from adamx.base.errors import InvalidValue
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.formats._keras_optimizers import (
+    Optimizer,
+    find_adam,
+    read_accumulation,
+)
 from adamx.checkpoint.formats._refusals import OTHER_CONFIG, explain_refusal, suggest_config
 from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_config import Generation
 from adamx.config.keras_schedules import KerasSchedule
 
-__all__ = ["check_optimizer", "is_constant", "read_config", "write_settings"]
+__all__ = ["find_optimizer", "is_constant", "read_config", "write_settings"]
 
 
-def check_optimizer(optimizer: Mapping[str, Any], config: AdamConfig | None) -> None:
-    """Raise if the file's list of variables is not that of an Adam, whatever `config` was given."""
-    settings = optimizer["config"]
-    name = str(optimizer.get("class_name"))
-    if "inner_optimizer" in settings or name.endswith("LossScaleOptimizer"):
+def find_optimizer(
+    optimizer: Mapping[str, Any], is_keras3: bool, config: AdamConfig | None
+) -> Optimizer:
+    """The Adam of a serialised optimizer.
+
+    Raises:
+      CheckpointError: its list of variables is not that of an Adam, whatever `config` was given.
+    """
+    found = find_adam(optimizer, is_keras3)
+    amsgrad = bool(found.settings.get("amsgrad"))
+    if config is not None and amsgrad != config.amsgrad:
         raise CheckpointError(
-            where="inner_optimizer",
-            expected="Adam itself",
-            found="an optimizer that scales the loss around it, with variables of its own",
-            remedy="compile the model with the inner one to save it",
-        )
-    if name.rpartition(">")[2] not in ("Adam", "AdamW"):
-        raise CheckpointError(where="class_name", expected="Adam or AdamW", found=f"{name:.80}")
-    if settings.get("gradient_accumulation_steps"):
-        raise CheckpointError(
-            where="gradient_accumulation_steps",
-            expected="None, since a checkpoint does not hold accumulated gradients",
-            found=f"{settings['gradient_accumulation_steps']!r:.20}",
-            remedy="Compile the model without it to save, and wrap the restored transformation in "
-            "optax.MultiSteps",
-        )
-    if config is not None and bool(settings.get("amsgrad")) != config.amsgrad:
-        raise CheckpointError(
-            f"the file has {bool(settings.get('amsgrad'))}, config= has {config.amsgrad}",
+            f"the file has {amsgrad}, config= has {config.amsgrad}",
             where="amsgrad",
             argument="config",
         )
+    return found
 
 
 def read_config(optimizer: Any, generation: Generation | None) -> AdamConfig:
@@ -58,7 +53,18 @@ def read_config(optimizer: Any, generation: Generation | None) -> AdamConfig:
             remedy=OTHER_CONFIG,
             argument="config",
         )
-    settings.pop("use_ema", None)
+    steps = read_accumulation(settings)
+    if steps > 1 and isinstance(settings.get("learning_rate"), Mapping):
+        raise CheckpointError(
+            where="learning_rate",
+            expected="a number beside gradient_accumulation_steps",
+            found="a schedule, which Keras 3 calls with the count of gradients, not of updates",
+            remedy="Give config= with the schedule of updates: for schedule the one of the file, "
+            f"lambda count: schedule({steps} * count + {steps - 1})",
+            argument="config",
+        )
+    for key in _BESIDE:
+        settings.pop(key, None)
     try:
         return AdamConfig.from_keras({**optimizer, "config": settings}, generation)
     except (TypeError, ValueError) as error:
@@ -100,7 +106,9 @@ def write_settings(checkpoint: Checkpoint, optimizer: Mapping[str, Any]) -> dict
     return settings
 
 
-_KEPT = ("name", "jit_compile", "use_ema", "ema_momentum", "ema_overwrite_frequency")
+# What Keras computes beside Adam: the moments are the same without.
+_BESIDE = ("use_ema", "gradient_accumulation_steps", "loss_scale_factor")
+_KEPT = ("name", "jit_compile", "ema_momentum", "ema_overwrite_frequency", *_BESIDE)
 
 
 def is_constant(config: AdamConfig) -> bool:

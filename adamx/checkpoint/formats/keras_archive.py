@@ -15,8 +15,15 @@ from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
 from adamx.checkpoint.formats._keras_layers import list_layers
-from adamx.checkpoint.formats._keras_numbered import name_slots, read_numbered, write_numbered
-from adamx.checkpoint.formats._keras_settings import check_optimizer, read_config, write_settings
+from adamx.checkpoint.formats._keras_names import name_slots
+from adamx.checkpoint.formats._keras_numbered import read_numbered, write_numbered
+from adamx.checkpoint.formats._keras_optimizers import describe_rest, read_accumulation
+from adamx.checkpoint.formats._keras_settings import (
+    find_optimizer,
+    is_constant,
+    read_config,
+    write_settings,
+)
 from adamx.checkpoint.formats._keras_slots import SlotOrder, unpack
 from adamx.checkpoint.untrusted.account import Account, parse_json
 from adamx.checkpoint.untrusted.hdf5 import Reader
@@ -60,40 +67,36 @@ class KerasArchive(FileFormat):
         described = _read_json(path, parts[_CONFIG], account)
         version = str(_read_json(path, parts[_METADATA], account).get("keras_version", ""))
         generation: Generation = "keras3" if _read_major(version) >= 3 else "tf_keras"
-        compiled = described.get("compile_config")
-        optimizer = compiled.get("optimizer") if isinstance(compiled, Mapping) else None
-        settings = optimizer.get("config") if isinstance(optimizer, Mapping) else None
-        if not isinstance(optimizer, Mapping) or not isinstance(settings, Mapping):
-            raise CheckpointError(
-                where=_CONFIG,
-                expected="the configuration of an optimizer in compile_config",
-                found="none: the model was not compiled when it was saved",
-            )
-        check_optimizer(optimizer, config)
+        optimizer = find_optimizer(_list_optimizer(described), generation == "keras3", config)
+        settings = optimizer.settings
         with (
             _open_weights(path, parts[_WEIGHTS], checked=values) as weights,
             Reader.open(weights, source.progress, values, account) as reader,
         ):
-            held = read_numbered(reader, list_layers(described))
+            held = read_numbered(reader, list_layers(described), optimizer.is_scaled)
         is_given = config is not None
-        config = config or read_config(optimizer, generation)
+        config = config or read_config(optimizer.adam, generation)
         order = SlotOrder(
             has_rate=generation == "keras3"
             and not isinstance(settings.get("learning_rate"), Mapping),
             averages=bool(settings.get("use_ema")),
             interleaved=True,
             amsgrad=config.amsgrad,
+            steps=read_accumulation(settings),
         )
+        names, notes = name_slots(held, order, has_flags=True)
         return unpack(
             held.optimizer,
-            name_slots(held, order),
+            names,
             order,
             framework=generation,
             version=version,
             config=config,
             params=held.weights,
+            notes=notes + describe_rest(settings, held.is_scaled, held.loss_scale),
             momentum=settings.get("ema_momentum"),
             config_is_given=is_given,
+            is_template=not values,
         )
 
     def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
@@ -103,14 +106,25 @@ class KerasArchive(FileFormat):
         parts = _find_parts(old)
         with zipfile.ZipFile(old) as archive:
             described = _read_json(old, parts[_CONFIG], Account(old.stat().st_size))
-            optimizer = described["compile_config"]["optimizer"]
-            optimizer["config"] = write_settings(new, optimizer)
+            optimizer = find_optimizer(
+                _list_optimizer(described), new.framework == "keras3", new.config
+            )
+            settings = write_settings(new, optimizer.adam)
+            optimizer.adam["config"] = settings
+            order = SlotOrder(
+                has_rate=new.framework == "keras3" and is_constant(new.config),
+                averages=any(name.startswith("average/") for name in new.extra),
+                interleaved=True,
+                amsgrad=new.config.amsgrad,
+                steps=read_accumulation(settings),
+            )
             with (
                 _open_weights(old, parts[_WEIGHTS], checked=False) as old_weights,
                 Reader.open(old_weights, target.progress) as reader,
                 large_member(target.path, _WEIGHTS) as weights,
             ):
-                write_numbered(reader, weights, new, list_layers(described))
+                layers = list_layers(described)
+                write_numbered(reader, weights, new, layers, order, optimizer.is_scaled)
             with zipfile.ZipFile(target.path, "a") as written:
                 written.writestr(_CONFIG, json.dumps(described))
                 for info in archive.infolist():
@@ -118,6 +132,20 @@ class KerasArchive(FileFormat):
                         with archive.open(info) as part, written.open(info.filename, "w") as copy:
                             shutil.copyfileobj(part, copy)
         return []
+
+
+def _list_optimizer(described: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The serialised optimizer of a model's configuration."""
+    compiled = described.get("compile_config")
+    optimizer = compiled.get("optimizer") if isinstance(compiled, Mapping) else None
+    settings = optimizer.get("config") if isinstance(optimizer, Mapping) else None
+    if not isinstance(optimizer, Mapping) or not isinstance(settings, Mapping):
+        raise CheckpointError(
+            where=_CONFIG,
+            expected="the configuration of an optimizer in compile_config",
+            found="none: the model was not compiled when it was saved",
+        )
+    return optimizer
 
 
 def _read_major(version: str) -> int:

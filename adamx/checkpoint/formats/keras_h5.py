@@ -13,8 +13,13 @@ from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
 from adamx.checkpoint.formats._keras_heads import MODEL, OPTIMIZER, holds_whole_model, starts_hdf5
 from adamx.checkpoint.formats._keras_layers import NOT_TRAINED, list_layers
-from adamx.checkpoint.formats._keras_settings import check_optimizer, read_config, write_settings
-from adamx.checkpoint.formats._keras_slots import SlotOrder, pack, unpack
+from adamx.checkpoint.formats._keras_optimizers import (
+    Optimizer,
+    describe_rest,
+    read_accumulation,
+)
+from adamx.checkpoint.formats._keras_settings import find_optimizer, read_config, write_settings
+from adamx.checkpoint.formats._keras_slots import Names, SlotOrder, pack, unpack
 from adamx.checkpoint.untrusted.account import parse_json
 from adamx.checkpoint.untrusted.hdf5 import Reader
 from adamx.checkpoint.writing.hdf5_copy import copy_hdf5
@@ -24,6 +29,7 @@ from adamx.config.keras_config import Generation, told_generation
 __all__ = ["KerasH5"]
 
 _NAMES, _TRAINING = "weight_names", "training_config"
+_OF_SCALER = 4  # variables of Keras 3's LossScaleOptimizer, which come first
 
 
 _Arrays = Mapping[str, np.ndarray]
@@ -35,10 +41,12 @@ class _Described:
 
     version: str
     training: dict[str, Any]
+    optimizer: Optimizer
+    loss_scale: str | None  # the path of its dataset
     generation: Generation
     order: SlotOrder
     weights: dict[str, str]  # by name of a weight, the path of its dataset
-    names: list[str] | None  # of the optimizer's variables, in its order
+    names: list[str]  # of the optimizer's variables, in its order; none of TensorFlow 1.1's
     slots: list[str]  # paths of the optimizer's datasets, in its order
 
 
@@ -61,15 +69,18 @@ class KerasH5(FileFormat):
         config = source.config if values else None
         with Reader.open(source.path, source.progress, values) as reader:
             described = _describe(reader, config)
-            optimizer = described.training["optimizer_config"]
+            optimizer = described.optimizer
             is_given = config is not None
-            config = config or read_config(optimizer, described.generation)
+            config = config or read_config(optimizer.adam, described.generation)
             arrays = [reader.array(reader.present(slot)) for slot in described.slots]
             weights = {n: reader.array(reader.present(p)) for n, p in described.weights.items()}
+            names: Names = dict.fromkeys(described.names, "file")
             if described.generation == "tf1":
-                names = _sort_names(reader, arrays, described.weights, weights)
-            else:
-                names = described.names
+                sorted_names = _sort_names(reader, arrays, described.weights, weights)
+                names = dict.fromkeys(sorted_names, "inferred")
+            scale = None
+            if described.loss_scale is not None:
+                scale = float(reader.array(reader.present(described.loss_scale)).item())
             return unpack(
                 arrays,
                 names,
@@ -78,8 +89,10 @@ class KerasH5(FileFormat):
                 version=described.version,
                 config=config,
                 params=weights,
-                momentum=optimizer["config"].get("ema_momentum"),
+                notes=describe_rest(optimizer.settings, optimizer.is_scaled, scale),
+                momentum=optimizer.settings.get("ema_momentum"),
                 config_is_given=is_given,
+                is_template=not values,
             )
 
     def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
@@ -87,8 +100,8 @@ class KerasH5(FileFormat):
         assert template is not None
         with Reader.open(template.path, target.progress) as reader:
             described = _describe(reader, None)
-            optimizer = described.training["optimizer_config"]
-            settings = write_settings(new, optimizer)
+            adam = described.optimizer.adam
+            settings = write_settings(new, adam)
             order = _order_of(described.generation, settings)
             if order != described.order:
                 raise CheckpointError(
@@ -99,11 +112,11 @@ class KerasH5(FileFormat):
                     "save it",
                     argument="template",
                 )
-            optimizer["config"] = settings
+            adam["config"] = settings
             arrays = {path: new.params[name] for name, path in described.weights.items()}
             arrays |= dict(zip(described.slots, pack(new, order), strict=True))
             training = json.dumps(described.training)
-            copy_hdf5(reader, target.path, arrays, texts={_TRAINING: training}, whole=OPTIMIZER)
+            copy_hdf5(reader, target.path, arrays, texts={_TRAINING: training}, whole=(OPTIMIZER,))
         return []
 
 
@@ -121,23 +134,31 @@ def _describe(reader: Reader, config: AdamConfig | None) -> _Described:
     optimizer = training.get("optimizer_config") if isinstance(training, dict) else None
     if not isinstance(optimizer, dict) or not isinstance(optimizer.get("config"), dict):
         raise CheckpointError(where=_TRAINING, expected="an optimizer_config", found="none")
-    check_optimizer(optimizer, config)
     version = reader.text(root, "keras_version") or ""
-    settings = optimizer["config"]
-    generation = _find_generation(version, optimizer)
-    order = _order_of(generation, settings)
+    is_keras3 = re.match(r"([3-9]|\d\d)\.", version) is not None
+    found = find_optimizer(optimizer, is_keras3, config)
+    generation = "keras3" if is_keras3 else _find_generation(found.adam)
+    order = _order_of(generation, found.settings)
     slots = reader.texts(group, _NAMES)
     if slots is None or len(set(slots)) != len(slots):
         raise CheckpointError(
             where=OPTIMIZER, expected="weight_names, each once", found=f"{slots!r:.200}"
         )
     weights = _list_weights(reader)
-    names = None
+    scale = None
+    if found.is_scaled and is_keras3:
+        own, slots = slots[:_OF_SCALER], slots[_OF_SCALER:]
+        scale = next(
+            (f"{OPTIMIZER}/{name}" for name in own if name.endswith("/dynamic_scale")), None
+        )
+    names: list[str] = []
     if generation != "tf1":
         names = _name_slots(slots, order, generation, weights)
     return _Described(
         version,
         training,
+        found,
+        scale,
         generation,
         order,
         weights,
@@ -146,9 +167,7 @@ def _describe(reader: Reader, config: AdamConfig | None) -> _Described:
     )
 
 
-def _find_generation(version: str, optimizer: Mapping[str, Any]) -> Generation:
-    if re.match(r"([3-9]|\d\d)\.", version):
-        return "keras3"
+def _find_generation(optimizer: Mapping[str, Any]) -> Generation:
     if str(optimizer.get("class_name")).startswith("Custom>"):
         return "tf_keras"
     return told_generation(optimizer["config"])
@@ -161,6 +180,7 @@ def _order_of(generation: Generation, settings: Mapping[str, Any]) -> SlotOrder:
         averages=current and bool(settings.get("use_ema")),
         interleaved=current,
         amsgrad=bool(settings.get("amsgrad")),
+        steps=read_accumulation(settings) if generation == "keras3" else 1,
     )
 
 
@@ -191,6 +211,8 @@ def _name_slots(
         if kind in ("mu", "nu", "nu_max"):
             by_kind.setdefault(kind, []).append(_read_name(slot, kind, generation))
     names = by_kind.get("mu", [])
+    if len(set(names)) != len(names):
+        raise CheckpointError(where=OPTIMIZER, expected="moments of each variable once")
     for kind, others in by_kind.items():
         for name, other in zip(names, others, strict=True):
             if name != other:
@@ -220,7 +242,7 @@ def _read_name(slot: str, kind: str, generation: Generation) -> str:
     pattern = {
         "tf_keras_legacy": rf"(.+)/{short}(?:_\d+)?:0",
         "tf_keras": rf"(?:.*?/)??{short}/(.+):0",
-        "keras3": rf"[^/]*/(.+)_{long}",
+        "keras3": rf"(?:[^/]*/)+([^/]+)_{long}",
     }[generation]
     match = re.fullmatch(pattern, slot)
     if match is None:
@@ -230,7 +252,7 @@ def _read_name(slot: str, kind: str, generation: Generation) -> str:
 
 def _sort_names(
     reader: Reader, slots: Sequence[np.ndarray], weights: Mapping[str, str], arrays: _Arrays
-) -> list[str] | None:
+) -> list[str]:
     """TensorFlow 1.1's own order of its variables, whose slots have no names: sorted by name.
 
     Args:
@@ -240,7 +262,7 @@ def _sort_names(
       arrays: the weights.
 
     Returns:
-      None where number and shapes do not agree with what the model's configuration says.
+      No names where number and shapes do not agree with what the model's configuration says.
     """
     stored = reader.text(reader.root, "model_config")
     layers = list_layers(parse_json(stored, reader.account)) if stored else []
@@ -257,7 +279,7 @@ def _sort_names(
             own_names[name] = own_name  # with ":0": "b10:0" stands before "b1:0"
     trained = sorted(own_names, key=own_names.__getitem__)
     shapes = [arrays[name].shape for name in trained]
-    return trained if [slot.shape for slot in slots[1:]] == shapes * 2 else None
+    return trained if [slot.shape for slot in slots[1:]] == shapes * 2 else []
 
 
 register(KerasH5())

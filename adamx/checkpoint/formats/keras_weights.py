@@ -9,12 +9,9 @@ from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
 from adamx.checkpoint.formats._keras_heads import holds_whole_model, starts_hdf5
-from adamx.checkpoint.formats._keras_numbered import (
-    Numbered,
-    name_slots,
-    read_numbered,
-    write_numbered,
-)
+from adamx.checkpoint.formats._keras_names import name_slots
+from adamx.checkpoint.formats._keras_numbered import Numbered, read_numbered, write_numbered
+from adamx.checkpoint.formats._keras_optimizers import check_name, describe_rest
 from adamx.checkpoint.formats._keras_settings import is_constant, write_settings
 from adamx.checkpoint.formats._keras_slots import SlotOrder, unpack
 from adamx.checkpoint.untrusted.hdf5 import Reader
@@ -46,24 +43,34 @@ class KerasWeights(FileFormat):
             config = dataclasses.replace(config, learning_rate=0.0, decay=0.0)
         with Reader.open(source.path, source.progress, values) as reader:
             held = read_numbered(reader, None)
+        notes = check_name(held.name)
         order = _find_order(held, config)
-        is_keras3 = order.has_rate or callable(config.learning_rate)
-        return unpack(
+        is_keras3 = held.name is not None or order.has_rate
+        names, more = name_slots(held, order, has_flags=False)
+        notes += more + _describe_rate(order, config, is_keras3)
+        notes += describe_rest({}, held.is_scaled, held.loss_scale)
+        read = unpack(
             held.optimizer,
-            name_slots(held, order),
+            names,
             order,
             framework="keras3" if is_keras3 else "tf_keras",
             version=None,
             config=config,
             params=held.weights,
+            notes=notes,
             config_is_given=values,
+            is_template=not values,
         )
+        _check_signs(read)
+        return read
 
     def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
         """Write a copy of the template with other values."""
         assert template is not None
         write_settings(new, {})  # raises where Keras cannot express them
-        if new.framework == "keras3" and not is_constant(new.config):
+        with Reader.open(template.path, values=False) as reader:
+            order = _find_order(read_numbered(reader, None), new.config)
+        if order.has_rate and not is_constant(new.config):
             raise CheckpointError(
                 f"{template.path} is of a model with a number for it, the checkpoint has a "
                 "schedule, and Keras would drop the whole state",
@@ -72,7 +79,7 @@ class KerasWeights(FileFormat):
                 argument="template",
             )
         with Reader.open(template.path, target.progress) as reader:
-            write_numbered(reader, target.path, new, None)
+            write_numbered(reader, target.path, new, None, order)
         return ["config"]
 
 
@@ -89,10 +96,36 @@ def _find_order(held: Numbered, config: AdamConfig) -> SlotOrder:
             where="optimizer/vars",
             expected=f"the variables of Adam with amsgrad={config.amsgrad}",
             found=f"{len(held.optimizer)} that are not, or not only, those: averages of the "
-            "weights or accumulated gradients, say",
+            "weights or accumulated gradients, say, or another optimizer's",
             remedy="Save the model as .keras, which tells what they are",
         )
     return fitting[0]
+
+
+def _describe_rate(order: SlotOrder, config: AdamConfig, is_keras3: bool) -> list[str]:
+    """A note where the file does not tell its framework, or has no learning rate."""
+    if order.has_rate:
+        return []
+    if is_keras3:
+        if callable(config.learning_rate):
+            return []
+        return ["the file was saved with a schedule as learning rate, which it does not hold"]
+    return [
+        "the file does not tell whether tf_keras wrote it, or an early Keras 3 with a schedule as "
+        "learning rate: it is taken for tf_keras's. Both take the same steps"
+    ]
+
+
+def _check_signs(checkpoint: Checkpoint) -> None:
+    """Raise if what would be means of squares are not: the file's optimizer is another one."""
+    for name, array in [*checkpoint.nu.items(), *checkpoint.nu_max.items()]:
+        if (array < 0).any():
+            raise CheckpointError(
+                where="optimizer/vars",
+                expected=f"the second moment of {name}, of no number below 0",
+                found="others: the optimizer is no Adam, or config= has another amsgrad",
+                argument="config",
+            )
 
 
 def _is_consistent(held: Numbered, order: SlotOrder) -> bool:

@@ -1,7 +1,7 @@
 """Copies of HDF5 files in which some arrays are others."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def copy_hdf5(
     arrays: _Arrays,
     *,
     texts: Mapping[str, str],
-    whole: str,
+    whole: Collection[str],
 ) -> None:
     """Write a copy of a file in which some arrays are others.
 
@@ -33,7 +33,7 @@ def copy_hdf5(
       target: the new file, or a stream that can be read, written and seek.
       arrays: by path.
       texts: attributes of the root to replace.
-      whole: a group that has those of `arrays` alone.
+      whole: groups that have those of `arrays` alone.
     """
     import h5py
 
@@ -50,7 +50,12 @@ def copy_hdf5(
 
 
 def _copy_group(
-    old: Any, new: Any, prefix: str, arrays: _Arrays, whole: str, progress: Progress | None
+    old: Any,
+    new: Any,
+    prefix: str,
+    arrays: _Arrays,
+    whole: Collection[str],
+    progress: Progress | None,
 ) -> None:
     _copy_attributes(old, new)
     for name, node in old.items():
@@ -62,7 +67,7 @@ def _copy_group(
             _copy_attributes(node, new.create_dataset(name, data=data))
             if progress:
                 progress(arrays[path].nbytes)
-        elif path not in arrays and prefix != f"{whole}/":
+        elif path not in arrays and prefix.removesuffix("/") not in whole:
             old.copy(name, new)
 
 
