@@ -9,6 +9,7 @@ import numpy as np
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.formats._keras_layers import Layer, Variable, guess_layers, name_variables
+from adamx.checkpoint.formats._keras_optimizers import read_scale
 from adamx.checkpoint.formats._keras_slots import SlotOrder, pack
 from adamx.checkpoint.untrusted.hdf5 import Reader
 from adamx.checkpoint.untrusted.hdf5_messages import Dataset
@@ -45,7 +46,11 @@ class Numbered:
 
 
 def read_numbered(
-    reader: Reader, layers: list[Layer] | None, is_scaled: bool | None = None
+    reader: Reader,
+    layers: list[Layer] | None,
+    is_scaled: bool | None = None,
+    *,
+    values: bool,
 ) -> Numbered:
     """The variables of the model and of its Adam.
 
@@ -53,6 +58,7 @@ def read_numbered(
       reader: of the file.
       layers: of the model's configuration; None if there is none.
       is_scaled: whether a LossScaleOptimizer is around the Adam; None to tell it from the file.
+      values: whether the reader reads them.
     """
     if is_scaled is None:
         is_scaled = reader.group(_INNER) is not None
@@ -77,7 +83,7 @@ def read_numbered(
         optimizer,
         reader.text(reader.present(group), "name"),
         is_scaled,
-        _compare_copies(reader, optimizer) if is_scaled else None,
+        _compare_copies(reader, optimizer, values) if is_scaled else None,
     )
 
 
@@ -89,7 +95,7 @@ def _list_numbered(reader: Reader, path: str) -> list[Dataset]:
     return list(own.values())
 
 
-def _compare_copies(reader: Reader, inner: list[np.ndarray]) -> float | None:
+def _compare_copies(reader: Reader, inner: list[np.ndarray], values: bool) -> float | None:
     """The loss scale of a LossScaleOptimizer, which writes the Adam's variables a second time."""
     outer = _list_numbered(reader, _OPTIMIZER)
     first = len(outer) - len(inner)
@@ -102,8 +108,10 @@ def _compare_copies(reader: Reader, inner: list[np.ndarray]) -> float | None:
         )
     for index, array in enumerate(inner):
         other = reader.array(outer[first + index])
-        same = other.dtype == array.dtype and other.shape == array.shape
-        if not same or other.tobytes() != array.tobytes():
+        is_same = other.dtype == array.dtype and other.shape == array.shape
+        if is_same and values:
+            is_same = np.array_equal(_view_bytes(other), _view_bytes(array))
+        if not is_same:
             raise CheckpointError(
                 where=f"{_OPTIMIZER}/{first + index}",
                 expected=f"the same as {_INNER}/{index}",
@@ -111,14 +119,11 @@ def _compare_copies(reader: Reader, inner: list[np.ndarray]) -> float | None:
             )
     if not first:
         return None
-    scale = reader.array(outer[_OF_SCALER - 1])
-    if scale.shape != () or not np.isfinite(scale) or scale <= 0:
-        raise CheckpointError(
-            where=f"{_OPTIMIZER}/{_OF_SCALER - 1}",
-            expected="a loss scale above 0",
-            found=f"{scale!r:.80}",
-        )
-    return float(scale)
+    return read_scale(f"{_OPTIMIZER}/{_OF_SCALER - 1}", reader.array(outer[_OF_SCALER - 1]))
+
+
+def _view_bytes(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1).view(np.uint8)
 
 
 def _name_all(reader: Reader, layers: list[Layer] | None) -> tuple[dict[str, Variable], bool]:

@@ -9,9 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from adamx.checkpoint.errors import CheckpointError
 
-__all__ = ["Optimizer", "check_name", "describe_rest", "find_adam", "read_accumulation"]
+__all__ = [
+    "Optimizer",
+    "check_name",
+    "describe_rest",
+    "find_adam",
+    "read_accumulation",
+    "read_scale",
+]
 
 _ADAMS = ("Adam", "AdamW")
 _SCALERS = ("LossScaleOptimizer", "LossScaleOptimizerV3")
@@ -140,6 +149,15 @@ def read_accumulation(settings: Mapping[str, Any]) -> int:
             found=f"{value!r:.40}",
         )
     return int(value)
+
+
+def read_scale(name: str, array: np.ndarray) -> float:
+    """The loss scale of a LossScaleOptimizer."""
+    if array.shape != () or array.dtype.kind != "f":
+        raise CheckpointError(
+            where=name, expected="a loss scale", found=f"{array.dtype} of shape {array.shape}"
+        )
+    return float(array)
 
 
 def describe_rest(

@@ -73,7 +73,8 @@ class KerasArchive(FileFormat):
             _open_weights(path, parts[_WEIGHTS], checked=values) as weights,
             Reader.open(weights, source.progress, values, account) as reader,
         ):
-            held = read_numbered(reader, list_layers(described), optimizer.is_scaled)
+            layers = list_layers(described)
+            held = read_numbered(reader, layers, optimizer.is_scaled, values=values)
         is_given = config is not None
         config = config or read_config(optimizer.adam, generation)
         order = SlotOrder(

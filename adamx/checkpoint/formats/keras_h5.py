@@ -17,6 +17,7 @@ from adamx.checkpoint.formats._keras_optimizers import (
     Optimizer,
     describe_rest,
     read_accumulation,
+    read_scale,
 )
 from adamx.checkpoint.formats._keras_settings import find_optimizer, read_config, write_settings
 from adamx.checkpoint.formats._keras_slots import Names, SlotOrder, pack, unpack
@@ -80,7 +81,8 @@ class KerasH5(FileFormat):
                 names = dict.fromkeys(sorted_names, "inferred")
             scale = None
             if described.loss_scale is not None:
-                scale = float(reader.array(reader.present(described.loss_scale)).item())
+                array = reader.array(reader.present(described.loss_scale))
+                scale = read_scale(described.loss_scale, array)
             return unpack(
                 arrays,
                 names,

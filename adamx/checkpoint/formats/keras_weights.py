@@ -42,7 +42,7 @@ class KerasWeights(FileFormat):
         if not values:  # a template may have another rate than the checkpoint
             config = dataclasses.replace(config, learning_rate=0.0, decay=0.0)
         with Reader.open(source.path, source.progress, values) as reader:
-            held = read_numbered(reader, None)
+            held = read_numbered(reader, None, values=values)
         notes = check_name(held.name)
         order = _find_order(held, config)
         is_keras3 = held.name is not None or order.has_rate
@@ -69,7 +69,7 @@ class KerasWeights(FileFormat):
         assert template is not None
         write_settings(new, {})  # raises where Keras cannot express them
         with Reader.open(template.path, values=False) as reader:
-            order = _find_order(read_numbered(reader, None), new.config)
+            order = _find_order(read_numbered(reader, None, values=False), new.config)
         if order.has_rate and not is_constant(new.config):
             raise CheckpointError(
                 f"{template.path} is of a model with a number for it, the checkpoint has a "
