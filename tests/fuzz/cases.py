@@ -101,7 +101,7 @@ FORMATS = {
     "tf11_h5": _hdf5(".h5", "tf11_model.h5", "tf11_frozen.h5"),
     "tf_keras_legacy_h5": _hdf5(".h5", "tfkeras_legacy_model.h5", "tfkeras_legacy_frozen.h5"),
     "tf_keras_h5": _hdf5(".h5", "tfkeras_model.h5", "tfkeras_frozen.h5"),
-    "keras3_h5": _hdf5(".h5", "keras3_model.h5"),
+    "keras3_h5": _hdf5(".h5", "keras3_model.h5", "../wild/keras_loss_scale/m.h5"),
     "weights_h5": _hdf5(".weights.h5", "keras3.weights.h5", "keras3_frozen.weights.h5"),
     "tf_keras_archive": _keras("tfkeras_model.keras", "tfkeras_frozen.keras"),
     "keras3_archive": _keras(
@@ -110,6 +110,8 @@ FORMATS = {
         "keras3_ema.keras",
         "keras3_frozen.keras",
         "keras3_schedule.keras",
+        "../wild/keras_accumulation/m.keras",
+        "../wild/keras_loss_scale/m.keras",
     ),
     "torch_archive": Format(
         ".pt",
