@@ -87,6 +87,8 @@ _UNSUPPORTED = {
 }
 
 _CLASSES = ("Adam", "AdamW")
+_SCALERS = ("LossScaleOptimizer", "LossScaleOptimizerV3")
+_PACKAGES = ("keras", "tf_keras", "tensorflow")  # whose classes these are
 _ADAMW_WEIGHT_DECAY = 0.004
 
 
@@ -152,20 +154,22 @@ def _unwrapped(config: Any) -> tuple[str, Mapping[str, Any]]:
     """The class and the configuration of an optimizer, which may be serialised with its class."""
     if not isinstance(config, Mapping):
         raise InvalidType(where="config", expected="a mapping", found=type(config).__name__)
-    if "inner_optimizer" in config or config.get("class_name") == "LossScaleOptimizer":
+    if "inner_optimizer" in config or str(config.get("class_name")) in _SCALERS:
         raise InvalidValue(
             where="inner_optimizer",
             expected="Adam itself",
             found="an optimizer that scales the loss around it",
-            remedy='give config["inner_optimizer"], and scale the loss outside of the optimizer',
+            remedy="give the inner_optimizer alone, and scale the loss outside of the optimizer",
         )
     if "class_name" not in config:
         return "Adam", config
     registered = config.get("registered_name") or config["class_name"]
     name = str(config["class_name"]).removeprefix("Custom>")
-    if name not in _CLASSES or str(registered).removeprefix("Custom>") not in _CLASSES:
+    is_own = str(config.get("module", "keras")).partition(".")[0] not in _PACKAGES
+    if is_own or name not in _CLASSES or str(registered).removeprefix("Custom>") not in _CLASSES:
         expected = f"one of {listed(_CLASSES)} of Keras"
-        raise InvalidValue(where="class_name", expected=expected, found=repr(registered))
+        found = f"{registered!r} of another module" if is_own else repr(registered)
+        raise InvalidValue(where="class_name", expected=expected, found=found)
     if not isinstance(config.get("config"), Mapping):
         found = type(config.get("config")).__name__
         raise InvalidType(where="config", expected="a mapping beside class_name", found=found)

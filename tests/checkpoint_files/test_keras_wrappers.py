@@ -14,6 +14,7 @@ from tests.checkpoint_files.keras_cases import (
     change_archive,
     change_h5,
     read_truth,
+    renumber,
 )
 
 SCALED, SUMMED = "keras_loss_scale", "keras_accumulation"
@@ -155,10 +156,15 @@ def test_a_schedule_beside_accumulation(tmp_path):
             "config": {"initial_learning_rate": 0.1, "decay_steps": 10, "decay_rate": 0.5},
         }
 
-    path = change_archive(WILD / SUMMED / "m.keras", tmp_path / "m.keras", edit)
+    def drop_rate(file):
+        renumber(file["optimizer/vars"], [0, *range(2, 20)])
+
+    path = change_archive(WILD / SUMMED / "m.keras", tmp_path / "m.keras", edit, drop_rate)
     with pytest.raises(CheckpointError, match=r"schedule\(2 \* count \+ 1\)") as caught:
         load(path)
     assert caught.value.argument == "config"
+    given = load(path, config=AdamConfig(learning_rate=optax.constant_schedule(0.1)))
+    assert given.count == 4
 
 
 def test_the_two_copies_of_the_inner_variables_differ(tmp_path):

@@ -36,7 +36,13 @@ PROMOTES = True  # Optax's clipping does
             "keras3",
             "^class_name: expected one of Adam, AdamW of Keras, found 'my>Adam'",
         ),
+        (
+            {"class_name": "Adam", "module": "my.own", "config": {}},
+            "keras3",
+            "^class_name: expected one of Adam, AdamW of Keras, found 'Adam' of another module",
+        ),
         ({"class_name": "LossScaleOptimizer", "config": {}}, None, "^inner_optimizer: .* scales"),
+        ({"class_name": "LossScaleOptimizerV3", "config": {}}, None, "^inner_optimizer: .* scales"),
         ({"class_name": "SGD", "config": {}}, None, "class_name: expected one of Adam, AdamW"),
         ({}, "keras2", "generation: expected one of 'tf1', .*, found 'keras2'"),
         (

@@ -5,7 +5,10 @@ Its legacy optimizer and the current one; of the legacy one only `.h5` files hav
 
 import pytest
 
-from adamx.checkpoint import load
+from adamx import AdamConfig
+from adamx.checkpoint import CheckpointError, load, save
+from tests.golden import resume_data
+from tests.golden.make_checkpoints import Keras
 from tests.live.keras_models import (
     assert_half_in_jax,
     assert_recorded_goes_on,
@@ -66,3 +69,48 @@ def test_from_tf11(name, resume, tmp_path):
     assert model.model.optimizer.get_config()["global_clipnorm"] == 1.0
     model.train(recorded.batches)
     assert_near(finals(model), recorded.final, TF11)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("options", [{}, {"dynamic": False, "initial_scale": 64.0}])
+def test_loss_scale(legacy, options, tmp_path):
+    """The state of the inner optimizer; legacy ones write none into `.keras`."""
+    optimizers = tf_keras.optimizers.legacy if legacy else tf_keras.optimizers
+    model = Keras(
+        "tfkeras_legacy" if legacy else "tfkeras", Recorded.of("tfkeras_model", "tfkeras").run
+    ).model
+    adam = optimizers.Adam(0.01)
+    model.compile(tf_keras.mixed_precision.LossScaleOptimizer(adam, **options), loss="mse")
+    for x, y in list(resume_data.batches(5))[:3]:
+        model.train_on_batch(x, y)
+    variables = adam.variables() if legacy else adam.variables
+    moments = sorted(v.numpy().tobytes() for v in variables if v.shape.rank)
+    for ending in (".h5",) if legacy else (".h5", ".keras"):
+        path, copy = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
+        model.save(path)
+        checkpoint = load(path)
+        assert (checkpoint.framework, checkpoint.count) == (
+            "tf_keras_legacy" if legacy else "tf_keras",
+            3,
+        )
+        held = [*checkpoint.mu.values(), *checkpoint.nu.values()]
+        assert sorted(array.tobytes() for array in held) == moments
+        assert "LossScaleOptimizer: the loss scale" in checkpoint.notes[0]
+        assert save(copy, checkpoint, template=path) == ()
+        assert sorted(a.tobytes() for a in load(copy).mu.values()) == sorted(
+            a.tobytes() for a in checkpoint.mu.values()
+        )
+
+
+@pytest.mark.parametrize("name", ["Adamax", "Nadam", "legacy.Adamax", "legacy.Nadam"])
+def test_other_optimizers(name, tmp_path):
+    package, _, short = name.rpartition(".")
+    optimizers = tf_keras.optimizers.legacy if package else tf_keras.optimizers
+    model = Keras("tfkeras", Recorded.of("tfkeras_model", "tfkeras").run).model
+    model.compile(getattr(optimizers, short)(0.01), loss="mse")
+    for x, y in list(resume_data.batches(5))[:2]:
+        model.train_on_batch(x, y)
+    for ending in (".h5", ".keras"):
+        model.save(tmp_path / f"a{ending}")
+        with pytest.raises(CheckpointError, match=short):
+            load(tmp_path / f"a{ending}", config=AdamConfig(convention="keras"))
