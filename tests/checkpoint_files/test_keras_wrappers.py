@@ -8,7 +8,7 @@ import pytest
 
 from adamx import AdamConfig
 from adamx.checkpoint import CheckpointError, load, save
-from tests.checkpoint.checkpoint_runs import assert_equal
+from tests.checkpoint.checkpoint_runs import CHECKPOINTS, assert_equal
 from tests.checkpoint_files.keras_cases import (
     WILD,
     change_archive,
@@ -110,6 +110,33 @@ def test_a_checkpoint_of_another_step_into_a_template_that_accumulates(tmp_path)
     assert_equal(load(tmp_path / "a.keras"), scaled)
 
 
+def test_a_schedule_into_a_template_that_accumulates(tmp_path):
+    """Keras would call it with the count of gradients."""
+    scheduled = load(CHECKPOINTS / "keras3_schedule.keras")
+    constant = load(CHECKPOINTS / "keras3_model.keras")
+
+    def accumulate(described):
+        settings = described["compile_config"]["optimizer"]["config"]
+        settings["gradient_accumulation_steps"] = 2
+
+    def add_sums(file):
+        slots = file["optimizer/vars"]
+        sums = [np.zeros_like(slots[str(2 + 2 * index)]) for index in range(8)]
+        arrays = [slots[str(index)][()] for index in range(len(slots))]
+        for index, array in enumerate([*arrays[:2], *sums, *arrays[2:]]):
+            if str(index) in slots:
+                del slots[str(index)]
+            slots[str(index)] = array
+
+    source = CHECKPOINTS / "keras3_model.keras"
+    template = change_archive(source, tmp_path / "t.keras", accumulate, add_sums)
+    save(tmp_path / "a.keras", constant, template=template)
+    assert_equal(load(tmp_path / "a.keras"), constant)
+    with pytest.raises(CheckpointError, match="would call the checkpoint's schedule") as caught:
+        save(tmp_path / "b.keras", scheduled, template=template)
+    assert caught.value.argument == "template"
+
+
 def set_array(path, value):
     def edit(file):
         file[path][...] = value
@@ -165,6 +192,9 @@ def test_a_schedule_beside_accumulation(tmp_path):
     assert caught.value.argument == "config"
     given = load(path, config=AdamConfig(learning_rate=optax.constant_schedule(0.1)))
     assert given.count == 4
+    checkpoint = load(WILD / SUMMED / "m.keras")
+    save(tmp_path / "b.keras", checkpoint, template=path)  # which gets a number instead
+    assert_equal(load(tmp_path / "b.keras"), checkpoint)
 
 
 def test_the_two_copies_of_the_inner_variables_differ(tmp_path):
@@ -191,7 +221,7 @@ def test_a_constant_loss_scale(tmp_path):
     def edit(described):
         described["compile_config"]["optimizer"]["config"]["loss_scale_factor"] = 8.0
 
-    source = WILD.parent / "checkpoints" / "keras3_model.keras"
+    source = CHECKPOINTS / "keras3_model.keras"
     checkpoint = load(change_archive(source, tmp_path / "m.keras", edit))
     assert_equal(checkpoint, load(source))
     assert ["loss_scale_factor: the loss scale, 8.0" in note for note in checkpoint.notes] == [True]

@@ -38,7 +38,9 @@ def find_optimizer(
     return found
 
 
-def read_config(optimizer: Any, generation: Generation | None) -> AdamConfig:
+def read_config(
+    optimizer: Any, generation: Generation | None, *, is_template: bool = False
+) -> AdamConfig:
     """The hyperparameters of a serialised Keras optimizer, with averages of the weights or not."""
     if not isinstance(optimizer, Mapping) or not isinstance(optimizer.get("config"), Mapping):
         raise CheckpointError(
@@ -54,7 +56,7 @@ def read_config(optimizer: Any, generation: Generation | None) -> AdamConfig:
             argument="config",
         )
     steps = read_accumulation(settings)
-    if steps > 1 and isinstance(settings.get("learning_rate"), Mapping):
+    if steps > 1 and isinstance(settings.get("learning_rate"), Mapping) and not is_template:
         raise CheckpointError(
             where="learning_rate",
             expected="a number beside gradient_accumulation_steps",
@@ -93,6 +95,14 @@ def write_settings(checkpoint: Checkpoint, optimizer: Mapping[str, Any]) -> dict
     settings |= {key: old[key] for key in _KEPT if key in old}
     if "AdamW" in str(optimizer.get("class_name")) and settings.get("weight_decay") is None:
         settings["weight_decay"] = 0.0
+    if read_accumulation(settings) > 1 and isinstance(settings["learning_rate"], Mapping):
+        raise CheckpointError(
+            "the template accumulates gradients, and Keras 3 would call the checkpoint's schedule "
+            "with their count, not with that of updates",
+            where="learning_rate",
+            remedy="compile the template's model without gradient_accumulation_steps",
+            argument="template",
+        )
     averages = any(name.startswith("average/") for name in checkpoint.extra)
     if old.get("use_ema") and not averages:
         raise CheckpointError(

@@ -76,7 +76,7 @@ class KerasArchive(FileFormat):
             layers = list_layers(described)
             held = read_numbered(reader, layers, optimizer.is_scaled, values=values)
         is_given = config is not None
-        config = config or read_config(optimizer.adam, generation)
+        config = config or read_config(optimizer.adam, generation, is_template=not values)
         order = SlotOrder(
             has_rate=generation == "keras3"
             and not isinstance(settings.get("learning_rate"), Mapping),

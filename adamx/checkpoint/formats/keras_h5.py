@@ -72,7 +72,9 @@ class KerasH5(FileFormat):
             described = _describe(reader, config)
             optimizer = described.optimizer
             is_given = config is not None
-            config = config or read_config(optimizer.adam, described.generation)
+            config = config or read_config(
+                optimizer.adam, described.generation, is_template=not values
+            )
             arrays = [reader.array(reader.present(slot)) for slot in described.slots]
             weights = {n: reader.array(reader.present(p)) for n, p in described.weights.items()}
             names: Names = dict.fromkeys(described.names, "file")
