@@ -157,10 +157,6 @@ def difference(weights, expected):
     return max(np.abs(array - expected[path]).max() for path, array in flat(weights).items())
 
 
-def needs_torch(recorded):
-    return recorded.file.endswith(".pt")
-
-
 def assert_equal(a, b):
     """The same checkpoint, bit by bit."""
     assert (a.framework, a.version, a.groups) == (b.framework, b.version, b.groups)

@@ -2,13 +2,11 @@ import pytest
 
 from adamx.checkpoint import FORMATS, CheckpointError, load
 from tests.checkpoint.damaged_files import CONFIG
-from tests.checkpoint.format_cases import skip_without
 
 
 @pytest.fixture(params=sorted(FORMATS))
 def form(request):
     """Every format that can be read here."""
-    skip_without(FORMATS[request.param])
     return FORMATS[request.param]
 
 

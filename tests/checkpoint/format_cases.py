@@ -1,7 +1,5 @@
 """Recorded files of every format."""
 
-import pytest
-
 from adamx import AdamConfig
 from adamx.checkpoint import FORMATS
 from tests.checkpoint.checkpoint_runs import CHECKPOINTS, CLIPPED, PLAIN
@@ -28,11 +26,6 @@ def suffix_of(path):
 
 def format_of(path):
     return next(form for form in FORMATS.values() if suffix_of(path) in form.suffixes)
-
-
-def skip_without(form):
-    if form.extra == "torch":
-        pytest.importorskip("torch", reason="torch reads its own files; see the torch session")
 
 
 def example_of(form):

@@ -146,7 +146,6 @@ def test_what_a_file_cannot_express_is_refused(source, target, fields, message, 
     ],
 )
 def test_what_torch_cannot_express_is_refused(fields, message, tmp_path):
-    pytest.importorskip("torch", reason="torch writes its own files; see the torch session")
     with pytest.raises(CheckpointError, match=message):
         save(tmp_path / "x.pt", with_config(loaded("torch_adam.pt"), **fields))
     assert list(tmp_path.iterdir()) == []

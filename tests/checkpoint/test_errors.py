@@ -121,7 +121,6 @@ def test_arguments_that_answer(tmp_path):
     assert argument_of(lambda: load(weights)) == "config"
     assert argument_of(lambda: save(tmp_path / "x.keras", load(keras))) == "template"
     assert argument_of(lambda: save(tmp_path / "x", load(keras))) == "format"
-    pytest.importorskip("torch", reason="torch reads its own files; see the torch session")
     tree = {"in": {"kernel": load(keras).params["in/kernel"]}}
     assert argument_of(lambda: load(keras).restore(tree)) == "order"
     assert argument_of(lambda: load(torch).restore(tree, order=["in/kernel"])) == "order"

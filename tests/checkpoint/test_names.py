@@ -211,14 +211,12 @@ def test_kernels_by_another_name_need_a_transform():
 
 @pytest.mark.parametrize("name", ["a/recurrent_kernel", "a/0", "0"])
 def test_what_is_no_dense_kernel_does_not_cross(name, tmp_path):
-    pytest.importorskip("torch", reason="torch writes its own files; see the torch session")
     checkpoint = checkpoint_of({name: (4, 4)}, "keras3", params={})
     with pytest.raises(CheckpointError, match="expected the kernel of a dense layer"):
         save(tmp_path / "x.pt", checkpoint)
 
 
 def test_kernels_of_a_jax_program_do_not_go_to_torch_as_they_are(tmp_path):
-    pytest.importorskip("torch", reason="torch writes its own files; see the torch session")
     tree = {"a": {"kernel": jnp.ones((4, 4)), "bias": jnp.zeros(4)}}
     config = AdamConfig(convention="torch")
     state = config.transformation().init(tree)

@@ -83,7 +83,7 @@ def test_a_missing_package_is_told_before_anything_is_done(form, tmp_path, monke
     """Before the source is read, and before the file that is replaced is touched."""
     target, template = tmp_path / f"x{form.suffixes[0]}", template_for(example_of(form))
     target.write_text("as it was")
-    source = load(CHECKPOINTS / "keras3_model.keras")
+    source = load(CHECKPOINTS / "torch_adam.pt")
     if form.extra is None:
         example = example_of(form)
         save(target, load(example, config=CONFIGS.get(example.name)))

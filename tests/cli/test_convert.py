@@ -38,7 +38,6 @@ def test_convert_and_back(run, tmp_path):
 
 
 def test_convert_says_what_it_could_not_carry(run, tmp_path):
-    pytest.importorskip("torch")
     argv = (CHECKPOINTS / "keras3_ema.keras", tmp_path / "new.pt", "--set", "convention=torch")
     _, out, _ = run("convert", *argv)
     averages = ", ".join(f"average/{name}" for name in NAMES[:4])
@@ -54,7 +53,6 @@ def test_convert_says_what_it_could_not_carry(run, tmp_path):
 
 
 def test_convert_names_the_weights_that_it_could_not_carry(run, tmp_path):
-    pytest.importorskip("torch")
     source, target = CHECKPOINTS / "torch_frozen.pt", tmp_path / "new.keras"
     order = tmp_path / "order.txt"
     names = [
@@ -141,7 +139,6 @@ def test_convert_to_keras_asks_for_a_template(run, tmp_path):
 
 
 def test_order_names_the_variables_of_the_target(run, tmp_path):
-    pytest.importorskip("torch")
     order, target = tmp_path / "order.txt", tmp_path / "new.keras"
     arguments = ["convert", TORCH, target, "--template", KERAS, "--set", "convention=keras"]
     code, _, err = run(*arguments)
@@ -167,7 +164,6 @@ def test_order_names_the_variables_of_the_target(run, tmp_path):
 
 
 def test_another_place_of_epsilon_has_to_be_asked_for(run, tmp_path):
-    pytest.importorskip("torch")
     source, target = CHECKPOINTS / "keras3_amsgrad.keras", tmp_path / "new.pt"
     code, _, err = run("convert", source, target)
     assert code == 2

@@ -45,8 +45,6 @@ RECORDED = [
 
 @pytest.mark.parametrize(("file", "resume", "names", "moments"), RECORDED)
 def test_inspect_prints_the_norms_of_the_recorded_moments(run, file, resume, names, moments):
-    if file.endswith(".pt"):
-        pytest.importorskip("torch")
     code, out, err = run("inspect", CHECKPOINTS / file)
     assert (code, err) == (0, [])
     table = rows(out)
@@ -64,8 +62,6 @@ def test_inspect_prints_the_norms_of_the_recorded_moments(run, file, resume, nam
 
 @pytest.mark.parametrize(("file", "resume", "names", "moments"), RECORDED)
 def test_inspect_json_has_the_norms_in_double_precision(run, file, resume, names, moments):
-    if file.endswith(".pt"):
-        pytest.importorskip("torch")
     _, out, _ = run("inspect", "--json", CHECKPOINTS / file)
     variables = json.loads("\n".join(out))["variables"]
     assert [variable["name"] for variable in variables] == names
