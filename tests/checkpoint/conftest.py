@@ -2,11 +2,19 @@ import pytest
 
 from adamx.checkpoint import FORMATS, CheckpointError, load
 from tests.checkpoint.damaged_files import CONFIG
+from tests.checkpoint.format_cases import WRITTEN
 
 
 @pytest.fixture(params=sorted(FORMATS))
 def form(request):
     """Every format that can be read here."""
+    return FORMATS[request.param]
+
+
+@pytest.fixture(params=sorted(WRITTEN))
+def written(request):
+    """Every format that can be written here."""
+    skip_without(FORMATS[request.param])
     return FORMATS[request.param]
 
 

@@ -13,8 +13,16 @@ CONFIGS = {
     "keras3.weights.h5": CLIPPED,
     "keras3_frozen.weights.h5": PLAIN,
     "state.npz": RUN,
+    "state.msgpack": RUN,
+    "ckpt": RUN,
 }
-RECORDED = sorted([*CHECKPOINTS.iterdir(), NPZ])
+# Of formats that other programs write, by the format's name.
+ONLY_READ = {
+    "flax": WILD / "flax_msgpack" / "state.msgpack",
+    "orbax": WILD / "orbax_adamw" / "ckpt",
+}
+WRITTEN = [name for name in FORMATS if name not in ONLY_READ]
+RECORDED = sorted([*CHECKPOINTS.iterdir(), NPZ, *ONLY_READ.values()])
 RECORDED = [path for path in RECORDED if not path.name.endswith("_resume.npz")]
 
 
@@ -25,6 +33,9 @@ def suffix_of(path):
 
 
 def format_of(path):
+    for name, example in ONLY_READ.items():
+        if path == example:
+            return FORMATS[name]
     return next(form for form in FORMATS.values() if suffix_of(path) in form.suffixes)
 
 

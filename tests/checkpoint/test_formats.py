@@ -12,6 +12,7 @@ from adamx.checkpoint.format import Head
 from tests.checkpoint.checkpoint_runs import CHECKPOINTS, assert_equal, without_names
 from tests.checkpoint.format_cases import (
     CONFIGS,
+    ONLY_READ,
     RECORDED,
     RUN,
     example_of,
@@ -81,6 +82,7 @@ TEMPLATES = {"required": (True,), "optional": (True, False), "none": (False,)}
 TRIPS = [
     pytest.param(path, with_template, id=f"{path.name}, {with_template}")
     for path in RECORDED
+    if path not in ONLY_READ.values()
     for with_template in TEMPLATES[format_of(path).template]
 ]
 
@@ -98,8 +100,8 @@ def test_a_round_trip_loses_no_bit(recorded, with_template, tmp_path):
     assert_equal(read, bare(original) if "params" in lost else original)
 
 
-def test_saving_leaves_the_checkpoint_as_it_is(form, tmp_path):
-    path = example_of(form)
+def test_saving_leaves_the_checkpoint_as_it_is(written, tmp_path):
+    path = example_of(written)
     original = loaded(path)
     held = {field: dict(getattr(original, field)) for field in ("params", "mu", "nu", "extra")}
     save(tmp_path / path.name, original, template=template_for(path))
@@ -108,6 +110,8 @@ def test_saving_leaves_the_checkpoint_as_it_is(form, tmp_path):
 
 def test_damage_gives_one_error_in_little_memory(form, tmp_path):
     """Cut anywhere; with other bytes near the start it may also load."""
+    if not form.suffixes:
+        pytest.skip("of folders, tests/checkpoint_files damages the files")
     content, config = example_of(form).read_bytes(), CONFIGS.get(example_of(form).name)
     path = tmp_path / f"damaged{form.suffixes[0]}"
     rng = np.random.default_rng(0)
@@ -132,8 +136,8 @@ def test_damage_gives_one_error_in_little_memory(form, tmp_path):
     assert all(error.where.startswith(str(path)) for error in errors)
 
 
-def test_the_policy_on_templates(form, tmp_path):
-    path = example_of(form)
+def test_the_policy_on_templates(written, tmp_path):
+    form, path = written, example_of(written)
     original, target = loaded(path), tmp_path / f"x{form.suffixes[0]}"
     if form.template == "required":
         with pytest.raises(CheckpointError, match="expected template=") as caught:

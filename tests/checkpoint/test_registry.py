@@ -22,6 +22,7 @@ from tests.checkpoint.format_cases import (
     CONFIGS,
     RECORDED,
     RUN,
+    WRITTEN,
     example_of,
     format_of,
     template_for,
@@ -62,8 +63,9 @@ def test_extras_are_those_of_the_project(form, monkeypatch):
     monkeypatch.setattr(type(form), "read", read)
     message = "No module named"
     if form.extra is not None:
+        kind = re.escape(form.suffixes[0]) if form.suffixes else "folder"
         message = (
-            rf'\({form.suffixes[0]}\) needs the package sun: pip install "adamx\[{form.extra}\]", '
+            rf'\({kind}\) needs the package sun: pip install "adamx\[{form.extra}\]", '
             rf'or in a checkout of adamx pip install -e "\.\[{form.extra}\]"'
         )
     with pytest.raises(ImportError, match=message):
@@ -78,7 +80,7 @@ def bare(monkeypatch):
 
 
 @pytest.mark.usefixtures("bare")
-@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("form", [FORMATS[name] for name in WRITTEN], ids=WRITTEN)
 def test_a_missing_package_is_told_before_anything_is_done(form, tmp_path, monkeypatch, capsys):
     """Before the source is read, and before the file that is replaced is touched."""
     target, template = tmp_path / f"x{form.suffixes[0]}", template_for(example_of(form))

@@ -14,10 +14,12 @@ from adamx.checkpoint import load, save
 from tests.fuzz import (
     adamx_files,
     archives,
+    flax_files,
     hdf5_edits,
     hdf5_files,
     keras_files,
     npz_files,
+    orbax_files,
     torch_files,
 )
 from tests.fuzz.mangling import mangled
@@ -38,11 +40,13 @@ class Format:
     Attributes:
       ending: of its name.
       files: among the golden ones.
-      made: of each of those, what files are made.
       places: where structures begin.
       edits: changes that know what they change.
       within: damage to what a checksum would shield, and the checksum made right.
       enlarged: a larger file of the same variables.
+      made: of each of the golden ones, what files are made.
+      read: gives the content of a file; of a folder, an archive of it.
+      mangle: damages content without knowing what it means.
     """
 
     ending: str
@@ -52,11 +56,13 @@ class Format:
     enlarged: Callable[[bytes, int], bytes]
     within: Callable[[bytes, np.random.RandomState], tuple[bytes, str]] | None = None
     made: Sequence[Callable[[bytes], bytes]] = (bytes,)
+    read: Callable[[Path], bytes] = Path.read_bytes
+    mangle: Callable[[bytes, np.ndarray, np.random.RandomState], tuple[bytes, str]] = mangled
 
     @functools.cached_property
     def seeds(self) -> list[bytes]:
         """Files that load; the last is the large one."""
-        golden = [(_GOLDEN / name).read_bytes() for name in self.files]
+        golden = [self.read(_GOLDEN / name) for name in self.files]
         small = [make(content) for content, make in itertools.product(golden, self.made)]
         return [*small, self.enlarged(small[0], LARGE)]
 
@@ -163,6 +169,23 @@ FORMATS = {
         npz_files.damaged_within,
         made=(npz_files.as_npz, npz_files.as_packed_npz),
     ),
+    "flax": Format(
+        ".msgpack",
+        ("../wild/flax_msgpack/state.msgpack",),
+        flax_files.places,
+        flax_files.EDITS,
+        flax_files.enlarged,
+    ),
+    "orbax": Format(
+        ".orbax",
+        ("../wild/orbax_adamw/ckpt", "../wild/orbax_chain/run"),
+        orbax_files.places,
+        orbax_files.EDITS,
+        orbax_files.enlarged,
+        made=(bytes, orbax_files.as_plain, orbax_files.as_third),
+        read=orbax_files.pack_folder,
+        mangle=orbax_files.mangle,
+    ),
 }
 
 
@@ -179,7 +202,7 @@ def case(name: str, index: int) -> tuple[str, bytes]:
     elif index % 4 == 2 and form.within is not None:
         result, told = form.within(content, rng)
     else:
-        result, told = mangled(content, form.seed_places[which], rng)
+        result, told = form.mangle(content, form.seed_places[which], rng)
     return f"{told} ({'large' if is_large else f'file {which}'})", result
 
 

@@ -3,24 +3,31 @@
 import collections
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import selectors
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-__all__ = ["ALLOWANCE", "Outcome", "Tally", "Worker", "outcomes"]
+__all__ = ["ALLOWANCE", "Outcome", "Tally", "Worker", "outcomes", "put"]
 
 SECONDS = 10.0  # for one file
 # What reading may take whatever the file's size: 2 MiB for structures, a block of 1 MiB or 4 MiB
 # while a checksum is computed, and what the allocator keeps. A file as it was saved needs less than
 # 0.1 MiB of it.
 ALLOWANCE = 4 << 20
+
+_FOLDERS = {".orbax"}
+# Threads of tensorstore free large blocks, and glibc would keep each thread's.
+_GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
 
 _ROOT = Path(__file__).parents[2]
 
@@ -91,7 +98,7 @@ class Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.fuzz.worker"],
             cwd=_ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            env={**os.environ, "JAX_PLATFORMS": "cpu", **_GIVE_BACK},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -135,13 +142,23 @@ def outcomes(
     waiting: tuple[int, str, int] | None = None
     for turn, (index, told, content) in enumerate(cases):
         path = paths[turn % 2]
-        path.write_bytes(content)
+        put(path, content)
         if waiting is not None:
             yield _outcome(waiting, worker.answer())
         worker.ask(path)
         waiting = (index, told, len(content))
     if waiting is not None:
         yield _outcome(waiting, worker.answer())
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file; of a folder the content is an archive."""
+    if path.suffix not in _FOLDERS:
+        path.write_bytes(content)
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        archive.extractall(path)
 
 
 def _outcome(case: tuple[int, str, int], answer: dict[str, Any]) -> Outcome:

@@ -16,7 +16,7 @@ from adamx.checkpoint import CheckpointError, load
 from tests.fuzz.adamx_files import header_end
 from tests.fuzz.bombs import BOMBS
 from tests.fuzz.cases import FORMATS, cases
-from tests.fuzz.harness import Tally, Worker, outcomes
+from tests.fuzz.harness import Tally, Worker, outcomes, put
 
 pytestmark = pytest.mark.fuzz
 
@@ -76,5 +76,5 @@ def as_saved(folder, ending):
     """A file of that kind as it was saved."""
     form = next(form for form in FORMATS.values() if form.ending == ending)
     path = folder / f"as_saved{ending}"
-    path.write_bytes(form.seeds[0])
+    put(path, form.seeds[0])
     return path

@@ -28,6 +28,8 @@ ADDRESS_SPACE = 4 << 30
 LONGEST_MESSAGE = 2_000
 CONFIG = AdamConfig(learning_rate=0.01, eps=1e-7, convention="keras")
 
+_BARE = (".weights.h5", ".npz", ".msgpack", ".orbax")  # without hyperparameters
+
 Answer = dict[str, Any]
 
 
@@ -55,7 +57,7 @@ def attempt(path: Path) -> Answer:
 
 def loaded_or_refused(path: Path) -> tuple[str, str]:
     """`loaded`, `refused` or `failed`, and why."""
-    config = CONFIG if path.name.endswith((".weights.h5", ".npz")) else None
+    config = CONFIG if path.name.endswith(_BARE) else None
     try:
         checkpoint = load(path, config=config)
         read_all(checkpoint)

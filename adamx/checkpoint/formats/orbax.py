@@ -1,0 +1,61 @@
+"""Folders of Orbax: one tree of arrays, a step of a CheckpointManager, or all of its steps."""
+
+from collections.abc import Sequence
+
+from adamx.checkpoint.checkpoint import Checkpoint
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
+from adamx.checkpoint.formats._array_trees import Leaf
+from adamx.checkpoint.formats._orbax_arrays import Array, Store
+from adamx.checkpoint.formats._orbax_folders import (
+    find_items,
+    is_checkpoint,
+    measure,
+    read_metadata,
+)
+from adamx.checkpoint.formats._state_trees import read_state
+from adamx.checkpoint.formats._tree_paths import Path
+from adamx.checkpoint.untrusted.account import Account
+
+__all__ = ["Orbax"]
+
+
+class Orbax(FileFormat):
+    """What StandardCheckpointer, PyTreeCheckpointer and CheckpointManager write."""
+
+    name = "orbax"
+    title = "Orbax"
+    extra = "orbax"
+    holds_config = False
+    has_selectors = True
+
+    def matches(self, head: Head) -> bool:
+        """Whether a folder has the metadata of Orbax, or a folder in it has."""
+        return bool(head.entries) and head.path.is_dir() and head.examine(is_checkpoint)
+
+    def read(self, source: Source, *, values: bool) -> Checkpoint:
+        """Read the arrays that belong to the optimizer, and the weights."""
+        del values  # there are no templates
+        found = find_items(source.path)
+        account = Account(sum(measure(item.folder) for item in found.items))
+        leaves: dict[Path, Leaf] = {}
+        for item in found.items:
+            arrays, told = read_metadata(item, account)
+            store = Store(item, told, account, source.progress, found.notes)
+            leaves |= {path: Array(store, described) for path, described in arrays.items()}
+        return read_state(leaves, source, found.notes, found.others, account)
+
+    def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
+        """Raise: Orbax writes these itself."""
+        del target, new, template
+        raise CheckpointError(
+            where="format",
+            expected="a format that adamx writes",
+            found=self.name,
+            remedy="restore the state with Checkpoint.restore, and save it with "
+            "orbax.checkpoint.StandardCheckpointer",
+            argument="format",
+        )
+
+
+register(Orbax())
