@@ -175,13 +175,21 @@ def find_target(path: Path, format: Format | None) -> FileFormat:
     """The format of a file that is to be written.
 
     Raises:
-      CheckpointError: neither the suffix nor `format` tells.
+      CheckpointError: neither the suffix nor `format` tells, or adamx only reads the format.
       OSError: there can be no file at `path`.
       ImportError: a package is missing that writes the format.
     """
     if format is not None:
         check_choice("format", format, tuple(FORMATS))
     form = _find_by_suffix(path) if format is None else FORMATS[format]
+    if not form.writable:
+        raise CheckpointError(
+            where=str(path),
+            expected="a format that adamx writes",
+            found=form.description,
+            remedy=form.instead,
+            argument="format",
+        )
     check_place(path)
     with _naming_extra(form):
         for package in form.packages:
@@ -201,7 +209,7 @@ def recognise(path: Path) -> FileFormat:
             if form.matches(head):
                 return form
         is_empty = not head.start and not head.entries
-        known = sorted(_describe(form) for form in FORMATS.values())
+        known = sorted(form.description for form in FORMATS.values())
         kind = "folder" if path.is_dir() else "file"
         raise CheckpointError(
             expected=f"a checkpoint of {'; '.join(known)}",
@@ -217,18 +225,12 @@ def _read(form: FileFormat, source: Source, *, values: bool) -> Checkpoint:
         if chosen and not form.has_selectors:
             raise CheckpointError(
                 where=", ".join(chosen),
-                expected=f"none, since {_describe(form)} holds one optimizer and one model",
+                expected=f"none, since {form.description} holds one optimizer and one model",
                 found=", ".join(map(repr, chosen.values())),
                 argument=next(iter(chosen)),
             )
         if source.config is None and not form.holds_config:
-            raise CheckpointError(
-                where="config",
-                expected=f"an AdamConfig, since {_describe(form)} holds no hyperparameters",
-                remedy="give config=AdamConfig(...), or AdamConfig.from_keras({...}, 'keras3'), "
-                "with those of the run",
-                argument="config",
-            )
+            raise form.request_config(source)
         return form.read(source, values=values)
 
 
@@ -254,7 +256,7 @@ def _check_template(
     if form.template == "none" and (source is not None or order is not None):
         raise CheckpointError(
             where="template, order",
-            expected=f"none, since {_describe(form)} is written as the checkpoint is",
+            expected=f"none, since {form.description} is written as the checkpoint is",
         )
     if form.template == "required" and source is None:
         raise CheckpointError(
@@ -276,7 +278,7 @@ def _find_by_suffix(path: Path) -> FileFormat:
     name = path.name.lower()
     fitting = [(s, form) for form in FORMATS.values() for s in form.suffixes if name.endswith(s)]
     if not fitting:
-        known = [suffix for form in FORMATS.values() for suffix in form.suffixes]
+        known = [s for form in FORMATS.values() if form.writable for s in form.suffixes]
         raise CheckpointError(
             where=str(path),
             expected=f"one of the suffixes {listed(known, most=99)}, or format=",
@@ -295,11 +297,7 @@ def _naming_extra(form: FileFormat) -> Iterator[None]:
             raise
         package = (error.name or "").partition(".")[0] or form.extra
         raise ImportError(
-            f'{_describe(form)} needs the package {package}: pip install "adamx[{form.extra}]", or '
-            f'in a checkout of adamx pip install -e ".[{form.extra}]"',
+            f'{form.description} needs the package {package}: pip install "adamx[{form.extra}]", '
+            f'or in a checkout of adamx pip install -e ".[{form.extra}]"',
             name=error.name,
         ) from error
-
-
-def _describe(form: FileFormat) -> str:
-    return f"{form.title} ({form.suffixes[0] if form.suffixes else 'folder'})"

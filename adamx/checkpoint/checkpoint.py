@@ -51,7 +51,7 @@ class Checkpoint:
       mu: the first moments by name. Shapes and dtypes are the file's.
       nu: the second moments by name.
       nu_max: AMSGrad's maxima by name; empty without AMSGrad.
-      naming: by name how it is known: "file" if the file tells it, "inferred" if adamx took it from
+      naming: by name how it is known: "file" if the file tells it, "inferred" if it was taken from
         the order of the model's weights, "unknown" if it is only a number.
       transformed: whether `from_state` was given a layout, so that arrays called `kernel` may not
         be in JAX's.
@@ -243,10 +243,7 @@ class Checkpoint:
             leaves = {p: x for p, x in leaves.items() if name_moment("mu", p) in like}
         sources = self._assign(leaves, order, layout, are_weights=False)
         moments = {field: getattr(self, field) for field in MOMENTS}
-        transformation, state = restore_state(
-            params, self.groups, moments, sources, transformation, layout
-        )
-        return optax.with_extra_args_support(transformation), state
+        return restore_state(params, self.groups, moments, sources, transformation, layout)
 
     def params_like(
         self,
@@ -286,8 +283,8 @@ class Checkpoint:
         """What no run of Adam gives: moments that are not finite, or that contradict each other.
 
         Returns:
-          A finding for each variable that is sick, with `field`, `name` and `finding`; as a text,
-          `nu/hidden.weight: 1 of 36 entries, at [0, 4], below 0`. Empty if nothing was found.
+          Findings with `field`, `name` and `finding`, such as `nu/hidden.weight: 1 of 36 entries,
+          at [0, 4], below 0`; empty if all is sound.
         """
         return find_problems(self.groups, self.mu, self.nu, self.nu_max, self.quantised)
 
@@ -300,7 +297,7 @@ class Checkpoint:
     @property
     def is_named(self) -> bool:
         """Whether `names` are more than numbers."""
-        return any(how != "unknown" for how in self.naming.values()) or not self.names
+        return set(self.naming.values()) != {"unknown"}
 
     def _assign(
         self,

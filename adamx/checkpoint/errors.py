@@ -48,7 +48,7 @@ def name_file(path: Path, kind: str) -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise _make_legible(error).within(str(path)) from error.__cause__
-    except ImportError:
+    except (ImportError, UserWarning):  # a warning that the user has made an error
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:

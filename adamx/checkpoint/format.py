@@ -40,6 +40,8 @@ What it must do:
   `new.drain(field)`, which forgets each.
 - Say of what framework the file is; `frameworks.py` has their rows.
 
+A format that adamx only reads has `writable = False` and no `write`; `instead` says what to do.
+
 What two formats share stands in a module whose name begins with an underscore.
 """
 
@@ -54,6 +56,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from adamx.base.errors import InvalidValue
 from adamx.checkpoint.checkpoint import Checkpoint
+from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.frameworks import Framework
 from adamx.checkpoint.untrusted.account import Progress
 from adamx.config.adam_config import AdamConfig
@@ -150,7 +153,9 @@ class FileFormat(abc.ABC):
       extra: the extra of adamx that installs what `read` or `write` import, or None.
       packages: what `write` imports of it. They are imported before anything else is done.
       template: whether `write` needs an existing file of the model to start from, or can use one.
-      holds_config: whether files hold hyperparameters; if not, `load` needs `config=`.
+      writable: whether there is a `write`.
+      instead: how to come by a file of a format that is not writable, in a clause.
+      holds_config: whether files hold all hyperparameters; if not, `load` needs `config=`.
       has_selectors: whether a file may hold several optimizers or models, among which
         `Source.optimizer` and `Source.weights` choose.
       framework: whose names, order and layout the moments take where `template` is "optional" and
@@ -163,6 +168,8 @@ class FileFormat(abc.ABC):
     extra: ClassVar[str | None] = None
     packages: ClassVar[tuple[str, ...]] = ()
     template: ClassVar[Literal["required", "optional", "none"]] = "none"
+    writable: ClassVar[bool] = True
+    instead: ClassVar[str] = ""
     holds_config: ClassVar[bool] = True
     has_selectors: ClassVar[bool] = False
     framework: ClassVar[Framework | None] = None
@@ -183,7 +190,20 @@ class FileFormat(abc.ABC):
         count: arrays need not be read, nor the hyperparameters be such as adamx knows.
         """
 
-    @abc.abstractmethod
+    def request_config(self, source: Source) -> CheckpointError:
+        """The error for a file whose format has no `holds_config`, where no `config=` was given.
+
+        A format that holds some hyperparameters reads them here, and names them and the others.
+        """
+        del source
+        return CheckpointError(
+            where="config",
+            expected=f"an AdamConfig, since {self.description} holds no hyperparameters",
+            remedy="give config=AdamConfig(...), or AdamConfig.from_keras({...}, 'keras3'), with "
+            "those of the run",
+            argument="config",
+        )
+
     def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
         """Write a file.
 
@@ -196,11 +216,17 @@ class FileFormat(abc.ABC):
         Returns:
           What the format has no room for: `params/<name>`, names of `extra`, "config".
         """
+        raise NotImplementedError(f"{self.name} is not writable")
 
     def check(  # noqa: B027 - most formats have no need
         self, checkpoint: Checkpoint, template: Source | None
     ) -> None:
         """Raise a CheckpointError for what no file of the format can hold, before all else."""
+
+    @property
+    def description(self) -> str:
+        """What it is, for people, and what tells it."""
+        return f"{self.title} ({self.suffixes[0] if self.suffixes else 'folder'})"
 
 
 _REGISTRY: dict[str, FileFormat] = {}
@@ -214,6 +240,10 @@ def register(form: FileFormat) -> None:
     taken = {suffix for other in FORMATS.values() for suffix in other.suffixes}
     if form.name in FORMATS or taken & set(form.suffixes):
         raise InvalidValue("another format has this name or one of its suffixes", where=form.name)
+    if form.writable == (type(form).write is FileFormat.write) or form.writable == bool(
+        form.instead
+    ):
+        raise InvalidValue("it is writable and has a write, or it has an instead", where=form.name)
     _REGISTRY[form.name] = form
 
 

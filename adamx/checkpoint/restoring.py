@@ -137,7 +137,7 @@ def restore_state(
     sources: Mapping[str, str],
     transformation: optax.GradientTransformation | None,
     layout: Layout | None,
-) -> tuple[optax.GradientTransformation, optax.OptState]:
+) -> tuple[optax.GradientTransformationExtraArgs, optax.OptState]:
     """The transformation that groups mean, unless it is given, and its state.
 
     Args:
@@ -157,6 +157,7 @@ def restore_state(
         transformation = combine_groups(groups, labels) if given is None else given
     except AdamxError as error:
         raise convert_error(error, argument="config") from error
+    transformation = optax.with_extra_args_support(transformation)
     state = transformation.init(params)
     like = named_arrays(state)
     _check_amsgrad(like, groups, labels)

@@ -28,6 +28,7 @@ from adamx.cli.output import (
     list_effective,
     list_fields,
     make_printable,
+    measure_size,
     narrow,
     print_table,
     shorten,
@@ -99,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "write the optimizer state of a file in another format"
     one = command(_convert, "convert", about, "SOURCE", "TARGET")
-    one.add_argument("--to", choices=tuple(FORMATS), help="TARGET's format; else its suffix tells")
+    writable = tuple(name for name, form in FORMATS.items() if form.writable)
+    one.add_argument("--to", choices=writable, help="TARGET's format; else its suffix tells")
     needing = _list_suffixes(form for form in FORMATS.values() if form.template == "required")
     about = f"a file in TARGET's format, saved of its model after a step; needed for {needing}"
     one.add_argument("--template", type=Path, metavar="FILE", help=about)
@@ -147,7 +149,7 @@ def _load(path: Path, arguments: argparse.Namespace) -> Checkpoint:
             config = AdamConfig.from_keras(described, arguments.generation)
         except (TypeError, ValueError) as error:
             raise convert_error(error).within(str(arguments.config)) from error
-    with show_progress(f"reading {path.name}", path.stat().st_size) as progress:
+    with show_progress(f"reading {path.name}", measure_size(path)) as progress:
         if arguments.run is _diff and config is not None:
             # A file with hyperparameters of its own keeps them: they are compared.
             with contextlib.suppress(CheckpointError):
@@ -208,7 +210,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     checkpoint = _with_settings(checkpoint, dict(arguments.set))
     new, steps = list_fields(checkpoint.config), count_noun(checkpoint.count, "step")
     names = {field: [*getattr(checkpoint, field)] for field in ("mu", "params", "extra")}
-    with show_progress(f"writing {target.name}", arguments.source.stat().st_size) as progress:
+    with show_progress(f"writing {target.name}", measure_size(arguments.source)) as progress:
         # The checkpoint is empty afterwards, and there was no second copy of it.
         left = write(target, checkpoint, arguments.to, arguments.template, order, progress)
     last = f"{target}: carried {steps}, {_carried(names, left)}"

@@ -1,9 +1,11 @@
 """How the command `adamx` shows things: plain texts, tables, a progress bar."""
 
 import contextlib
+import glob
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ __all__ = [
     "list_effective",
     "list_fields",
     "make_printable",
+    "measure_size",
     "narrow",
     "print_table",
     "shorten",
@@ -102,6 +105,14 @@ def explain(error: Exception) -> str:
     option = _OPTIONS.get(error.argument or "") if isinstance(error, AdamxError) else None
     hint = f"\nOn the command line: {option}" if option else ""
     return make_printable(f"{error}{hint}", keep="\n")
+
+
+def measure_size(path: Path) -> int:
+    """The bytes of a file, of all files in a folder, or of those that share a prefix."""
+    if path.is_file():
+        return path.stat().st_size
+    found = path.rglob("*") if path.is_dir() else path.parent.glob(f"{glob.escape(path.name)}.*")
+    return sum(file.stat().st_size for file in found if file.is_file())
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Recorded files of every format."""
 
+import shutil
+
 from adamx import AdamConfig
 from adamx.checkpoint import FORMATS
 from tests.checkpoint.checkpoint_runs import CHECKPOINTS, CLIPPED, PLAIN
@@ -15,13 +17,15 @@ CONFIGS = {
     "state.npz": RUN,
     "state.msgpack": RUN,
     "ckpt": RUN,
+    "ckpt-1.index": AdamConfig.from_keras({"decay": 0.0}, "tf_keras_legacy"),
 }
 # Of formats that other programs write, by the format's name.
 ONLY_READ = {
     "flax": WILD / "flax_msgpack" / "state.msgpack",
     "orbax": WILD / "orbax_adamw" / "ckpt",
+    "tensorflow": WILD / "tf2_tfkeras" / "ckpt-1.index",
 }
-WRITTEN = [name for name in FORMATS if name not in ONLY_READ]
+WRITTEN = [name for name, form in FORMATS.items() if form.writable]
 RECORDED = sorted([*CHECKPOINTS.iterdir(), NPZ, *ONLY_READ.values()])
 RECORDED = [path for path in RECORDED if not path.name.endswith("_resume.npz")]
 
@@ -41,6 +45,13 @@ def format_of(path):
 
 def example_of(form):
     return next(path for path in RECORDED if format_of(path) is form)
+
+
+def copy_shards(path, target):
+    """The files beside an index, which are called as it is."""
+    for shard in path.parent.glob(f"{path.stem}.data-*"):
+        name = shard.name.replace(path.stem, target.stem, 1)
+        shutil.copy(shard, target.with_name(name))
 
 
 def template_for(path):

@@ -48,6 +48,12 @@ def test_names_and_suffixes_are_unique():
         register(FORMATS["h5"])
 
 
+@pytest.mark.parametrize("fields", [{"writable": False}, {"instead": "do it"}])
+def test_a_format_is_writable_or_says_what_to_do_instead(fields):
+    with pytest.raises(ValueError, match="it is writable and has a write, or"):
+        register(type("Other", (Toy,), fields)())
+
+
 # What follows from the registry.
 
 
@@ -128,7 +134,7 @@ def test_docs_have_a_line_for_each_format():
             form.name,
             form.title,
             ", ".join(f"`{suffix}`" for suffix in form.suffixes) or "folder",
-            form.template,
+            form.template if form.writable else "read only",
             "in the file" if form.holds_config else "`config=`",
             f"`adamx[{form.extra}]`" if form.extra else "",
         )

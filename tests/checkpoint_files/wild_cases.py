@@ -48,7 +48,7 @@ def read_case(name, entry=None, truth="truth.npz", groups=None):
 
 def shorten(name):
     """A name without what wrappers of a model put before it."""
-    for prefix in ("_orig_mod.", "module.", "net."):
+    for prefix in ("_orig_mod.", "module.", "net.", "sequential/"):
         name = name.removeprefix(prefix)
     return name
 

@@ -14,6 +14,7 @@ from adamx.checkpoint import load, save
 from tests.fuzz import (
     adamx_files,
     archives,
+    bundle_files,
     flax_files,
     hdf5_edits,
     hdf5_files,
@@ -44,8 +45,9 @@ class Format:
       edits: changes that know what they change.
       within: damage to what a checksum would shield, and the checksum made right.
       enlarged: a larger file of the same variables.
+      read: gives the content of a file; of a folder, an archive of it; of several files, what
+        `harness.put` writes as such.
       made: of each of the golden ones, what files are made.
-      read: gives the content of a file; of a folder, an archive of it.
       mangle: damages content without knowing what it means.
     """
 
@@ -185,6 +187,19 @@ FORMATS = {
         made=(bytes, orbax_files.as_plain, orbax_files.as_third),
         read=orbax_files.pack_folder,
         mangle=orbax_files.mangle,
+    ),
+    "tensorflow": Format(
+        ".index",
+        (
+            "../wild/tf1_saver/model.ckpt-6.index",
+            "../wild/tf2_tfkeras/ckpt-1.index",
+            "../wild/tf2_keras3/ckpt-1.index",
+        ),
+        bundle_files.places,
+        bundle_files.EDITS,
+        bundle_files.enlarged,
+        bundle_files.damaged_within,
+        read=bundle_files.read,
     ),
 }
 

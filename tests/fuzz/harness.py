@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from tests.fuzz import bundle_files
+
 __all__ = ["ALLOWANCE", "Outcome", "Tally", "Worker", "outcomes", "put"]
 
 SECONDS = 10.0  # for one file
@@ -152,13 +154,17 @@ def outcomes(
 
 
 def put(path: Path, content: bytes) -> None:
-    """Write a file; of a folder the content is an archive."""
-    if path.suffix not in _FOLDERS:
+    """Write a file; of a folder the content is an archive, of an index it holds its shard, too."""
+    if path.suffix == ".index":
+        index, data = bundle_files.split(content)
+        path.write_bytes(index)
+        path.with_name(f"{path.stem}.data-00000-of-00001").write_bytes(data)
+    elif path.suffix in _FOLDERS:
+        shutil.rmtree(path, ignore_errors=True)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            archive.extractall(path)
+    else:
         path.write_bytes(content)
-        return
-    shutil.rmtree(path, ignore_errors=True)
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        archive.extractall(path)
 
 
 def _outcome(case: tuple[int, str, int], answer: dict[str, Any]) -> Outcome:

@@ -2,14 +2,13 @@
 
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from adamx.checkpoint.checkpoint import Checkpoint
-from adamx.checkpoint.errors import CheckpointError
-from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
+from adamx.checkpoint.format import FileFormat, Head, Source, register
 from adamx.checkpoint.formats._array_trees import Leaf
 from adamx.checkpoint.formats._state_trees import read_state
 from adamx.checkpoint.formats._tree_paths import Path
@@ -25,6 +24,11 @@ class FlaxMsgpack(FileFormat):
     name = "flax"
     title = "Flax, to_bytes"
     suffixes = (".msgpack",)
+    writable = False
+    instead = (
+        "restore the state with Checkpoint.restore, and "
+        "write it with flax.serialization.to_bytes(state)"
+    )
     holds_config = False
     has_selectors = True
 
@@ -54,18 +58,6 @@ class FlaxMsgpack(FileFormat):
                 for path, stored in _list_arrays(tree, ())
             }
             return read_state(leaves, source)
-
-    def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
-        """Raise: Flax writes these itself."""
-        del target, new, template
-        raise CheckpointError(
-            where="format",
-            expected="a format that adamx writes",
-            found=self.name,
-            remedy="restore the state with Checkpoint.restore, and write it with "
-            "flax.serialization.to_bytes(state)",
-            argument="format",
-        )
 
 
 @dataclasses.dataclass(frozen=True)

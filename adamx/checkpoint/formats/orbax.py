@@ -1,10 +1,7 @@
 """Folders of Orbax: one tree of arrays, a step of a CheckpointManager, or all of its steps."""
 
-from collections.abc import Sequence
-
 from adamx.checkpoint.checkpoint import Checkpoint
-from adamx.checkpoint.errors import CheckpointError
-from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
+from adamx.checkpoint.format import FileFormat, Head, Source, register
 from adamx.checkpoint.formats._array_trees import Leaf
 from adamx.checkpoint.formats._orbax_arrays import Array, Store
 from adamx.checkpoint.formats._orbax_folders import (
@@ -26,6 +23,11 @@ class Orbax(FileFormat):
     name = "orbax"
     title = "Orbax"
     extra = "orbax"
+    writable = False
+    instead = (
+        "restore the state with Checkpoint.restore, and "
+        "save it with orbax.checkpoint.StandardCheckpointer"
+    )
     holds_config = False
     has_selectors = True
 
@@ -44,18 +46,6 @@ class Orbax(FileFormat):
             store = Store(item, told, account, source.progress, found.notes)
             leaves |= {path: Array(store, described) for path, described in arrays.items()}
         return read_state(leaves, source, found.notes, found.others, account)
-
-    def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
-        """Raise: Orbax writes these itself."""
-        del target, new, template
-        raise CheckpointError(
-            where="format",
-            expected="a format that adamx writes",
-            found=self.name,
-            remedy="restore the state with Checkpoint.restore, and save it with "
-            "orbax.checkpoint.StandardCheckpointer",
-            argument="format",
-        )
 
 
 register(Orbax())
