@@ -9,6 +9,7 @@ import numpy as np
 
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.fitting import fit
+from adamx.config.groups import ParameterGroup
 
 __all__ = ["bring", "find_differences", "measure"]
 
@@ -34,6 +35,13 @@ def bring(
             for name, array in theirs.items()
         }
 
+    def join(checkpoint: Checkpoint) -> tuple[ParameterGroup, ...]:
+        """One group, since hyperparameters are compared elsewhere."""
+        return (dataclasses.replace(checkpoint.groups[0], names=checkpoint.names),)
+
+    amsgrad = {group.config.amsgrad for group in (*a.groups, *b.groups)}
+    a = dataclasses.replace(a, groups=join(a)) if len(amsgrad) == 1 else a
+    b = dataclasses.replace(b, groups=join(b)) if len(amsgrad) == 1 else b
     target = dataclasses.replace(
         b,
         params=like(b.params if a.params else {}, a.params),

@@ -13,7 +13,7 @@ from adamx.checkpoint.matching import Order, apply_order, assign, check_pairs
 from adamx.checkpoint.names import match_names, read_role
 from adamx.checkpoint.precision import check_losses, find_losses
 
-__all__ = ["fit", "fit_moments"]
+__all__ = ["fit", "fit_moments", "match_variables"]
 
 _Arrays = Mapping[str, np.ndarray]
 
@@ -45,21 +45,9 @@ def fit(
       CheckpointError: it is not clear what goes where; entries are missing, extra or misshapen; a
         value would lose precision.
     """
-    keras_is_target = FRAMEWORKS[target.framework].kernel != "out, in"
-
-    def carry(array: np.ndarray, name: str, path: str) -> np.ndarray:
-        keras_name = path if keras_is_target else name
-        return _lay_out_for(array, keras_name, checkpoint, target.framework)
-
-    given: dict[str, str] = {}
-    given_weights: dict[str, str] = {}
-    if isinstance(order, Mapping):
-        check_pairs(order, [*target.names, *target.params])
-        given = {name: path for path, name in order.items() if path in target.mu}
-        given_weights = {name: path for path, name in order.items() if path in target.params}
-    elif order is not None:
-        given = given_weights = _apply_order(order, checkpoint)
-    moments = _assign(checkpoint.mu, target.mu, given, carry, (), sides)
+    carry = _carrier(checkpoint, target)
+    _, given_weights = _split_order(order, checkpoint, target)
+    moments = match_variables(checkpoint, target, order, sides)
     weights: dict[str, str] = {}
     left = [f"params/{name}" for name in checkpoint.params]
     if target.params:
@@ -110,6 +98,43 @@ def fit(
     )
     check_losses(losses)
     return result, left
+
+
+def match_variables(
+    checkpoint: Checkpoint,
+    target: Checkpoint,
+    order: Order | None = None,
+    sides: tuple[str, str] = ("the checkpoint", "the template"),
+) -> dict[str, str]:
+    """By name of the target's variables, the name in the checkpoint; see `fit`."""
+    given, _ = _split_order(order, checkpoint, target)
+    carry = _carrier(checkpoint, target)
+    return _assign(checkpoint.mu, target.mu, given, carry, (), sides)
+
+
+def _carrier(
+    checkpoint: Checkpoint, target: Checkpoint
+) -> Callable[[np.ndarray, str, str], np.ndarray]:
+    """What lays an array out as the target's framework does, by its names on both sides."""
+    keras_is_target = FRAMEWORKS[target.framework].kernel != "out, in"
+
+    def carry(array: np.ndarray, name: str, path: str) -> np.ndarray:
+        keras_name = path if keras_is_target else name
+        return _lay_out_for(array, keras_name, checkpoint, target.framework)
+
+    return carry
+
+
+def _split_order(
+    order: Order | None, checkpoint: Checkpoint, target: Checkpoint
+) -> tuple[dict[str, str], dict[str, str]]:
+    """By name in the checkpoint the one in the target, of variables and of weights."""
+    if isinstance(order, Mapping):
+        check_pairs(order, [*target.names, *target.params])
+        given = {name: path for path, name in order.items() if path in target.mu}
+        return given, {name: path for path, name in order.items() if path in target.params}
+    both = {} if order is None else _apply_order(order, checkpoint)
+    return both, both
 
 
 def fit_moments(

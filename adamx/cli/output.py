@@ -35,7 +35,7 @@ _LARGE = 64 << 20  # bytes for which one has to wait
 # The option that gives what an argument of the library does.
 _OPTIONS = {
     "checkpoint": "--set FIELD=VALUE",
-    "config": "--config FILE",
+    "config": "--config FILE, or --set FIELD=VALUE",
     "format": "--to FORMAT",
     "generation": "--generation NAME",
     "optimizer": "--optimizer KEY",

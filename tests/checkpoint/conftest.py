@@ -17,12 +17,6 @@ def written(request):
     return FORMATS[request.param]
 
 
-@pytest.fixture(params=sorted(WRITTEN))
-def written(request):
-    """Every format that can be written here."""
-    return FORMATS[request.param]
-
-
 @pytest.fixture
 def refused(tmp_path):
     """The message of the one error that a file gives."""

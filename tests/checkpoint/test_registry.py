@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import adamx.checkpoint.api
-import adamx.cli.main
+import adamx.cli.loading
 from adamx import AdamConfig
 from adamx.checkpoint import FORMATS, Checkpoint, CheckpointError, load, save
 from adamx.checkpoint.format import FileFormat, register, unregister
@@ -99,7 +99,7 @@ def test_a_missing_package_is_told_before_anything_is_done(form, tmp_path, monke
     with pytest.raises(ImportError, match=rf'pip install "adamx\[{form.extra}\]", or') as caught:
         save(target, source, template=template)
     assert caught.value.name in form.packages
-    monkeypatch.setattr(adamx.cli.main, "load", lambda *_, **__: pytest.fail("it was read"))
+    monkeypatch.setattr(adamx.cli.loading, "load", lambda *_, **__: pytest.fail("it was read"))
     argv = ["convert", str(CHECKPOINTS / "keras3_model.keras"), str(target), "--force"]
     assert main(argv) == 2
     assert capsys.readouterr() == ("", f"adamx: error: {caught.value}\n")

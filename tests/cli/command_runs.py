@@ -14,6 +14,11 @@ BFLOAT16 = np.dtype(jnp.bfloat16)
 KERAS = CHECKPOINTS / "keras3_model.keras"
 NUMBERED = CHECKPOINTS / "keras3.weights.h5"
 TORCH = CHECKPOINTS / "torch_adam.pt"
+# Which moments are whose rests on the order of Keras's layers where shapes are the same.
+NAMING = (
+    "5 of 8 inferred from the order of the model's weights; of the same shape: in/bias, b2/bias, "
+    "b10/bias; b2/kernel, b10/kernel"
+)
 NAMES = [f"{layer}/{key}" for layer in ("in", "b2", "b10", "out") for key in ("kernel", "bias")]
 
 

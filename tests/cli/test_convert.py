@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 
-import adamx.cli.main
+import adamx.cli.loading
 import adamx.cli.output
 from adamx.checkpoint import load, save
 from tests.checkpoint.checkpoint_runs import CHECKPOINTS, assert_equal
-from tests.cli.command_runs import KERAS, NAMES, NUMBERED, TORCH, TORCH_NAMES
+from tests.cli.command_runs import KERAS, NAMES, NAMING, NUMBERED, TORCH, TORCH_NAMES
 
 
 def test_a_damaged_template_is_an_error_that_names_it(run, tmp_path):
@@ -26,12 +26,14 @@ def test_a_damaged_template_is_an_error_that_names_it(run, tmp_path):
 def test_convert_and_back(run, tmp_path):
     ours, back = tmp_path / "state.safetensors", tmp_path / "back.keras"
     carried = "carried 30 steps, config, moments of 8 variables, 8 weights; not carried: nothing"
-    assert run("convert", KERAS, ours) == (0, [f"{ours}: {carried}"], [])
+    naming = f"names: {NAMING}"
+    assert run("convert", KERAS, ours) == (0, [f"{ours}: {carried}", naming], [])
 
     template = CHECKPOINTS / "keras3_schedule.keras"  # another run of the same network
     code, _, _ = run("diff", ours, template)
     assert code == 1
-    assert run("convert", ours, back, "--template", template) == (0, [f"{back}: {carried}"], [])
+    code, out, _ = run("convert", ours, back, "--template", template)
+    assert (code, out) == (0, [f"{back}: {carried}", naming])
     same = "A and B are the same optimizer state, bit for bit: 30 steps, moments of 8 variables, "
     for pair in ((KERAS, back), (back, ours), (CHECKPOINTS / "keras3_model.h5", back)):
         assert run("diff", *pair) == (0, [same + "8 weights"], [])
@@ -43,12 +45,14 @@ def test_convert_says_what_it_could_not_carry(run, tmp_path):
     averages = ", ".join(f"average/{name}" for name in NAMES[:4])
     assert out == [
         f"{argv[1]}: carried 30 steps, config, moments of 8 variables; not carried: 8 weights, "
-        f"{averages} and 5 more; changed the place of epsilon from keras to torch"
+        f"{averages} and 5 more; changed the place of epsilon from keras to torch",
+        f"names: {NAMING}",
     ]
     target = tmp_path / "new.weights.h5"
     _, out, _ = run("convert", KERAS, target, "--template", NUMBERED)
     assert out == [
-        f"{target}: carried 30 steps, moments of 8 variables, 8 weights; not carried: config"
+        f"{target}: carried 30 steps, moments of 8 variables, 8 weights; not carried: config",
+        f"names: {NAMING}",
     ]
 
 
@@ -64,10 +68,13 @@ def test_convert_names_the_weights_that_it_could_not_carry(run, tmp_path):
     template = CHECKPOINTS / "keras3_frozen.keras"
     argv = ("--template", template, "--order", order, "--set", "convention=keras")
     _, out, _ = run("convert", source, target, *argv)
-    assert out == [
+    assert out[0] == (
         f"{target}: carried 30 steps, config, moments of 8 variables, 12 weights; not carried: "
         "params/norm.num_batches_tracked; changed the place of epsilon from torch to keras"
-    ]
+    )
+    assert out[1].startswith(
+        "names: 10 of 10 inferred from the order of the model's weights; of the"
+    )
 
 
 def test_convert_replaces_a_file_only_by_force(run, tmp_path):
@@ -96,7 +103,7 @@ def test_convert_to_where_no_file_can_be(run, tmp_path, monkeypatch, target, tol
     with pytest.raises(OSError, match=f"{told}: '{path}'") as caught:
         save(path, load(KERAS), format="safetensors")
     assert caught.value.filename == str(path)
-    monkeypatch.setattr(adamx.cli.main, "load", lambda *_, **__: pytest.fail("it was read"))
+    monkeypatch.setattr(adamx.cli.loading, "load", lambda *_, **__: pytest.fail("it was read"))
     assert run("convert", KERAS, path, *to) == (2, [], [f"adamx: error: {path}: {told}"])
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "file", tmp_path / "folder"]
 
@@ -171,7 +178,7 @@ def test_another_place_of_epsilon_has_to_be_asked_for(run, tmp_path):
     assert not target.exists()
     code, out, _ = run("convert", source, target, "--set", "convention=torch")
     assert code == 0
-    assert out[-1].endswith("; changed the place of epsilon from keras to torch")
+    assert out[0].endswith("; changed the place of epsilon from keras to torch")
     assert load(target).config.convention == "torch"
 
 

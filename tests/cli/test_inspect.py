@@ -14,6 +14,7 @@ from tests.cli.command_runs import (
     BFLOAT16,
     KERAS,
     NAMES,
+    NAMING,
     TORCH_NAMES,
     checkpoint_of,
     recording,
@@ -79,6 +80,7 @@ def test_inspect_prints_what_the_file_says_of_the_run(run):
     assert head == {
         "file": str(KERAS),
         "framework": "Keras 3.15.1",
+        "names": NAMING,
         "count": "30 steps",
         "learning_rate": "0.01 in float32",
         "b1": "0.9",

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-import adamx.cli.main
+import adamx.cli.loading
 import adamx.cli.output
 from adamx.cli.main import main
 from tests.checkpoint.checkpoint_runs import CHECKPOINTS
@@ -55,7 +55,7 @@ def test_version(capsys):
 def test_numbered_weights_need_a_configuration(run, settings):
     code, _, err = run("inspect", NUMBERED)
     assert code == 2
-    assert err[-1] == "On the command line: --config FILE"
+    assert err[-1] == "On the command line: --config FILE, or --set FIELD=VALUE"
 
     config = settings(learning_rate=0.01, beta_1=0.25, loss_scale_factor=None)
     code, out, _ = run("inspect", NUMBERED, "--config", config)
@@ -87,7 +87,7 @@ def test_interrupted(run, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(adamx.cli.main, "load", interrupted)
+    monkeypatch.setattr(adamx.cli.loading, "load", interrupted)
     assert run("inspect", KERAS) == (130, [], [])
 
 

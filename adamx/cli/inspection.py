@@ -1,0 +1,117 @@
+"""`adamx inspect`: what a checkpoint holds, group by group, and what is wrong in it."""
+
+import argparse
+import json
+from typing import Any
+
+from adamx.base.trees import listed
+from adamx.checkpoint import Checkpoint
+from adamx.checkpoint.compare import measure
+from adamx.checkpoint.frameworks import FRAMEWORKS
+from adamx.checkpoint.naming import describe_naming
+from adamx.cli.description import describe_variables, make_rows
+from adamx.cli.loading import load_file
+from adamx.cli.output import (
+    count_noun,
+    list_effective,
+    list_fields,
+    make_printable,
+    print_table,
+    show,
+)
+from adamx.config.adam_config import AdamConfig
+from adamx.config.groups import ParameterGroup, list_unlike
+
+__all__ = ["inspect"]
+
+_ALWAYS_SHOWN = ("learning_rate", "b1", "b2", "eps", "convention")
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """Run the command; 1 if it was to check and something is wrong."""
+    _, checkpoint = load_file(arguments.file, arguments)
+    variables = describe_variables(checkpoint)
+    problems = checkpoint.problems() if arguments.check else []
+    if arguments.json:
+        facts = _collect_facts(str(arguments.file), checkpoint, variables)
+        if arguments.check:
+            facts["problems"] = [problem._asdict() for problem in problems]
+        print(json.dumps(facts, indent=2, allow_nan=False))
+        return bool(problems)
+    for line in _describe_head(str(arguments.file), checkpoint):
+        print(make_printable(line))
+    print()
+    print_table(make_rows(variables) or [{"variable": "(none)"}])
+    if arguments.check:
+        print()
+        for problem in problems:
+            print(make_printable(str(problem)))
+        count = count_noun(len(checkpoint.mu), "variable")
+        verdict = f"{count_noun(len(problems), 'finding')}: no run of Adam gives such moments"
+        print(verdict if problems else f"sound: nothing was found in the moments of {count}")
+    return bool(problems)
+
+
+def _collect_facts(
+    file: str, checkpoint: Checkpoint, variables: list[dict[str, Any]]
+) -> dict[str, Any]:
+    groups = [
+        {
+            "names": group.names,
+            "count": group.count,
+            "scheduled": group.scheduled,
+            "config": list_fields(group.config),
+        }
+        for group in checkpoint.groups
+    ]
+    unlike = list_unlike(checkpoint.groups)
+    alike: dict[str, Any] = {} if "count" in unlike else {"count": checkpoint.count}
+    if not set(unlike) - {"count"}:
+        alike["config"] = list_fields(checkpoint.config)
+    return {
+        "file": file,
+        "framework": checkpoint.framework,
+        "version": checkpoint.version,
+        **alike,
+        "groups": groups,
+        "naming": dict(checkpoint.naming),
+        "variables": [variable for variable in variables if "norm_m" in variable],
+        "without_moments": [variable for variable in variables if "norm_m" not in variable],
+        "extra": {name: measure(array) for name, array in checkpoint.extra.items()},
+        "not_read": checkpoint.not_read,
+        "notes": checkpoint.notes,
+    }
+
+
+def _describe_head(file: str, checkpoint: Checkpoint) -> list[str]:
+    """The lines above the table: what all variables share, the groups, and remarks."""
+    framework = FRAMEWORKS[checkpoint.framework].title
+    head = {
+        "file": file,
+        "framework": f"{framework} {checkpoint.version or ''}".strip(),
+        "names": describe_naming(checkpoint),
+    }
+    groups, unlike = checkpoint.groups, list_unlike(checkpoint.groups)
+    if "count" not in unlike:
+        head["count"] = count_noun(groups[0].count, "step")
+    head |= {k: v for k, v in _list_shown(groups[0]).items() if k not in unlike}
+    for index, group in enumerate(groups if len(groups) > 1 else ()):
+        parts = [count_noun(len(group.names), "variable")]
+        parts += [count_noun(group.count, "step")] * ("count" in unlike)
+        own = list_fields(group.config)
+        parts += [f"{field} {show(own[field])}" for field in unlike if field != "count"]
+        parts += ["learning rate set by a scheduler"] * group.scheduled
+        head[f"group {index}"] = f"{', '.join(parts)}: {listed(group.names, most=3)}"
+    if checkpoint.extra:
+        head["extra"] = listed(checkpoint.extra, most=3)
+    if checkpoint.not_read:
+        head["not read"] = listed(checkpoint.not_read, most=8)
+    width = max(map(len, head)) + 2
+    lines = [f"{key:{width}}{show(value)}" for key, value in head.items()]
+    return lines + [f"{'note':{width}}{note}" for note in checkpoint.notes]
+
+
+def _list_shown(group: ParameterGroup) -> dict[str, Any]:
+    """The hyperparameters that matter: the usual ones, and others that are not the default."""
+    config, usual = list_effective(group.config), list_fields(AdamConfig())
+    return {k: v for k, v in config.items() if k in _ALWAYS_SHOWN or v != usual[k]}
