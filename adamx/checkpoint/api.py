@@ -112,6 +112,8 @@ def save(
     format: Format | None = None,
     template: str | os.PathLike[str] | None = None,
     order: Order | None = None,
+    optimizer: str | None = None,
+    weights: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[str, ...]:
     """Write an optimizer state to a file. A crash leaves the file as it was.
@@ -129,6 +131,8 @@ def save(
       order: the file's names of the checkpoint's `params`, in their order, where they differ; or of
         those of `names`. Or, with a template, a mapping from its names, of weights and of the
         optimizer's variables, to those of the checkpoint.
+      optimizer: which of several optimizers in the template: its dotted key.
+      weights: which of several models' weights in the template: their dotted key.
       progress: called with the number of bytes just written.
 
     Between Keras and torch, the kernels of dense layers are transposed.
@@ -145,7 +149,8 @@ def save(
         found = type(checkpoint).__name__
         raise InvalidType(where="checkpoint", expected="a Checkpoint", found=found)
     copy = dataclasses.replace(checkpoint)
-    return write(Path(path), copy, format, template, order, progress)
+    keys = {"optimizer": optimizer, "weights": weights}
+    return write(Path(path), copy, format, template, order, progress, **keys)
 
 
 def write(
@@ -155,12 +160,13 @@ def write(
     template: str | os.PathLike[str] | None,
     order: Order | None,
     progress: Progress | None,
+    **keys: str | None,
 ) -> tuple[str, ...]:
     """`save`, and use the checkpoint up: it loses its arrays, so that none is in memory twice."""
     form = find_target(path, format)
     # Of a template's hyperparameters only those count that tell which variables there are.
     config = checkpoint.groups[0].config
-    source = None if template is None else Source(Path(template), config, progress)
+    source = None if template is None else Source(Path(template), config, progress, **keys)
     _check_template(form, path, source, order)
     form.check(checkpoint, source)
     new, left = _fit(form, checkpoint, source, order)

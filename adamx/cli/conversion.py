@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adamx.base.trees import listed
 from adamx.checkpoint import Checkpoint, CheckpointError
-from adamx.checkpoint.api import find_target, write
+from adamx.checkpoint.api import find_target, recognise, write
 from adamx.checkpoint.naming import describe_naming
 from adamx.cli.loading import load_file, read_order
 from adamx.cli.output import (
@@ -39,13 +39,24 @@ def convert(arguments: argparse.Namespace) -> int:
     is_told = set(checkpoint.naming.values()) <= {"file"}
     with show_progress(f"writing {target.name}", measure_size(arguments.source)) as progress:
         # The checkpoint is empty afterwards, and there was no second copy of it.
-        left = write(target, checkpoint, arguments.to, arguments.template, order, progress)
+        left = write(
+            *(target, checkpoint, arguments.to, arguments.template, order, progress),
+            **_list_keys(arguments),
+        )
     last = f"{target}: carried {steps}, {_carried(names, left)}"
     last += f"; not carried: {shorten([*left, *beside], names['params']) or 'nothing'}"
     print(make_printable("; ".join([last, *changes])))
     if not is_told:
         print(make_printable(f"names: {naming}"))
     return 0
+
+
+def _list_keys(arguments: argparse.Namespace) -> dict[str, str]:
+    """The keys of optimizer and weights, for a template that may hold several of them, too."""
+    keys = {"optimizer": arguments.optimizer, "weights": arguments.weights}
+    if arguments.template is None or not recognise(arguments.template).has_selectors:
+        return {}
+    return {name: key for name, key in keys.items() if key is not None}
 
 
 def _list_changes(old: Checkpoint, new: Checkpoint) -> list[str]:

@@ -126,6 +126,6 @@ def test_check_gives_a_verdict_and_its_exit_code(run):
     code, out, _ = run("inspect", "--check", BIG_M)
     assert (code, out[-1]) == (1, "1 finding: no run of Adam gives such moments")
     assert out[-2].startswith("mu/l1.weight: 36 of 36 entries")
-    assert list(rows(out))[0] == "emb.weight"
+    assert next(iter(rows(out))) == "emb.weight"
     code, out, _ = run("inspect", "--check", "--json", BIG_M)
     assert (code, json.loads("\n".join(out))["problems"][0]["name"]) == (1, "l1.weight")

@@ -33,6 +33,7 @@ class Kind(NamedTuple):
       own: keys of a group that tell it from torch's.
       defaults: fields of a group of torch that its own do not have.
       convention: where epsilon stands.
+      is_quantised: whether moments are kept in 8 bits.
       note: what the file does not tell, and adamx takes for granted.
     """
 
@@ -40,6 +41,7 @@ class Kind(NamedTuple):
     own: frozenset[str] = frozenset()
     defaults: Mapping[str, Any] = {}
     convention: ConventionName = "torch"
+    is_quantised: bool = False
     note: str = ""
 
 
@@ -51,7 +53,7 @@ _KINDS = (
         frozenset({"correct_bias"}),
         _DECOUPLED,
         "keras",
-        "transformers.AdamW decays the weights after the step, adamx before it: a difference of "
+        note="transformers.AdamW decays the weights after the step, adamx before it: a difference of "
         "the size of learning_rate * weight_decay * step",
     ),
     Kind(
@@ -61,11 +63,17 @@ _KINDS = (
         note="the file does not tell whether weight decay is decoupled (adam_w_mode): it is taken "
         "to be, which is the default of Apex and DeepSpeed",
     ),
-    Kind("bitsandbytes.AdamW8bit", frozenset({"alpha", "t_alpha", "t_beta3"}), _DECOUPLED),
+    Kind(
+        "bitsandbytes.AdamW8bit",
+        frozenset({"alpha", "t_alpha", "t_beta3"}),
+        _DECOUPLED,
+        is_quantised=True,
+    ),
 )
 _TORCHAO = Kind(
     "torchao.optim.AdamW8bit",
     defaults=_DECOUPLED,
+    is_quantised=True,
     note="the file does not tell Adam8bit from AdamW8bit: weight decay is taken to be decoupled",
 )
 

@@ -98,7 +98,8 @@ def _open(path: Path, account: Account) -> Saved:
 
 def _write_state_dict(new: Checkpoint) -> dict[str, Any]:
     """What `torch.optim.Adam.load_state_dict` takes; the checkpoint's arrays are used up."""
-    names, steps, groups, start = new.names, _make_steps(new), [], 0
+    names, groups, start = new.names, [], 0
+    steps = {name: _make_step(group.count) for group in new.groups for name in group.names}
     for settings, own in zip(_write_groups(new.groups), new.groups, strict=True):
         group = settings | {"params": list(range(start, start + len(own.names)))}
         start += len(own.names)
@@ -120,6 +121,13 @@ def _replace_state(saved: Any, new: Checkpoint, template: Source) -> None:
     position_of = dict(zip(found.names, found.positions, strict=True))
     own = {name: group for group in new.groups for name in group.names}
     kind = find_kind(groups, state_dict["state"])
+    if kind.is_quantised:
+        raise CheckpointError(
+            where="template",
+            expected="moments of 16 bits or more in the template",
+            found=f"those of {kind.name}, which adamx reads and does not write",
+            argument="template",
+        )
     for group in groups:
         fitted = next((own[n] for n, p in position_of.items() if p in set(group["params"])), None)
         if fitted is None or _holds(kind, group, fitted.config):
@@ -130,8 +138,17 @@ def _replace_state(saved: Any, new: Checkpoint, template: Source) -> None:
             )
         [settings] = _write_groups([fitted])
         group.update({k: v for k, v in settings.items() if k in group and k not in KEPT})
-    steps = _make_steps(new)
-    state: dict[int | str, dict[str, Any]] = {position_of[n]: {"step": steps[n]} for n in new.mu}
+    state: dict[int | str, dict[str, Any]] = {position_of[n]: {} for n in new.mu}
+    counts = {n: g.count for g in new.groups for n in g.names}
+    for group in groups:
+        for name in (n for n in new.mu if position_of[n] in set(group["params"])):
+            was = state_dict["state"].get(position_of[name], {})
+            if "step" in group:  # Apex has it there, for all
+                group["step"] = counts[name]
+            else:
+                is_whole = type(was.get("step")) is int  # of older optimizers
+                count = counts[name]
+                state[position_of[name]]["step"] = count if is_whole else _make_step(count)
     for key, field in KEYS.items():
         for name, array in getattr(new, field).items():
             state[position_of[name]][key] = make_tensor(array)
@@ -163,13 +180,9 @@ def _write_groups(groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:
     return written
 
 
-def _make_steps(checkpoint: Checkpoint) -> dict[str, Any]:
-    """By name the steps done, as torch counts them with each parameter."""
-    return {
-        name: make_tensor(np.asarray(group.count, np.float32))
-        for group in checkpoint.groups
-        for name in group.names
-    }
+def _make_step(count: int) -> Any:
+    """The steps done, as torch counts them with each parameter."""
+    return make_tensor(np.asarray(count, np.float32))
 
 
 register(TorchSave())
