@@ -43,7 +43,7 @@ OPTIONAL = {
 }
 
 # Folders of tests that are not of one room.
-OTHER_TESTS = {"checkpoint_files", "fuzz", "golden", "live"}
+OTHER_TESTS = {"checkpoint_files", "checkpoint_torch", "fuzz", "golden", "live"}
 
 
 class Import(NamedTuple):

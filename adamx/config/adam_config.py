@@ -29,6 +29,7 @@ from adamx.transforms.foreign import (
     clip_global_norm,
     clip_values,
     torch_weight_decay,
+    undo_bias_correction,
 )
 from adamx.transforms.scaling import add_weight_decay, scale_by_learning_rate
 from adamx.transforms.schedules import inverse_time_decay
@@ -38,6 +39,7 @@ __all__ = ["AdamConfig"]
 _LIMITS = ("clip_norm", "clip_global_norm", "clip_value")
 _NUMBERS = ("b1", "b2", "eps", "eps_root", "decay", "weight_decay", *_LIMITS)
 _FLAGS = ("decoupled", "amsgrad", "nesterov", "clip_value_first", "maximize", "float32")
+_FLAGS += ("bias_correction",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,9 @@ class AdamConfig:
       maximize: follow the gradients upwards.
       float32: the numbers for learning rate, b1, b2 and decay are rounded to float32 before
         anything is computed of them, as in TF 1.1 and tf_keras's legacy optimizer.
+      bias_correction: whether the moments, which start at 0, are corrected for that. Without it
+        the direction is m / (sqrt(v) + eps), as of `correct_bias=False` in transformers' AdamW
+        and `bias_correction=False` in Apex's FusedAdam; only with convention "keras".
     """
 
     __module__ = "adamx"  # as users import it: what pickles and repr name
@@ -83,6 +88,7 @@ class AdamConfig:
     maximize: bool = False
     convention: ConventionName = "optax"
     float32: bool = False
+    bias_correction: bool = True
 
     def __post_init__(self) -> None:
         """Raise a ValueError or TypeError for a value out of range or of the wrong type."""
@@ -116,6 +122,9 @@ class AdamConfig:
         if self.nesterov and self.convention != "optax":
             expected = 'convention "optax" beside it'
             raise InvalidValue(where="nesterov", expected=expected, found=repr(self.convention))
+        if not self.bias_correction and self.convention != "keras":
+            expected = 'convention "keras" beside it, whose epsilon stands beside sqrt(v)'
+            raise InvalidValue(where="bias_correction", expected=expected, found="False")
         for name in ("b1", "b2"):
             value = getattr(self, name)
             if self.float32 and is_number(value) and not np.float32(value) < 1:
@@ -211,6 +220,8 @@ class AdamConfig:
                 convention=self.convention,
             )
         )
+        if not self.bias_correction:
+            parts.append(undo_bias_correction(self._rounded(self.b1), self._rounded(self.b2)))
         if decays and self.decoupled:
             parts.append(self._decoupled_weight_decay(mask))
         parts.append(scale_by_learning_rate(self._learning_rate()))

@@ -242,6 +242,7 @@ def keras_from_fields(fields: Mapping[str, Any], generation: str) -> dict[str, A
         ("convention", f["convention"] != "keras"),
         ("eps_root", f["eps_root"] != 0),
         ("nesterov", f["nesterov"]),
+        ("bias_correction", not f["bias_correction"]),
         ("maximize", f["maximize"]),
         ("amsgrad", f["amsgrad"] and first),
         ("weight_decay", f["weight_decay"] != 0 and early),

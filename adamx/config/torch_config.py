@@ -81,6 +81,7 @@ def torch_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         "eps_root": f["eps_root"] != 0,
         "decay": f["decay"] != 0,
         "nesterov": f["nesterov"],
+        "bias_correction": not f["bias_correction"],
         **{k: f[k] is not None for k in ("clip_norm", "clip_global_norm", "clip_value")},
     }
     for name, is_refused in refused.items():

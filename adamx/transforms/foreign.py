@@ -12,10 +12,17 @@ from adamx.base.checks import check_given
 from adamx.base.clipping import clip_array, clip_to_norm, global_norm
 from adamx.base.dtypes import real_scalar
 from adamx.base.errors import InvalidType
+from adamx.base.numerics import bias_correction
 from adamx.base.trees import flatten_with_path, is_none, path_name
 from adamx.transforms.scaling import mask_part
 
-__all__ = ["clip_each_norm", "clip_global_norm", "clip_values", "torch_weight_decay"]
+__all__ = [
+    "clip_each_norm",
+    "clip_global_norm",
+    "clip_values",
+    "torch_weight_decay",
+    "undo_bias_correction",
+]
 
 
 def clip_each_norm(max_norm: chex.Numeric) -> optax.GradientTransformation:
@@ -56,6 +63,19 @@ def clip_values(largest: chex.Numeric) -> optax.GradientTransformation:
         return jax.tree.map(clip, updates)
 
     return optax.stateless(update)
+
+
+def undo_bias_correction(b1: chex.Numeric, b2: chex.Numeric) -> optax.GradientTransformation:
+    """Make m / (sqrt(v) + eps) of a direction of `scale_by_adam(convention="keras")`.
+
+    That is sqrt(1 - b2^t) / (1 - b1^t) times as large. The count is Optax's own for schedules.
+    """
+
+    def factor(count: chex.Numeric) -> chex.ArrayDevice:
+        t, dtype = jnp.asarray(optax.safe_increment(count)), np.dtype(np.float32)
+        return bias_correction(b1, t, dtype) / jnp.sqrt(bias_correction(b2, t, dtype))
+
+    return optax.scale_by_schedule(factor)
 
 
 def torch_weight_decay(

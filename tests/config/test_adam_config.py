@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from adamx import AdamConfig
@@ -195,3 +196,37 @@ def test_schedules_round_trip():
     decayed = AdamConfig.from_keras({"learning_rate": learning_rate, "decay": 0.5})
     assert decayed.decay == 0.5
     assert decayed.learning_rate == config.learning_rate
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_without_bias_correction(decoupled):
+    """Against the formula in float64: m / (sqrt(v) + eps), without factors of the step."""
+    config = AdamConfig(
+        learning_rate=0.1,
+        convention="keras",
+        bias_correction=False,
+        weight_decay=0.01,
+        decoupled=decoupled,
+    )
+    random = np.random.default_rng(0)
+    p, m, v = random.normal(size=(3, 5)) * [[1.0], [0.0], [0.0]]
+    tx = config.transformation()
+    params = jnp.asarray(p, jnp.float32)
+    state = tx.init(params)
+    for _ in range(20):
+        g = random.normal(size=5)
+        updates, state = tx.update(jnp.asarray(g, jnp.float32), state, params)
+        params = optax.apply_updates(params, updates)
+        g = g if decoupled else g + 0.01 * p
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        p = p - 0.1 * (m / (np.sqrt(v) + 1e-8) + (0.01 * p if decoupled else 0))
+    np.testing.assert_allclose(params, p, rtol=0, atol=4e-6)
+
+
+def test_a_convention_that_has_no_form_without_bias_correction():
+    with pytest.raises(ValueError, match='bias_correction: expected convention "keras" beside'):
+        AdamConfig(bias_correction=False)
+    config = AdamConfig(bias_correction=False, convention="keras")
+    for write in (config.to_torch, lambda: config.to_keras("keras3")):
+        with pytest.raises(ValueError, match=r"cannot express (convention|bias_correction)"):
+            write()

@@ -171,12 +171,7 @@ def read_config(kind: Kind, group: Mapping[str, Any]) -> AdamConfig:
     except (AdamxError, TypeError) as error:
         raise suggest_config(error).within("param_groups") from error
     if not all(corrections):
-        raise CheckpointError(
-            where="param_groups: correct_bias",
-            expected="True",
-            found=f"False: {kind.name} without the correction of the moments' bias is no Adam that "
-            "adamx has",
-        )
+        return dataclasses.replace(config, convention="keras", bias_correction=False)
     return dataclasses.replace(config, convention=kind.convention)
 
 
