@@ -71,7 +71,7 @@ def undo_bias_correction(b1: chex.Numeric, b2: chex.Numeric) -> optax.GradientTr
     That is sqrt(1 - b2^t) / (1 - b1^t) times as large. The count is Optax's own for schedules.
     """
 
-    def factor(count: chex.Numeric) -> chex.ArrayDevice:
+    def factor(count: jax.typing.ArrayLike) -> chex.ArrayDevice:
         t, dtype = jnp.asarray(optax.safe_increment(count)), np.dtype(np.float32)
         return bias_correction(b1, t, dtype) / jnp.sqrt(bias_correction(b2, t, dtype))
 

@@ -53,8 +53,8 @@ _KINDS = (
         frozenset({"correct_bias"}),
         _DECOUPLED,
         "keras",
-        note="transformers.AdamW decays the weights after the step, adamx before it: a difference of "
-        "the size of learning_rate * weight_decay * step",
+        note="transformers.AdamW decays the weights after the step, adamx before it: a difference "
+        "of the size of learning_rate * weight_decay * step",
     ),
     Kind(
         "FusedAdam",
