@@ -126,8 +126,8 @@ def save(
         checkpoint's values instead of its weights, moments, iterations and hyperparameters, in its
         own order and names. Some formats need one (Keras), some take none (adamx's own); for torch,
         None writes an optimizer's state dict, with the variables in the checkpoint's order. torch
-        takes them by position alone: a checkpoint of `from_state` has them in the tree's order,
-        which JAX sorts, unless `from_state` was given the `order` of the model's parameters().
+        takes them by position alone: `from_state` has to be given the `order` of the model's
+        parameters(), since a tree has one of its own.
       order: the file's names of the checkpoint's `params`, in their order, where they differ; or of
         those of `names`. Or, with a template, a mapping from its names, of weights and of the
         optimizer's variables, to those of the checkpoint.

@@ -152,6 +152,15 @@ def fit_moments(
       left out.
     """
     names = checkpoint.names
+    if not checkpoint.ordered and order is None and len(names) > 1:
+        raise CheckpointError(
+            where="order",
+            expected=f"the order in which the model has its parameters, by which {framework} knows "
+            "them",
+            found="that of the tree, which JAX sorts",
+            remedy="give order=[...] to Checkpoint.from_state, or a template",
+            argument="order",
+        )
     if FRAMEWORKS[checkpoint.framework].kernel == "in, out":  # tf1's variables are sorted by name
         in_model = [name for name in checkpoint.params if name in names]
         names = tuple(in_model) if len(in_model) == len(names) else names

@@ -219,10 +219,12 @@ def test_what_is_no_dense_kernel_does_not_cross(name, tmp_path):
 def test_kernels_of_a_jax_program_do_not_go_to_torch_as_they_are(tmp_path):
     tree = {"a": {"kernel": jnp.ones((4, 4)), "bias": jnp.zeros(4)}}
     config = AdamConfig(convention="torch")
-    state = config.transformation().init(tree)
+    state, order = config.transformation().init(tree), ["a/kernel", "a/bias"]
     with pytest.raises(CheckpointError, match=r"a/kernel: expected a layout"):
-        save(tmp_path / "x.pt", Checkpoint.from_state(tree, state, config))
-    said = Checkpoint.from_state(tree, state, config, layout=torch_linear)
+        save(tmp_path / "x.pt", Checkpoint.from_state(tree, state, config, order=order))
+    with pytest.raises(CheckpointError, match="order: expected the order in which the model has"):
+        save(tmp_path / "x.pt", Checkpoint.from_state(tree, state, config, layout=torch_linear))
+    said = Checkpoint.from_state(tree, state, config, order=order, layout=torch_linear)
     save(tmp_path / "x.safetensors", said)
     save(tmp_path / "x.pt", load(tmp_path / "x.safetensors"))
 

@@ -289,7 +289,9 @@ def test_the_state_of_radam(tmp_path):
     optimizer.step()
     torch.save(optimizer.state_dict(), tmp_path / "radam.pt")
     for config in (None, AdamConfig(convention="torch")):
-        with pytest.raises(CheckpointError, match="expected those of Adam or AdamW, found lr"):
+        with pytest.raises(
+            CheckpointError, match="expected those of Adam or AdamW, found the state of RAdam"
+        ):
             load(tmp_path / "radam.pt", config=config)
 
 

@@ -91,7 +91,7 @@ class Safetensors(FileFormat):
             framework=described["framework"],
             version=described["framework_version"],
             groups=read_groups(described),
-            naming=described.get("naming", {}),
+            naming=described.get("naming") or _guess_naming(described),
             transformed=described["transformed"],
             ordered=described.get("ordered", True),
             quantised=described.get("quantised", False),
@@ -167,6 +167,13 @@ def _check_described(described: Mapping[str, Any], arrays: Mapping[str, np.ndarr
         raise CheckpointError(f"expected a framework, found {described['framework']!r:.80}")
     if len(described["arrays"]) != len(arrays) or set(described["arrays"]) != arrays.keys():
         raise CheckpointError("expected the arrays that the file names, found others")
+
+
+def _guess_naming(described: Mapping[str, Any]) -> dict[str, Naming]:
+    """Version 1 did not tell how names were known: those of torch may have been inferred."""
+    if described["framework"] != "torch" or "names" not in described:
+        return {}
+    return {name: "inferred" for name in described["names"] if not name.isdecimal()}
 
 
 def _compute_checksum(path: Path, written: str, progress: Progress | None) -> tuple[str, int]:
