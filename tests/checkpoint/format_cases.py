@@ -21,6 +21,8 @@ CONFIGS = {
 }
 # Of formats that other programs write, by the format's name.
 ONLY_READ = {
+    "dcp": WILD / "dcp_fsdp2" / "dcp",
+    "deepspeed": WILD / "deepspeed_zero2_2ranks",
     "flax": WILD / "flax_msgpack" / "state.msgpack",
     "orbax": WILD / "orbax_adamw" / "ckpt",
     "tensorflow": WILD / "tf2_tfkeras" / "ckpt-1.index",

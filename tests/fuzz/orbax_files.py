@@ -12,21 +12,15 @@ import numpy as np
 
 from adamx import AdamConfig
 from adamx.checkpoint import load
-from tests.fuzz.mangling import mangled, pick
+from tests.fuzz import folders
+from tests.fuzz.folders import mangle, pack, pack_folder, places, unpack
+from tests.fuzz.mangling import pick
 
-__all__ = ["EDITS", "as_plain", "as_third", "enlarged", "mangle", "pack_folder", "places"]
+__all__ = ["EDITS", "as_plain", "as_third", "enlarged"]
 
 Edit = Callable[[bytes, np.random.RandomState], bytes]
-Files = dict[str, bytes]
 
-_NEAR = 64  # bytes between the places that damage begins at
 _BLOCK = (128 << 10 << 3 | 1 << 1).to_bytes(3, "little") + b"\0"  # of zstd: 128 KiB of zeros
-
-
-def pack_folder(folder: Path) -> bytes:
-    """All files of a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return _pack({path.relative_to(folder).as_posix(): path.read_bytes() for path in files})
 
 
 def as_plain(content: bytes) -> bytes:
@@ -59,45 +53,6 @@ def _saved(content: bytes, more: dict[str, np.ndarray], **options: bool) -> byte
             checkpointer.save(new, args=ocp.args.PyTreeSave(tree))
         (new / "commit_success.txt").unlink(missing_ok=True)
         return pack_folder(new)
-
-
-def places(content: bytes) -> np.ndarray:
-    """Not of the archive: see `mangle`."""
-    del content
-    return np.zeros(0, int)
-
-
-def mangle(content: bytes, places: np.ndarray, rng: np.random.RandomState) -> tuple[bytes, str]:
-    """Bytes of one of the files changed."""
-    del places
-    files = _unpack(content)
-    name = pick(rng, [name for name, data in files.items() if data])
-    starts = np.arange(0, len(files[name]), _NEAR)
-    files[name], told = mangled(files[name], starts, rng)
-    return _pack(files), f"{name} {told}"
-
-
-def removed_file(content: bytes, rng: np.random.RandomState) -> bytes:
-    files = _unpack(content)
-    del files[pick(rng, files)]
-    return _pack(files)
-
-
-def removed_folder(content: bytes, rng: np.random.RandomState) -> bytes:
-    files = _unpack(content)
-    gone = pick(rng, files).rpartition("/")[0]
-    return _pack({name: data for name, data in files.items() if not name.startswith(f"{gone}/")})
-
-
-def emptied_file(content: bytes, rng: np.random.RandomState) -> bytes:
-    files = _unpack(content)
-    return _pack({**files, pick(rng, files): b""})
-
-
-def swapped_files(content: bytes, rng: np.random.RandomState) -> bytes:
-    files = _unpack(content)
-    one, other = pick(rng, files), pick(rng, files)
-    return _pack({**files, one: files[other], other: files[one]})
 
 
 def strange_tree(content: bytes, rng: np.random.RandomState) -> bytes:
@@ -144,17 +99,14 @@ def strange_header(content: bytes, rng: np.random.RandomState) -> bytes:
 
 def bomb(content: bytes, rng: np.random.RandomState) -> bytes:
     """In place of a file, data of zstd that unpack to 1 GiB."""
-    files = _unpack(content)
+    files = unpack(content)
     chunks = [name for name in files if name[-1:].isdecimal()] or list(files)
     data = b"\x28\xb5\x2f\xfd\x00\x58" + _BLOCK * (1 << 13) + b"\x01\0\0"
-    return _pack({**files, pick(rng, chunks): data})
+    return pack({**files, pick(rng, chunks): data})
 
 
 EDITS: tuple[Edit, ...] = (
-    removed_file,
-    removed_folder,
-    emptied_file,
-    swapped_files,
+    *folders.EDITS,
     strange_tree,
     strange_settings,
     strange_header,
@@ -165,24 +117,11 @@ EDITS: tuple[Edit, ...] = (
 def _with_json(
     content: bytes, rng: np.random.RandomState, ending: str, change: Callable[[Any], None]
 ) -> bytes:
-    files = _unpack(content)
+    files = unpack(content)
     names = [name for name in files if name.rpartition("/")[2] == ending]
     if not names:
         return mangle(content, places(content), rng)[0]
     name = pick(rng, names)
     described = json.loads(files[name])
     change(described)
-    return _pack({**files, name: json.dumps(described).encode()})
-
-
-def _unpack(content: bytes) -> Files:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def _pack(files: Files) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return stream.getvalue()
+    return pack({**files, name: json.dumps(described).encode()})

@@ -12,7 +12,7 @@ from adamx.checkpoint.formats._tree_paths import Path as TreePath
 from adamx.checkpoint.formats._tree_paths import dotted
 from adamx.checkpoint.untrusted.account import Account, parse_json
 
-__all__ = ["Described", "Found", "Item", "find_items", "is_checkpoint", "measure", "read_metadata"]
+__all__ = ["Described", "Found", "Item", "find_items", "is_checkpoint", "read_metadata"]
 
 METADATA = "_METADATA"
 _STEP_METADATA = "_CHECKPOINT_METADATA"
@@ -122,11 +122,6 @@ def _is_step(folder: Path) -> bool:
 
 def _list_folders(folder: Path) -> list[Path]:
     return [p for p in folder.iterdir() if _UNFINISHED not in p.name and p.is_dir()]
-
-
-def measure(folder: Path) -> int:
-    """The bytes of all files in a folder."""
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
 
 
 def read_metadata(

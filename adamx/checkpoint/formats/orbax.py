@@ -3,11 +3,11 @@
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.format import FileFormat, Head, Source, register
 from adamx.checkpoint.formats._array_trees import Leaf
+from adamx.checkpoint.formats._folders import measure
 from adamx.checkpoint.formats._orbax_arrays import Array, Store
 from adamx.checkpoint.formats._orbax_folders import (
     find_items,
     is_checkpoint,
-    measure,
     read_metadata,
 )
 from adamx.checkpoint.formats._state_trees import read_state

@@ -11,6 +11,7 @@ from adamx.base.errors import InvalidValue
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
+from adamx.checkpoint.formats._deepspeed_files import check_whole
 from adamx.checkpoint.formats._refusals import explain_refusal
 from adamx.checkpoint.formats._torch_checks import check_real
 from adamx.checkpoint.formats._torch_flat import flatten
@@ -53,6 +54,8 @@ class TorchSave(FileFormat):
         """Whether it is an archive with torch's members, or the older form."""
         is_archive = head.start.startswith(SIGNATURE)
         named = b"data.pkl" in head.start or b"/version" in head.start
+        if head.path.suffix == ".distcp":  # many archives: a part of another format
+            return False
         return (is_archive and named) or head.start.startswith(LEGACY_SIGNATURE)
 
     def check(self, checkpoint: Checkpoint, template: Source | None) -> None:
@@ -71,6 +74,7 @@ class TorchSave(FileFormat):
         """Read the optimizer's state, and the weights beside it."""
         account = Account(source.path.stat().st_size)
         saved = _open(source.path, account).value
+        check_whole(saved)
         return read_state(saved, account, source, values=values)
 
     def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:

@@ -1,0 +1,148 @@
+"""Flat vectors that are split over ranks, with all parameters of a group one after another."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.formats._torch_tensors import describe
+from adamx.checkpoint.untrusted.account import Account, Progress
+from adamx.checkpoint.untrusted.torch_archive import read_tensors
+from adamx.checkpoint.untrusted.torch_tensors import Tensor
+
+__all__ = ["Piece", "Shapes", "assemble", "check_pieces", "split_each", "split_evenly"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Piece(NamedTuple):
+    """Elements of a parameter in the vector of a rank."""
+
+    rank: int
+    start: int
+    length: int
+
+
+def split_each(shapes: Shapes, ranks: int) -> dict[str, list[Piece]]:
+    """As ZeRO-3 does: each parameter is split over all ranks, and the last parts are padded."""
+    pieces: dict[str, list[Piece]] = {}
+    start = 0
+    for name, shape in shapes.items():
+        count = math.prod(shape)
+        part = -(-count // ranks)
+        sizes = [min(part, max(0, count - rank * part)) for rank in range(ranks)]
+        pieces[name] = [Piece(rank, start, size) for rank, size in enumerate(sizes) if size]
+        start += part
+    return pieces
+
+
+def split_evenly(shapes: Shapes, ranks: int, size: int) -> dict[str, list[Piece]]:
+    """As ZeRO-1 and 2 did before they told it: one vector, in parts of `size` for each rank."""
+    pieces: dict[str, list[Piece]] = {}
+    at = 0
+    for name, shape in shapes.items():
+        pieces[name], end = [], at + math.prod(shape)
+        while at < end:
+            if not size or at // size >= ranks:
+                raise CheckpointError(
+                    where=name, expected="its values", found=f"{ranks} parts of {size} elements"
+                )
+            count = min(end, (at // size + 1) * size) - at
+            pieces[name].append(Piece(at // size, at % size, count))
+            at += count
+    left = ranks * size - at
+    if left >= max(2 * ranks, 1):
+        raise CheckpointError(
+            expected=f"parameters of {ranks * size} elements, but for less than {2 * ranks}",
+            found=f"shapes of {at} elements",
+        )
+    return pieces
+
+
+def check_pieces(shapes: Shapes, pieces: Mapping[str, Sequence[Piece]], size: int) -> None:
+    """Raise unless each parameter is complete, and goes on where the vector of a rank ends."""
+    for name, shape in shapes.items():
+        own = pieces.get(name, [])
+        count = sum(piece.length for piece in own)
+        if count != math.prod(shape):
+            raise CheckpointError(
+                where=name,
+                expected=f"{math.prod(shape)} elements, as its shape {shape} says",
+                found=f"{count} in {len(own)} ranks",
+            )
+        for one, other in itertools.pairwise(own):
+            is_end = one.start + one.length == size
+            if not is_end or other.start or other.rank != one.rank + 1:
+                raise CheckpointError(
+                    where=name,
+                    expected=f"parts that follow one another in vectors of {size} elements",
+                    found=f"{one.length} elements at {one.start} of rank {one.rank}, then "
+                    f"{other.length} at {other.start} of rank {other.rank}",
+                )
+
+
+def assemble(
+    where: str,
+    vectors: Sequence[Any],
+    shapes: Shapes,
+    pieces: Mapping[str, Sequence[Piece]],
+    account: Account,
+    progress: Progress | None,
+    *,
+    is_padded_with_zeros: bool,
+) -> dict[str, np.ndarray]:
+    """The parameters' arrays.
+
+    Args:
+      where: what the vectors are, for errors.
+      vectors: of each rank.
+      shapes: of the parameters.
+      pieces: where their elements are.
+      account: what the values are charged to.
+      progress: called with the number of bytes just read.
+      is_padded_with_zeros: whether elements of no parameter have to be 0.
+    """
+    for rank, vector in enumerate(vectors):
+        if not isinstance(vector, Tensor) or vector.ndim != 1 or vector.dtype != vectors[0].dtype:
+            found = describe(vector)
+            if isinstance(vector, Tensor):
+                found = f"shape {vector.shape} and dtype {vector.dtype}"
+            raise CheckpointError(
+                where=f"rank {rank}: {where}", expected="a vector as of rank 0", found=found
+            )
+    dtype = vectors[0].dtype
+    account.spend(sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize)
+    arrays = {name: np.empty(math.prod(shape), dtype) for name, shape in shapes.items()}
+    filled = dict.fromkeys(shapes, 0)
+    for rank, vector in enumerate(vectors):
+        [values] = read_tensors([vector], account, progress)
+        own = [(piece, name) for name in shapes for piece in pieces[name] if piece.rank == rank]
+        at = 0
+        for piece, name in sorted(own):
+            end = piece.start + piece.length
+            if piece.start < at or end > values.size:
+                raise CheckpointError(
+                    where=f"rank {rank}: {where}: {name}",
+                    expected=f"{piece.length} elements of its own within {values.size}",
+                    found=f"those from {piece.start}",
+                )
+            if is_padded_with_zeros and values[at : piece.start].any():
+                raise _refuse_padding(rank, where)
+            start = filled[name]
+            arrays[name][start : start + piece.length] = values[piece.start : end]
+            filled[name], at = start + piece.length, end
+        if is_padded_with_zeros and values[at:].any():
+            raise _refuse_padding(rank, where)
+        account.allow(vector.storage.nbytes if vector.storage else 0)  # it is forgotten
+    return {name: arrays[name].reshape(shape) for name, shape in shapes.items()}
+
+
+def _refuse_padding(rank: int, where: str) -> CheckpointError:
+    return CheckpointError(
+        where=f"rank {rank}: {where}",
+        expected="zeros where no parameter is",
+        found="other numbers: shapes and slices are not those of these values",
+    )

@@ -1,0 +1,55 @@
+"""Folders of `torch.distributed.checkpoint`, with the state of one Adam in them."""
+
+from adamx.checkpoint.checkpoint import Checkpoint
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.format import FileFormat, Head, Source, register
+from adamx.checkpoint.formats._dcp_metadata import METADATA, read_metadata
+from adamx.checkpoint.formats._dcp_segments import Store
+from adamx.checkpoint.formats._dcp_tree import build_tree, fill
+from adamx.checkpoint.formats._folders import list_names, measure
+from adamx.checkpoint.formats._torch_state import find_state, read_state
+from adamx.checkpoint.untrusted.account import Account
+
+__all__ = ["TorchDcp"]
+
+_SUFFIX = ".distcp"
+
+
+class TorchDcp(FileFormat):
+    """What `torch.distributed.checkpoint.save` writes: one folder by any number of ranks."""
+
+    name = "dcp"
+    title = "torch.distributed.checkpoint"
+    writable = False
+    instead = (
+        "save with format='torch', load that file with torch.load, and save its "
+        "state with torch.distributed.checkpoint"
+    )
+    has_selectors = True
+
+    def matches(self, head: Head) -> bool:
+        """Whether a folder has its files, or it is one of them."""
+        names = head.entries if head.path.is_dir() else {head.path.name} if head.start else ()
+        return METADATA in names or any(name.endswith(_SUFFIX) for name in names)
+
+    def read(self, source: Source, *, values: bool) -> Checkpoint:
+        """Read the state of the optimizer, and the weights that are its."""
+        folder = source.path if source.path.is_dir() else source.path.parent
+        if not (folder / METADATA).is_file():
+            raise CheckpointError(
+                expected=f"a folder with {METADATA}, which rank 0 writes last",
+                found=list_names(folder),
+                remedy="give the whole folder of a save that was completed",
+            )
+        account = Account(measure(folder))
+        described = read_metadata(folder, account)
+        store = Store(folder, account, source.progress)
+        saved = build_tree(described, store, source.optimizer)
+        found = find_state(saved, source)
+        # Only these tensors are read: of the optimizer, and of the weights that are its.
+        fill(found.held, described, store, within=True)
+        fill(found.model or {}, described, store, within=False)
+        return read_state(saved, account, source, values=values)
+
+
+register(TorchDcp())
