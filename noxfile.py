@@ -31,6 +31,7 @@ ALL_TESTS = (*PYTEST, "--pyargs", "tests", "adamx")  # the package for its docte
 COPIED = ("tests", "examples", "benchmarks", "docs", ".ci", "README.md", "pyproject.toml")
 KERNEL_IN_USE = "import adamx; print(adamx.native.status()); assert adamx.native.status()"
 EXAMPLES = ("train_digits", "conventions", "keras_facade", "resume_from_keras")
+EXAMPLES += ("resume_from_hugging_face",)
 SHORT = {"ADAMX_FUZZ_FILES": "400"}  # of each format: every edit three times and more
 
 
@@ -229,6 +230,13 @@ def fuzz_long(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
+def hugging_face(session: nox.Session) -> None:
+    """The names that transformers' models give to the files of its Trainer."""
+    install(session, "test", TORCH, "transformers>=5")
+    run_live(session, "test_hugging_face.py")
+
+
+@nox.session(python="3.11")
 def keras3(session: nox.Session) -> None:
     """The comparison with Keras 3, which runs on JAX, and its way with the files written for it."""
     install(session, "test", "keras>=3.15")
@@ -251,8 +259,8 @@ def tf11(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def frameworks(session: nox.Session) -> None:
-    """Torch, the fuzzing, Keras 3 and TensorFlow 1.1, one after the other in one environment."""
-    for part in (torch, fuzz, keras3, tf11):
+    """The five above, one after the other in one environment."""
+    for part in (torch, fuzz, keras3, tf11, hugging_face):
         part(session)
 
 

@@ -40,10 +40,12 @@ OPTIONAL = {
     "safetensors",
     "tensorstore",
     "torch",
+    "transformers",
 }
 
 # Folders of tests that are not of one room.
-OTHER_TESTS = {"checkpoint_files", "checkpoint_torch", "fuzz", "golden", "live"}
+OTHER_TESTS = {"checkpoint_files", "checkpoint_folders", "checkpoint_torch", "fuzz", "golden"}
+OTHER_TESTS |= {"live"}
 
 
 class Import(NamedTuple):

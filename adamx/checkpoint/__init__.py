@@ -6,6 +6,7 @@ from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FORMATS
 from adamx.checkpoint.layouts import torch_linear
+from adamx.checkpoint.torch_names import torch_names
 from adamx.config.groups import ParameterGroup
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "load",
     "save",
     "torch_linear",
+    "torch_names",
 ]
 
 

@@ -18,10 +18,11 @@ from adamx.checkpoint.consistency import (
     make_groups,
 )
 from adamx.checkpoint.errors import CheckpointError
-from adamx.checkpoint.frameworks import FRAMEWORKS, Framework
+from adamx.checkpoint.frameworks import Framework
 from adamx.checkpoint.health import Problem, find_problems, warn_of_problems
 from adamx.checkpoint.layouts import Layout, choose_layout
 from adamx.checkpoint.matching import Order
+from adamx.checkpoint.renaming import rename_fields
 from adamx.checkpoint.restoring import (
     assign_variables,
     fill_tree,
@@ -241,7 +242,7 @@ class Checkpoint:
         if transformation is not None:
             like = named_arrays(transformation.init(params))
             leaves = {p: x for p, x in leaves.items() if name_moment("mu", p) in like}
-        sources = self._assign(leaves, order, layout, are_weights=False)
+        sources = assign_variables(self, leaves, order, layout, are_weights=False)
         moments = {field: getattr(self, field) for field in MOMENTS}
         return restore_state(params, self.groups, moments, sources, transformation, layout)
 
@@ -276,8 +277,25 @@ class Checkpoint:
                 "the file holds no weights, or not just those of one model", where="params"
             )
         leaves = list_leaves(params)
-        sources = self._assign(leaves, order, layout, are_weights=True)
+        sources = assign_variables(self, leaves, order, layout, are_weights=True)
         return fill_tree(params, leaves, self.params, sources, layout)
+
+    def rename(self, names: Sequence[str]) -> Self:
+        """The checkpoint with other names for the optimizer's variables.
+
+        Args:
+          names: in the order of `names`, as `adamx.checkpoint.torch_names` lists them where the
+            model is. If the file holds weights, those of weights; what `torch.compile` and
+            DistributedDataParallel put before names may be there or not.
+
+        Returns:
+          A checkpoint whose `naming` is "file", since the names are told and not guessed.
+
+        Raises:
+          CheckpointError: the names are not as many, or one is there twice or is none of the
+            weights; or a variable has another shape than the weight that it is to be.
+        """
+        return dataclasses.replace(self, **rename_fields(self, names))
 
     def problems(self) -> list[Problem]:
         """What no run of Adam gives: moments that are not finite, or that contradict each other.
@@ -298,23 +316,3 @@ class Checkpoint:
     def is_named(self) -> bool:
         """Whether `names` are more than numbers."""
         return set(self.naming.values()) != {"unknown"}
-
-    def _assign(
-        self,
-        leaves: Mapping[str, Any],
-        order: Order | None,
-        layout: Layout | None,
-        *,
-        are_weights: bool,
-    ) -> dict[str, str]:
-        return assign_variables(
-            self.names,
-            self.params,
-            self.mu,
-            leaves,
-            are_weights=are_weights,
-            order=order,
-            layout=layout,
-            is_named=self.is_named,
-            is_transposed=FRAMEWORKS[self.framework].kernel == "out, in",
-        )

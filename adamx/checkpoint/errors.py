@@ -18,8 +18,8 @@ class CheckpointError(InvalidValue):
 
     Its fields (`where`, `expected`, `found`, `remedy`, `problem`) make up the message. `argument`
     names the argument of `load`, `save` or `Checkpoint` that answers it: "config", "template",
-    "order", "format", "optimizer", "weights", "strict", "layout", "generation", "transformation",
-    "checkpoint" (other settings); or it is None.
+    "order", "names", "format", "optimizer", "weights", "strict", "layout", "generation",
+    "transformation", "checkpoint" (other settings); or it is None.
     """
 
     __module__ = "adamx.checkpoint"  # as users import it: what pickles and repr name

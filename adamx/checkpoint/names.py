@@ -14,9 +14,12 @@ __all__ = [
     "spell_order",
     "split_name",
     "split_names",
+    "unwrap_names",
 ]
 
 _TRANSPOSED = {"kernel", "weight"}
+# What torch.compile, FSDP and checkpoints of activations put between the parts of a name.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 def split_name(name: str) -> tuple[str, ...]:
@@ -112,3 +115,15 @@ def _count_common(names: Sequence[tuple[str, ...]]) -> int:
             break
         count += 1
     return count
+
+
+def unwrap_names(names: Sequence[str]) -> list[str]:
+    """The names of torch's parameters without what wrappers of the model put into them.
+
+    DistributedDataParallel puts `module.` before all of them, so a part of that name is kept where
+    not all names begin with it.
+    """
+    parts = [[part for part in name.split(".") if part not in _WRAPPERS] for name in names]
+    while parts and all(len(own) > 1 and own[0] == "module" for own in parts):
+        parts = [own[1:] for own in parts]
+    return [".".join(own) for own in parts]

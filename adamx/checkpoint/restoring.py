@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +11,7 @@ import optax
 from adamx.base.errors import AdamxError
 from adamx.base.trees import flatten_with_path, listed, path_name
 from adamx.checkpoint.errors import CheckpointError, convert_error
+from adamx.checkpoint.frameworks import FRAMEWORKS, Framework
 from adamx.checkpoint.layouts import Layout, lay_out
 from adamx.checkpoint.matching import Order, apply_order, check_pairs, check_paths
 from adamx.checkpoint.names import spell_order
@@ -34,31 +35,40 @@ __all__ = ["assign_variables", "fill_tree", "read_state", "restore_state"]
 _Arrays = Mapping[str, np.ndarray]
 
 
+class _Variables(Protocol):
+    """What a checkpoint says of an optimizer's variables and the model's weights."""
+
+    @property
+    def framework(self) -> Framework: ...
+    @property
+    def names(self) -> Sequence[str]: ...
+    @property
+    def params(self) -> _Arrays: ...
+    @property
+    def mu(self) -> _Arrays: ...
+    @property
+    def is_named(self) -> bool: ...
+
+
 def assign_variables(
-    names: Sequence[str],
-    weights: _Arrays,
-    moments: _Arrays,
+    found: _Variables,
     leaves: Mapping[str, Any],
-    *,
-    are_weights: bool,
     order: Order | None,
     layout: Layout | None,
-    is_named: bool,
-    is_transposed: bool,
+    *,
+    are_weights: bool,
 ) -> dict[str, str]:
     """By path of a tree, the name of the weight or the moment that goes there.
 
     Args:
-      names: of the optimizer's variables, in its order.
-      weights: the model's, by name.
-      moments: the first moments, by name.
+      found: the checkpoint.
       leaves: of the tree, by path.
-      are_weights: whether weights go there, and not moments.
       order: paths in the order of the names, or a mapping from names to paths, by the user.
       layout: changes how the axes of an array stand.
-      is_named: whether the names of the optimizer's variables are more than numbers.
-      is_transposed: whether kernels stand in the file as in torch.
+      are_weights: whether weights go there, and not moments.
     """
+    names, weights, moments = found.names, found.params, found.mu
+    is_named = found.is_named
     arrays, listed_names = (weights, list(weights)) if are_weights else (moments, list(names))
     given: Mapping[str, str] | None = None
     order = spell_order(order, leaves, [*names, *weights])
@@ -86,7 +96,7 @@ def assign_variables(
         leaves,
         order=given,
         layout=layout,
-        is_transposed=is_transposed,
+        is_transposed=FRAMEWORKS[found.framework].kernel == "out, in",
         # Where the optimizer's variables have no names, any of the weights may be one.
         optional=[name for name in weights if name not in moments] if are_weights else (),
         frozen=[name for name in [*weights, *names] if name not in arrays],

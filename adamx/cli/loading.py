@@ -14,8 +14,9 @@ from typing import Any
 from adamx.base.errors import AdamxError
 from adamx.checkpoint import FORMATS, Checkpoint, CheckpointError, load
 from adamx.checkpoint.api import recognise
-from adamx.checkpoint.errors import convert_error
+from adamx.checkpoint.errors import convert_error, name_file
 from adamx.checkpoint.format import FileFormat
+from adamx.checkpoint.naming import check_told
 from adamx.checkpoint.overrides import override
 from adamx.cli.output import make_printable, measure_size, show_progress
 from adamx.config.adam_config import AdamConfig
@@ -41,6 +42,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--optimizer", metavar="KEY", help=about)
     about = "which of several models' weights: their dotted key in the file"
     parser.add_argument("--weights", metavar="KEY", help=about)
+    about = "the names of variables that the file has by number alone, one a line, in its order"
+    parser.add_argument("--names", type=Path, metavar="FILE", help=about)
     about = "refuse names of variables that the file does not tell"
     parser.add_argument("--strict", action="store_true", help=about)
 
@@ -83,9 +86,14 @@ def load_file(
             config=config,
             optimizer=arguments.optimizer,
             weights=arguments.weights,
-            strict=arguments.strict,
             progress=progress,
         )
+    names = read_order(arguments.names)
+    with name_file(path, form.name):
+        if names is not None and not checkpoint.is_named:
+            checkpoint = checkpoint.rename(names)
+        if arguments.strict:
+            check_told(checkpoint)
     for warning in caught:
         print(make_printable(f"adamx: warning: {warning.message}"), file=sys.stderr)
     if not settings:

@@ -38,6 +38,7 @@ _OPTIONS = {
     "config": "--config FILE, or --set FIELD=VALUE",
     "format": "--to FORMAT",
     "generation": "--generation NAME",
+    "names": "--names FILE",
     "optimizer": "--optimizer KEY",
     "order": "--order FILE",
     "strict": "without --strict",

@@ -24,6 +24,7 @@ ONLY_READ = {
     "dcp": WILD / "dcp_fsdp2" / "dcp",
     "deepspeed": WILD / "deepspeed_zero2_2ranks",
     "flax": WILD / "flax_msgpack" / "state.msgpack",
+    "hugging_face": WILD / "accelerate" / "state",
     "orbax": WILD / "orbax_adamw" / "ckpt",
     "tensorflow": WILD / "tf2_tfkeras" / "ckpt-1.index",
 }

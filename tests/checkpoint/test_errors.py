@@ -16,10 +16,10 @@ from tests.checkpoint.checkpoint_runs import CHECKPOINTS
 
 ROOMS = [Path(adamx.__file__).parent / room for room in ("checkpoint", "cli")]
 FILES = sorted(file for room in ROOMS for file in room.rglob("*.py"))
-ARGUMENTS = {"checkpoint", "config", "format", "generation", "layout", "order", "template"}
-ARGUMENTS |= {"optimizer", "strict", "transformation", "weights"}
+ARGUMENTS = {"checkpoint", "config", "format", "generation", "layout", "names", "order"}
+ARGUMENTS |= {"optimizer", "strict", "template", "transformation", "weights"}
 # What other packages raise has no fields: these show its text.
-SHOWN = {"_orbax_arrays.py", "errors.py"}
+SHOWN = {"_hugging_face_order.py", "_orbax_arrays.py", "errors.py"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
@@ -102,6 +102,7 @@ OPTIONS = {
     "optimizer": "--optimizer KEY",
     "order": "--order FILE",
     "strict": "without --strict",
+    "names": "--names FILE",
     "template": "--template FILE",
     "weights": "--weights KEY",
 }

@@ -14,6 +14,12 @@ __all__ = ["choose_model", "choose_optimizer", "list_others", "list_tensors"]
 
 _DEEPEST = 32  # containers within one another
 _MOMENTS = {"exp_avg", "exp_avg_sq", "state1", "__bnb_optimizer_quant_state__"}
+# Of a Trainer; in training_args.bin.
+_SETTINGS = "TrainingArguments"
+_WHERE = (
+    "give the file that has optimizer.state_dict(), such as optimizer.pt, or the folder that has "
+    "it and the weights"
+)
 
 _Dict = dict[str, Any]
 
@@ -76,9 +82,16 @@ def choose_optimizer(saved: Any, key: str | None) -> tuple[str, _Dict]:
     ]
     if not found and objects:
         beside = f"none beside objects of {listed(dict.fromkeys(objects))}"
-        raise refuse_object(beside, expected="the state dict of one optimizer")
+        error = refuse_object(beside, expected="the state dict of one optimizer")
+        is_settings = any(name.endswith(_SETTINGS) for name in objects)
+        raise error.replace(remedy=_WHERE) if is_settings else error
     if not found:
-        raise CheckpointError(expected="the state dict of one optimizer", found="none")
+        are_weights = any(_is_model(node) for _, node in nodes)
+        raise CheckpointError(
+            expected="the state dict of one optimizer",
+            found="weights alone" if are_weights else "none",
+            remedy=_WHERE,
+        )
     if key is not None:
         if key not in found:
             raise _refuse_key("optimizer", key, found)

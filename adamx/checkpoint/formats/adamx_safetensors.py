@@ -67,6 +67,8 @@ class Safetensors(FileFormat):
                     expected="a .safetensors file of adamx",
                     found="one of something else: it holds weights, and no optimizer state that "
                     "adamx knows",
+                    remedy="give the file with the optimizer's state, such as optimizer.pt, or the "
+                    "folder that has it and the weights",
                 )
             written = metadata.get("sha256", "")
             check = pool.submit(_compute_checksum, source.path, written, source.progress)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,12 @@ from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
 from adamx.checkpoint.formats._deepspeed_files import check_whole
 from adamx.checkpoint.formats._refusals import explain_refusal
 from adamx.checkpoint.formats._torch_checks import check_real
+from adamx.checkpoint.formats._torch_files import open_saved
 from adamx.checkpoint.formats._torch_flat import flatten
 from adamx.checkpoint.formats._torch_optimizers import KEPT, Kind, find_kind, read_config
 from adamx.checkpoint.formats._torch_state import KEYS, find_state, read_state
 from adamx.checkpoint.untrusted.account import Account
-from adamx.checkpoint.untrusted.torch_archive import (
-    LEGACY_SIGNATURE,
-    Saved,
-    open_archive,
-    open_legacy,
-)
+from adamx.checkpoint.untrusted.torch_archive import LEGACY_SIGNATURE
 from adamx.checkpoint.untrusted.torch_tensors import make_tensor
 from adamx.checkpoint.untrusted.zip_reader import SIGNATURE
 from adamx.checkpoint.writing.torch_writer import write_archive
@@ -73,7 +68,7 @@ class TorchSave(FileFormat):
     def read(self, source: Source, *, values: bool) -> Checkpoint:
         """Read the optimizer's state, and the weights beside it."""
         account = Account(source.path.stat().st_size)
-        saved = _open(source.path, account).value
+        saved = open_saved(source.path, account).value
         check_whole(saved)
         return read_state(saved, account, source, values=values)
 
@@ -82,22 +77,11 @@ class TorchSave(FileFormat):
         if template is None:
             saved, protocol = _write_state_dict(new), 2
         else:
-            found = _open(template.path, Account(template.path.stat().st_size))
+            found = open_saved(template.path, Account(template.path.stat().st_size))
             saved, protocol = found
             _replace_state(saved, new, template)
         write_archive(target.path, saved, protocol=protocol, progress=target.progress)
         return []
-
-
-def _open(path: Path, account: Account) -> Saved:
-    """What was saved; arrays stay in the file until somebody looks at them."""
-    with path.open("rb") as file:
-        start = file.read(len(LEGACY_SIGNATURE))
-    if start.startswith(SIGNATURE):
-        return open_archive(path, account=account)
-    if start != LEGACY_SIGNATURE:
-        raise CheckpointError("expected a file of torch.save, found something else")
-    return open_legacy(path, account)
 
 
 def _write_state_dict(new: Checkpoint) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from adamx.checkpoint.untrusted.zip_reader import Member, list_members, read_mem
 
 __all__ = [
     "LEGACY_SIGNATURE",
+    "Region",
     "Saved",
     "open_archive",
     "open_legacy",
@@ -108,7 +109,7 @@ def open_archive(
         raise ValueError(f"unknown byte order {order!r:.20}")
     account.spend(pickles[0].size)
     saved = read_member(path, pickles[0])
-    region = _Region(path, order != sys.byteorder)
+    region = Region(path, order != sys.byteorder)
 
     def find(key: str, nbytes: int) -> Source:
         member = members.get(f"{prefix}data/{key}")
@@ -124,7 +125,7 @@ def open_archive(
 def open_legacy(path: Path, account: Account) -> Saved:
     """What torch saved before it wrote archives: five pickles, and then the values."""
     size = path.stat().st_size
-    region = _Region(path, sys.byteorder != "little")
+    region = Region(path, sys.byteorder != "little")
     machine = Machine(region.data, Account(size), _MAKERS, BUILDERS, storages := _Storages())
     magic, version, system = machine.run(), machine.run(), machine.run()
     if type(magic) is not int or version != 1001 or not isinstance(system, dict):
@@ -171,7 +172,7 @@ def _run(data: Any, account: Account, storages: "_Storages", at: int = 0) -> Sav
     return Saved(machine.run(), machine.protocol)
 
 
-class _Region:
+class Region:
     """The map of a file, and where in it storages are."""
 
     def __init__(self, path: Path, is_swapped: bool) -> None:
@@ -183,9 +184,11 @@ class _Region:
         _MAPS[path, self._stamp] = self.data
 
     def locate(self, name: str, start: int, size: int, checksum: int) -> Source:
+        """Where some bytes of the file are."""
         return Source(self._path, self._stamp, name, start, size, checksum, self._is_swapped)
 
     def map(self, source: Source, nbytes: int) -> np.ndarray:
+        """The first bytes of it, of which none is read yet."""
         return np.frombuffer(self.data, np.uint8, nbytes, source.start)
 
 
@@ -194,7 +197,7 @@ class _Storages:
 
     def __init__(
         self,
-        region: _Region | None = None,
+        region: Region | None = None,
         find: Callable[[str, int], Source] | None = None,
         most: int = 0,
     ) -> None:

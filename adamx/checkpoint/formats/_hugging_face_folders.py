@@ -1,0 +1,172 @@
+"""The files in a folder of Hugging Face's Trainer or of Accelerate."""
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from adamx.base.trees import listed
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.formats._torch_files import open_saved
+from adamx.checkpoint.formats._torch_objects import list_tensors
+from adamx.checkpoint.untrusted.account import Account, parse_json
+from adamx.checkpoint.untrusted.safetensors_file import read_safetensors
+
+__all__ = ["CONFIG", "SCALER", "TRAINER", "Folder", "find_folder", "is_folder", "read_weights"]
+
+CONFIG, SCALER, TRAINER = "config.json", "scaler.pt", "trainer_state.json"
+_OPTIMIZER = re.compile(r"(optimizer(?:_\d{1,6})?)\.(?:pt|bin)")
+_WEIGHTS = re.compile(
+    r"((?:model|pytorch_model|adapter_model)(?:_\d{1,6})?)\.(?:safetensors|bin)(\.index\.json)?"
+)
+_STEP = re.compile(r"checkpoint-\d{1,18}")
+_SHARDED = re.compile(r"optimizer_\d{1,6}|pytorch_model_fsdp_\d{1,6}")
+# Of other programs, whose folders may hold files of these names, too.
+_OTHERS = re.compile(r"global_step\d+|latest|zero_to_fp32\.py|\.metadata|_METADATA")
+_INDEX = ".index.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """What is where.
+
+    Attributes:
+      path: of the folder.
+      optimizers: files by key, such as `optimizer` and `optimizer_1`.
+      models: files of weights by key, such as `model`; or the index of several.
+      others: names of all else.
+    """
+
+    path: Path
+    optimizers: Mapping[str, Path]
+    models: Mapping[str, Path]
+    others: Collection[str]
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether it is such a folder, with an optimizer or without, or one with such within."""
+    names = {child.name for child in folder.iterdir()}
+    if any(_OTHERS.fullmatch(name) for name in names):
+        return False
+    return _is_saved(names) or bool(_list_steps(folder))
+
+
+def _is_saved(names: Collection[str]) -> bool:
+    patterns = (_OPTIMIZER, _WEIGHTS, _SHARDED)
+    return not {TRAINER, "training_args.bin"}.isdisjoint(names) or any(
+        pattern.fullmatch(name) for name in names for pattern in patterns
+    )
+
+
+def _list_steps(folder: Path) -> list[Path]:
+    """The folders of a Trainer within its output folder, by number."""
+    children = [child for child in folder.iterdir() if _STEP.fullmatch(child.name)]
+    steps = [p for p in children if p.is_dir() and _is_saved({q.name for q in p.iterdir()})]
+    return sorted(steps, key=lambda step: int(step.name.rpartition("-")[2]))
+
+
+def find_folder(path: Path) -> Folder:
+    """The files with the state of an optimizer.
+
+    Raises:
+      CheckpointError: there is none, or there are several folders that have one.
+    """
+    names = sorted(child.name for child in path.iterdir())
+    optimizers = _list_files(path, names, _OPTIMIZER)
+    if optimizers:
+        models = _list_files(path, names, _WEIGHTS)
+        used = {file.name for file in (*optimizers.values(), *models.values())}
+        return Folder(path, optimizers, models, [name for name in names if name not in used])
+    steps = _list_steps(path)
+    if len(steps) == 1:
+        try:
+            return find_folder(steps[0])
+        except CheckpointError as error:
+            raise error.within(steps[0].name) from error.__cause__
+    if steps:
+        raise CheckpointError(
+            expected="the folder of one step of a Trainer",
+            found=f"{len(steps)}: {listed(step.name for step in steps)}",
+            remedy=f"give one of them, such as {steps[-1].name}",
+        )
+    if other := [name for name in names if _OTHERS.fullmatch(name) or _SHARDED.fullmatch(name)]:
+        raise CheckpointError(
+            expected="optimizer.pt or optimizer.bin",
+            found=f"{listed(other)}: torch.distributed or DeepSpeed wrote the optimizer's state",
+            remedy="give the folder that holds it, such as optimizer_0 or global_step10; or save "
+            "a state that is not divided (FSDP: state_dict_type FULL_STATE_DICT)",
+        )
+    raise CheckpointError(
+        expected="optimizer.pt or optimizer.bin, with the optimizer's state",
+        found=f"weights and settings alone: {listed(names)}",
+        remedy="give a folder checkpoint-N of a Trainer that ran with save_only_model=False, or "
+        "one of Accelerate's save_state",
+    )
+
+
+def _list_files(path: Path, names: Collection[str], pattern: re.Pattern[str]) -> dict[str, Path]:
+    """The files with such names, by key; an index goes before the file of one name."""
+    found: dict[str, Path] = {}
+    for name in names:
+        if (match := pattern.fullmatch(name)) is None:
+            continue
+        if match[1] in found:
+            raise CheckpointError(
+                expected=f"one file called {match[1]}",
+                found=listed([found[match[1]].name, name]),
+                remedy="remove the one that is not of this run",
+            )
+        found[match[1]] = path / name
+    return found
+
+
+def read_weights(file: Path, account: Account) -> tuple[dict[str, Any], bool, set[str]]:
+    """A model's weights, as maps of the file or of those that an index lists.
+
+    Returns:
+      The weights; whether they are in the model's order; and the names of the files.
+    """
+    if not file.name.endswith(_INDEX):
+        return _read_file(file, account), file.suffix == ".bin", {file.name}
+    if file.stat().st_size > account.size:
+        raise ValueError(f"{file.name} is too large")
+    told = parse_json(file.read_bytes(), account)
+    weight_map = told.get("weight_map") if isinstance(told, dict) else None
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(shard, str) and Path(shard).name == shard for shard in weight_map.values()
+    ):
+        raise ValueError(f"{file.name} has no weight_map of files beside it")
+    weights: dict[str, Any] = {}
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        own = _read_file(file.parent / shard, account)
+        if wrong := [name for name in own if weight_map.get(name) != shard]:
+            raise CheckpointError(
+                where=shard,
+                expected=f"weights that {file.name} says are in it",
+                found=listed(wrong),
+            )
+        weights |= own
+    if missing := [name for name in weight_map if name not in weights]:
+        raise CheckpointError(
+            where=file.name, expected="files with all weights", found=f"none with {listed(missing)}"
+        )
+    # A weight larger than a file may be gets one of its own, before those that precede it.
+    return weights, False, {file.name, *shards}
+
+
+def _read_file(file: Path, account: Account) -> dict[str, Any]:
+    if not file.is_file():
+        raise CheckpointError(
+            where=file.name, expected="a file of weights beside its index", found="none"
+        )
+    try:
+        if file.suffix == ".safetensors":
+            return dict(read_safetensors(file, account))
+        saved = open_saved(file, account).value
+    except CheckpointError as error:
+        raise error.within(file.name) from error.__cause__
+    if not isinstance(saved, dict):
+        raise CheckpointError(where=file.name, expected="weights by name", found="something else")
+    return list_tensors(saved)

@@ -1,0 +1,133 @@
+"""Folders of Hugging Face's Trainer and of Accelerate's save_state."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from adamx.checkpoint.checkpoint import Checkpoint
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.format import FileFormat, Head, Source, register
+from adamx.checkpoint.formats._hugging_face_folders import (
+    CONFIG,
+    SCALER,
+    TRAINER,
+    Folder,
+    find_folder,
+    is_folder,
+    read_weights,
+)
+from adamx.checkpoint.formats._hugging_face_order import HOW_TO_NAME, name_by_model
+from adamx.checkpoint.formats._torch_files import open_saved
+from adamx.checkpoint.formats._torch_state import find_state, read_state
+from adamx.checkpoint.untrusted.account import Account, parse_json
+
+__all__ = ["HuggingFace"]
+
+# As Trainer writes it: its history may be long, and is not needed.
+_STEP = re.compile(rb'^  "global_step": (\d{1,18}),?$', re.MULTILINE)
+
+
+class HuggingFace(FileFormat):
+    """What Trainer writes at a step, and `Accelerator.save_state`."""
+
+    name = "hugging_face"
+    title = "Hugging Face Trainer and Accelerate"
+    framework = "torch"
+    has_selectors = True
+    writable = False
+    instead = (
+        'save the optimizer alone, with format="torch" and its optimizer.pt as template, and the '
+        "weights with the program that reads them"
+    )
+
+    def matches(self, head: Head) -> bool:
+        """Whether a folder has files of these names, or a folder `checkpoint-N` in it has."""
+        return bool(head.entries) and head.path.is_dir() and head.examine(is_folder)
+
+    def read(self, source: Source, *, values: bool) -> Checkpoint:
+        """Read the optimizer's state, and the weights beside it."""
+        folder = find_folder(source.path)
+        account = Account(_measure(folder.path))
+        tree: dict[str, Any] = {}
+        for key, file in folder.optimizers.items():
+            tree[key] = _open(file, account)
+        used: set[str] = set()
+        in_order = True
+        for key, file in folder.models.items():
+            tree[key], are_sorted, files = read_weights(file, account)
+            in_order &= are_sorted
+            used |= files
+        notes: list[str] = []
+        found = find_state(tree, source, in_order=in_order)
+        is_named = found.naming == "unknown" and name_by_model(
+            found, folder.path / CONFIG, account, notes
+        )
+        checkpoint = read_state(tree, account, source, values=values, in_order=in_order)
+        naming = dict(checkpoint.naming)
+        if is_named:
+            naming = dict.fromkeys(naming, "inferred")
+        elif found.naming == "unknown":
+            notes.append(HOW_TO_NAME)
+        notes += _check_steps(folder, checkpoint, account)
+        used |= {CONFIG, TRAINER}
+        others = [name for name in folder.others if name not in used]
+        return dataclasses.replace(
+            checkpoint,
+            naming=naming,
+            not_read=[*checkpoint.not_read, *others],
+            notes=[*checkpoint.notes, *notes],
+        )
+
+
+def _measure(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def _open(file: Path, account: Account) -> Any:
+    try:
+        return open_saved(file, account).value
+    except CheckpointError as error:
+        raise error.within(file.name) from error.__cause__
+
+
+def _check_steps(folder: Folder, checkpoint: Checkpoint, account: Account) -> list[str]:
+    """Remarks on the steps that Trainer counted; an error if they are another run's.
+
+    Trainer counts updates, not batches: accumulated gradients make no difference. Where gradients
+    overflow in float16, it counts the step, and its scaler leaves the update out.
+    """
+    path = folder.path / TRAINER
+    if not path.is_file():
+        return []
+    if path.stat().st_size > account.size:
+        raise ValueError(f"{TRAINER} is too large")
+    text = path.read_bytes()
+    match = _STEP.search(text)
+    steps = int(match[1]) if match else _parse_steps(text, account)
+    count = max(group.count for group in checkpoint.groups)
+    if steps == count:
+        return []
+    if SCALER in folder.others and count < steps:
+        return [
+            f"{TRAINER} counts {steps} steps, the optimizer {count}: {SCALER} is of a run in "
+            "float16, which leaves steps out where gradients overflow"
+        ]
+    raise CheckpointError(
+        where=TRAINER,
+        expected=f"global_step {count}, as the optimizer's state says",
+        found=steps,
+        remedy="these files are of different steps, or the optimizer began anew during the run; "
+        "if you know which, give the optimizer's file alone, and its weights elsewhere",
+    )
+
+
+def _parse_steps(text: bytes, account: Account) -> int:
+    told = parse_json(text, account)
+    steps = told.get("global_step") if isinstance(told, dict) else None
+    if type(steps) is not int:
+        raise CheckpointError(where=TRAINER, expected="a global_step", found=f"{steps!r:.40}")
+    return steps
+
+
+register(HuggingFace())

@@ -1,0 +1,50 @@
+"""The names that a model of torch has for its optimizer's parameters, where both of them are."""
+
+from typing import Any
+
+from adamx.base.trees import listed
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.names import unwrap_names
+
+__all__ = ["torch_names"]
+
+
+def torch_names(model: Any, optimizer: Any) -> list[str]:
+    """The names of an optimizer's parameters, in the order in which its state dict numbers them.
+
+    Run it beside the training, and save what it returns: most files of torch do not hold it. torch
+    itself is not imported.
+
+    Args:
+      model: the `torch.nn.Module`; the one within `torch.compile` or DistributedDataParallel, or
+        the wrapper.
+      optimizer: a `torch.optim.Optimizer` of parameters of the model, or a wrapper of one with its
+        `param_groups`.
+
+    Returns:
+      For each parameter, group by group, its name in `model.named_parameters()`, without what
+      wrappers put into it. A weight that layers share has the first of its names. For
+      `Checkpoint.rename`.
+
+    Raises:
+      CheckpointError: the optimizer has a parameter that is not the model's.
+    """
+    parameters = list(model.named_parameters())
+    plain = unwrap_names([name for name, _ in parameters])
+    # By identity: == compares the values.
+    names = {id(parameter): name for (_, parameter), name in zip(parameters, plain, strict=True)}
+    found = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    unknown = [
+        f"number {index} of shape {tuple(parameter.shape)}"
+        for index, parameter in enumerate(found)
+        if id(parameter) not in names
+    ]
+    if unknown:
+        raise CheckpointError(
+            where="optimizer",
+            expected="parameters of the model alone",
+            found=listed(unknown),
+            remedy="give the model that the optimizer was made for, or a torch.nn.ModuleList of "
+            "all that it was made for",
+        )
+    return [names[id(parameter)] for parameter in found]

@@ -1,0 +1,128 @@
+"""Untrusted safetensors files, read without their package.
+
+The package checks a file as strictly, but takes memory for a header before anything bounds it, and
+its NumPy arrays cannot be bfloat16 or float8.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.untrusted.account import Account, charge_json
+from adamx.checkpoint.untrusted.torch_archive import Region
+from adamx.checkpoint.untrusted.torch_tensors import Storage, Tensor, find_dtype
+
+__all__ = ["read_safetensors"]
+
+_LENGTH = 8  # bytes before the header, which say how long it is
+_PER_ARRAY = 4_000  # bytes of memory, beside the values
+_METADATA = "__metadata__"
+_DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+
+
+def read_safetensors(path: Path, account: Account) -> dict[str, Tensor]:
+    """The arrays in a safetensors file by name, in the file's order.
+
+    Args:
+      path: the file.
+      account: what the header is charged to.
+
+    Returns:
+      Read-only maps of the file, which `read_tensors` reads.
+
+    Raises:
+      CheckpointError, ValueError: it is damaged, or holds numbers that NumPy cannot.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH), "little")
+        if length > size - _LENGTH:
+            raise ValueError(f"{path.name}: its header is said to have {length} bytes")
+        header = file.read(length)
+    # As many as there may be; an entry is longer than this in the file, too.
+    account.allow(_PER_ARRAY * header.count(b'"data_offsets"'))
+    charge_json(header, account)
+    entries = json.loads(header.decode(), object_pairs_hook=_refuse_twice)
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path.name}: its header is no object")
+    entries.pop(_METADATA, None)
+    region, start = Region(path, False), _LENGTH + length
+    places = []
+    arrays: dict[str, Tensor] = {}
+    for name, entry in entries.items():
+        account.spend(_PER_ARRAY)
+        dtype, shape, (begin, end) = _read_entry(name, entry)
+        if end > size - start:
+            raise CheckpointError("its values are not in the file", where=f"{name:.200}")
+        places.append((begin, end))
+        arrays[name] = _map_tensor(region, name, dtype, shape, start + begin, end - begin)
+    places.sort()
+    ends = [0, *(end for _, end in places)]
+    if ends[-1] != size - start or any(
+        begin != end for (begin, _), end in zip(places, ends, strict=False)
+    ):
+        raise ValueError(f"{path.name}: its arrays do not fill the file, each byte once")
+    return arrays
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("its header has a name twice")
+    return found
+
+
+def _read_entry(name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], Sequence[int]]:
+    """The dtype, the shape and the place of an array."""
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise ValueError(f"{name:.200}: expected a dtype, a shape and offsets")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    for numbers in (shape, offsets):
+        if not isinstance(numbers, list) or any(type(n) is not int or n < 0 for n in numbers):
+            raise ValueError(f"{name:.200}: its shape or place is no list of sizes")
+    told = entry["dtype"]
+    dtype = find_dtype(_DTYPES.get(told)) if isinstance(told, str) else None
+    if dtype is None:
+        raise CheckpointError(
+            where=f"{name:.200}",
+            expected="numbers that NumPy or ml_dtypes can hold",
+            found=f"{told!r:.40}",
+        )
+    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{name:.200}: its shape does not fit the bytes that it has")
+    return dtype, tuple(shape), offsets
+
+
+def _map_tensor(
+    region: Region, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], start: int, nbytes: int
+) -> Tensor:
+    source = region.locate(name, start, nbytes, 0)
+    memory = region.map(source, nbytes)
+    tensor = memory.view(dtype).reshape(shape).view(Tensor)
+    tensor.storage = Storage("UntypedStorage", name, nbytes, memory, source)
+    return tensor
