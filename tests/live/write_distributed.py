@@ -1,0 +1,65 @@
+"""Trains a model that is split over ranks, and saves it, for several numbers of ranks.
+
+python write_distributed.py FOLDER RANKS ...
+
+Processes are forked, since each would take seconds to import torch.
+"""
+
+import multiprocessing
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+STEPS = 3
+SECONDS = 60
+
+
+def train(rank: int, ranks: int, folder: Path) -> None:
+    """Train on gradients that do not depend on the number of ranks."""
+    torch.set_num_threads(1)
+    store = f"file://{folder}.store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks)
+    mesh = init_device_mesh("cpu", (ranks,))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 5))
+    for module in model:
+        for name, whole in list(module.named_parameters(recurse=False)):
+            # Some ranks have fewer rows than others.
+            own = distribute_tensor(whole.detach(), mesh, [Shard(0)])
+            module.register_parameter(name, nn.Parameter(own))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(STEPS):
+        for parameter in model.parameters():
+            gradient = torch.randn(parameter.shape)
+            parameter.grad = distribute_tensor(gradient, mesh, [Shard(0)])
+        optimizer.step()
+    weights, state = get_state_dict(model, optimizer)
+    save({"model": weights, "optimizer": state}, checkpoint_id=folder)
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    """One folder `ranks_N` for each number."""
+    fork = multiprocessing.get_context("fork")
+    for ranks in map(int, sys.argv[2:]):
+        folder = Path(sys.argv[1], f"ranks_{ranks}")
+        own = [fork.Process(target=train, args=(rank, ranks, folder)) for rank in range(ranks)]
+        for process in own:
+            process.start()
+        for process in own:
+            process.join(SECONDS)
+        failed = [process.exitcode for process in own if process.exitcode != 0]
+        for process in own:
+            process.kill()
+        if failed:
+            sys.exit(f"{len(failed)} of {ranks} ranks failed: {failed}")
+
+
+main()
