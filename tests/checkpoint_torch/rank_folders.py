@@ -1,6 +1,7 @@
 """Folders that many ranks write, made of arrays without torch and DeepSpeed."""
 
 import dataclasses
+import functools
 import io
 
 import numpy as np
@@ -63,9 +64,14 @@ def make_tree(adam, step=3.0):
     return tree | {("optimizer", "param_groups", 0, key): x for key, x in settings.items()}
 
 
+@functools.cache  # a pickle names each once
+def name_class(kind):
+    return Global(*f"{_DCP}{kind}".rsplit(".", 1))
+
+
 def made(kind, **attributes):
     """An object of a class of torch's."""
-    stand_in = StandIn(Global(*f"{_DCP}{kind}".rsplit(".", 1)), (), is_new=True)
+    stand_in = StandIn(name_class(kind), (), is_new=True)
     stand_in.state = attributes or None
     return stand_in
 

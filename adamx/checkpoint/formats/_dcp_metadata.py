@@ -68,10 +68,9 @@ class Described(NamedTuple):
 
 def read_metadata(folder: Path, account: Account) -> Described:
     """The entries of a checkpoint."""
-    data = (folder / METADATA).read_bytes()
-    account.spend(len(data))
+    with account.lend():
+        told = _read_object(folder, account)
     try:
-        told = _read_attributes(read_pickle(data, account), "metadata.Metadata")
         places = _read_places(told["storage_data"], account)
         entries: dict[str, Entry] = {}
         for name, described in told["state_dict_metadata"].items():
@@ -82,6 +81,21 @@ def read_metadata(folder: Path, account: Account) -> Described:
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{METADATA} is damaged: {error!r:.200}") from error
     return Described(entries, _read_paths(told.get("planner_data"), entries))
+
+
+def _read_object(folder: Path, account: Account) -> Mapping[str, Any]:
+    """The attributes of the whole."""
+    data = (folder / METADATA).read_bytes()
+    try:
+        account.spend(len(data))
+        return _read_attributes(read_pickle(data, account), "metadata.Metadata")
+    except CheckpointError as error:
+        if error.expected:
+            raise
+        raise error.within(METADATA).replace(
+            remedy=f"It has {len(data)} bytes. If the tensors are in many small parts, save the "
+            "full state dict of the optimizer with torch.save"
+        ) from error
 
 
 def _read_attributes(value: Any, kind: str) -> Mapping[str, Any]:

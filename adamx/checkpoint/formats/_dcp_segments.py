@@ -53,12 +53,11 @@ class Store:
         self._account.spend(nbytes)
         whole = np.empty(entry.shape, dtype)
         for chunk in entry.chunks:
-            part = self._read_part(name, chunk, dtype)
-            size = 0 if part.storage is None else part.storage.nbytes
-            [values] = read_tensors([part], self._account, self._progress)
             region = zip(chunk.offset, chunk.shape, strict=True)
-            whole[tuple(slice(start, start + length) for start, length in region)] = values
-            self._account.allow(size)  # of the part, which is forgotten
+            place = tuple(slice(start, start + length) for start, length in region)
+            with self._account.lend():
+                part = self._read_part(name, chunk, dtype)
+                [whole[place]] = read_tensors([part], self._account, self._progress)
         return whole
 
     def _read_part(self, name: str, chunk: Chunk, dtype: np.dtype[Any]) -> Tensor:

@@ -118,7 +118,8 @@ def assemble(
     arrays = {name: np.empty(math.prod(shape), dtype) for name, shape in shapes.items()}
     filled = dict.fromkeys(shapes, 0)
     for rank, vector in enumerate(vectors):
-        [values] = read_tensors([vector], account, progress)
+        with account.lend():  # it is forgotten after this
+            [values] = read_tensors([vector], account, progress)
         own = [(piece, name) for name in shapes for piece in pieces[name] if piece.rank == rank]
         at = 0
         for piece, name in sorted(own):
@@ -136,7 +137,6 @@ def assemble(
             filled[name], at = start + piece.length, end
         if is_padded_with_zeros and values[at:].any():
             raise _refuse_padding(rank, where)
-        account.allow(vector.storage.nbytes if vector.storage else 0)  # it is forgotten
     return {name: arrays[name].reshape(shape) for name, shape in shapes.items()}
 
 

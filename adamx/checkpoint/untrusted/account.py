@@ -1,7 +1,8 @@
 """The memory that reading a file may take, and what reading reports."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from adamx.checkpoint.errors import CheckpointError
@@ -38,6 +39,13 @@ class Account:
     def allow(self, count: int) -> None:
         """Grant more, for what takes more in memory than in the file, however honest that is."""
         self._left += count
+
+    @contextlib.contextmanager
+    def lend(self) -> Iterator[None]:
+        """Give back at the end what is charged within: all of it is forgotten then."""
+        left = self._left
+        yield
+        self._left = left
 
 
 def parse_json(text: str | bytes, account: Account) -> Any:
