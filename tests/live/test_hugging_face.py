@@ -56,6 +56,7 @@ def test_names_beside_the_training():
         {"architectures": ["AutoModel"]},
         {"architectures": ["Trainer"]},
         {"architectures": ["GPT2Model"]},
+        {"architectures": ["DetrForObjectDetection"]},
         {"architectures": "GPT2LMHeadModel"},
         {"num_labels": 10**9, "n_embd": 7},
     ],

@@ -25,6 +25,7 @@ HOW_TO_NAME = (
 _ARCHITECTURE = re.compile(r"[A-Z][A-Za-z0-9]{1,80}")
 # Settings that name code or files to be fetched, and no sizes of the model.
 _NO_SIZES = re.compile(r"auto_map|implementation|kernel|quantization|_name_or_path|backbone")
+_BACKBONES = ("backbone", "backbone_config", "use_timm_backbone")
 # Where Trainer's rule has no decay, beside torch's LayerNorm.
 _UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 _DEEPEST, _LONGEST = 4, 10_000
@@ -119,10 +120,17 @@ def _list_parameters(told: Any, shapes: Mapping[str, _Shape]) -> dict[str, bool]
     if not isinstance(made, type) or not issubclass(made, transformers.PreTrainedModel):
         raise CheckpointError(f"{name} is no model of transformers {transformers.__version__}")
     most = max(_LEAST, *(n for shape in shapes.values() for n in shape))
-    config = made.config_class.from_dict(_keep_sizes(told, most))
-    with torch.device("meta"), _Bound(16 * len(shapes) + 1_000):
-        model = made(config)
-    model.tie_weights()
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        config = made.config_class.from_dict(_keep_sizes(told, most))
+        if any(getattr(config, key, None) for key in _BACKBONES):
+            raise CheckpointError("a part of it is another model, which might be fetched")
+        with torch.device("meta"), _Bound(16 * len(shapes) + 1_000):
+            model = made(config)
+        model.tie_weights()
+    finally:
+        transformers.logging.set_verbosity(verbosity)
     norms = [prefix for prefix, m in model.named_modules() if isinstance(m, torch.nn.LayerNorm)]
     parameters = {}
     for path, parameter in model.named_parameters():
