@@ -13,6 +13,7 @@ from adamx.checkpoint.untrusted.stand_ins import Global, StandIn
 from adamx.checkpoint.untrusted.torch_tensors import make_tensor
 from adamx.checkpoint.writing.torch_writer import write_archive
 from tests.checkpoint_files.wild_cases import check_arrays, check_names, check_steps, read_case
+from tests.checkpoint_folders.safetensors_writer import write_safetensors
 
 CASES = ("hf_trainer", "accelerate", "old_hf_adamw")
 IN_ORDER = "old_hf_adamw"  # pytorch_model.bin
@@ -44,6 +45,7 @@ def test_the_recorded_arrays(name):
     assert set(checkpoint.naming.values()) == {"inferred" if is_told else "unknown"}
     assert any("torch_names(model, optimizer)" in note for note in checkpoint.notes) != is_told
     assert any(note.startswith("a scheduler set") for note in checkpoint.notes)
+    assert any("Conv1D" in note for note in checkpoint.notes) == (name == "hf_trainer")
     if not is_told:
         assert list(checkpoint.names) == [str(index) for index in range(len(case.names))]
         checkpoint = checkpoint.rename(case.names)
@@ -100,18 +102,6 @@ def write_folder(folder, mu, nu, weights=None):
     save(folder / "optimizer.pt", checkpoint, format="torch")
     write_safetensors(folder / "model.safetensors", mu if weights is None else weights)
     return folder
-
-
-def write_safetensors(path, arrays, **changes):
-    """As the package does: names sorted, values one after another."""
-    header, values = {"__metadata__": {"format": "pt"}}, b""
-    for name, array in sorted(arrays.items()):
-        start, values = len(values), values + array.tobytes()
-        kind = changes.get(name, {"f": "F", "i": "I"}[array.dtype.kind] + str(array.itemsize * 8))
-        offsets = [start, len(values)]
-        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": offsets}
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + values)
 
 
 def test_shards_are_put_together(folder):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adamx.base.trees import listed
-from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.errors import CheckpointError, name_file
 from adamx.checkpoint.formats._torch_files import open_saved
 from adamx.checkpoint.formats._torch_objects import list_tensors
 from adamx.checkpoint.untrusted.account import Account, parse_json
@@ -161,12 +161,10 @@ def _read_file(file: Path, account: Account) -> dict[str, Any]:
         raise CheckpointError(
             where=file.name, expected="a file of weights beside its index", found="none"
         )
-    try:
+    with name_file(Path(file.name), "file"):
         if file.suffix == ".safetensors":
             return dict(read_safetensors(file, account))
         saved = open_saved(file, account).value
-    except CheckpointError as error:
-        raise error.within(file.name) from error.__cause__
     if not isinstance(saved, dict):
         raise CheckpointError(where=file.name, expected="weights by name", found="something else")
     return list_tensors(saved)

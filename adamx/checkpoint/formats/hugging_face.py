@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adamx.checkpoint.checkpoint import Checkpoint
-from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.errors import CheckpointError, name_file
 from adamx.checkpoint.format import FileFormat, Head, Source, register
 from adamx.checkpoint.formats._hugging_face_folders import (
     CONFIG,
@@ -26,6 +28,11 @@ __all__ = ["HuggingFace"]
 
 # As Trainer writes it: its history may be long, and is not needed.
 _STEP = re.compile(rb'^  "global_step": (\d{1,18}),?$', re.MULTILINE)
+
+_CONV1D = (
+    "the kernels of GPT-2's Conv1D stand as in Flax, (in, out), not as those of torch's Linear: "
+    "give layout=lambda path, array: array"
+)
 
 
 class HuggingFace(FileFormat):
@@ -69,6 +76,8 @@ class HuggingFace(FileFormat):
             naming = dict.fromkeys(naming, "inferred")
         elif found.naming == "unknown":
             notes.append(HOW_TO_NAME)
+        if any(map(_is_conv1d, checkpoint.params.items())):
+            notes.append(_CONV1D)
         notes += _check_steps(folder, checkpoint, account)
         used |= {CONFIG, TRAINER}
         others = [name for name in folder.others if name not in used]
@@ -80,15 +89,19 @@ class HuggingFace(FileFormat):
         )
 
 
+def _is_conv1d(item: tuple[str, np.ndarray]) -> bool:
+    """Whether it is GPT-2's projection to queries, keys and values, whose shape tells its layout."""
+    name, array = item
+    return name.endswith("c_attn.weight") and array.ndim == 2 and array.shape[1] == 3 * len(array)
+
+
 def _measure(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 
 def _open(file: Path, account: Account) -> Any:
-    try:
+    with name_file(Path(file.name), "file"):
         return open_saved(file, account).value
-    except CheckpointError as error:
-        raise error.within(file.name) from error.__cause__
 
 
 def _check_steps(folder: Folder, checkpoint: Checkpoint, account: Account) -> list[str]:

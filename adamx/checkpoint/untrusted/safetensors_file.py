@@ -62,14 +62,14 @@ def read_safetensors(path: Path, account: Account) -> dict[str, Tensor]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH), "little")
         if length > size - _LENGTH:
-            raise ValueError(f"{path.name}: its header is said to have {length} bytes")
+            raise ValueError(f"its header is said to have {length} bytes")
         header = file.read(length)
     # As many as there may be; an entry is longer than this in the file, too.
     account.allow(_PER_ARRAY * header.count(b'"data_offsets"'))
     charge_json(header, account)
     entries = json.loads(header.decode(), object_pairs_hook=_refuse_twice)
     if not isinstance(entries, dict):
-        raise ValueError(f"{path.name}: its header is no object")
+        raise ValueError("its header is no object")
     entries.pop(_METADATA, None)
     region, start = Region(path, False), _LENGTH + length
     places = []
@@ -86,7 +86,7 @@ def read_safetensors(path: Path, account: Account) -> dict[str, Tensor]:
     if ends[-1] != size - start or any(
         begin != end for (begin, _), end in zip(places, ends, strict=False)
     ):
-        raise ValueError(f"{path.name}: its arrays do not fill the file, each byte once")
+        raise ValueError("its arrays do not fill the file, each byte once")
     return arrays
 
 
