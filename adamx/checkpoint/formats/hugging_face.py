@@ -90,7 +90,7 @@ class HuggingFace(FileFormat):
 
 
 def _is_conv1d(item: tuple[str, np.ndarray]) -> bool:
-    """Whether it is GPT-2's projection to queries, keys and values, whose shape tells its layout."""
+    """Whether it is GPT-2's projection to query, key and value, whose shape tells its layout."""
     name, array = item
     return name.endswith("c_attn.weight") and array.ndim == 2 and array.shape[1] == 3 * len(array)
 
