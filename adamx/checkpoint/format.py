@@ -8,6 +8,7 @@ has to name it, and a test says what its line is.)
     class Example(FileFormat):
         name = "example"                  # what format= and --to take
         title = "Example's own files"
+        names = "told"
         suffixes = (".example",)
 
         def matches(self, head):
@@ -148,6 +149,7 @@ class FileFormat(abc.ABC):
     Attributes:
       name: what `format=` and `--to` take.
       title: what it is, for people: a few words.
+      names: whether files tell the names of the optimizer's variables, in a few words.
       suffixes: of file names; of all formats' the longest one that a name ends in tells. Empty for
         folders.
       extra: the extra of adamx that installs what `read` or `write` import, or None.
@@ -164,6 +166,7 @@ class FileFormat(abc.ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    names: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str | None] = None
     packages: ClassVar[tuple[str, ...]] = ()

@@ -127,7 +127,7 @@ def test_inspect_without_extras(path, capsys):
 def test_docs_have_a_line_for_each_format():
     docs = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     lines = re.findall(
-        r"^\| `([\w.]+)` \| (.*?) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", docs, re.M
+        r"^\| `([\w.]+)` \| (.*?) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", docs, re.M
     )
     assert lines == [
         (
@@ -136,10 +136,20 @@ def test_docs_have_a_line_for_each_format():
             ", ".join(f"`{suffix}`" for suffix in form.suffixes) or "folder",
             form.template if form.writable else "read only",
             "in the file" if form.holds_config else "`config=`",
+            form.names,
             f"`adamx[{form.extra}]`" if form.extra else "",
         )
         for _, form in sorted(FORMATS.items())
     ]
+
+
+def test_the_readme_has_a_line_for_each_format():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for form in FORMATS.values():
+        suffixes = ", ".join(f"`{suffix}`" for suffix in form.suffixes) or "folder"
+        written = "yes" if form.writable else "no"
+        needs = f'`pip install "adamx[{form.extra}]"`' if form.extra else "nothing"
+        assert f"| {form.title} | {suffixes} | {written} | {form.names} | {needs} |" in readme
 
 
 def test_the_interface_names_no_format():
@@ -162,6 +172,7 @@ def has_body(node):
 class Toy(FileFormat):
     name = "toy"
     title = "Toys"
+    names = "told"
     suffixes = (".toy", ".npz.toy")
 
     def matches(self, head):  # noqa: D102

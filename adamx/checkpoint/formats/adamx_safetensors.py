@@ -37,6 +37,7 @@ class Safetensors(FileFormat):
 
     name = "safetensors"
     title = "adamx"
+    names = "told"
     suffixes = (".safetensors",)
     extra = "checkpoint"
     packages = ("safetensors",)

@@ -42,6 +42,7 @@ class DeepSpeed(FileFormat):
 
     name = "deepspeed"
     title = "DeepSpeed"
+    names = "told"
     writable = False
     instead = "save with format='torch', and load that file where the model is"
 

@@ -23,6 +23,7 @@ class FlaxMsgpack(FileFormat):
 
     name = "flax"
     title = "Flax, to_bytes"
+    names = "told"
     suffixes = (".msgpack",)
     writable = False
     instead = (

@@ -40,6 +40,7 @@ class HuggingFace(FileFormat):
 
     name = "hugging_face"
     title = "Hugging Face Trainer and Accelerate"
+    names = "inferred, or unknown"
     framework = "torch"
     has_selectors = True
     writable = False

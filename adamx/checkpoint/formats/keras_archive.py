@@ -50,6 +50,7 @@ class KerasArchive(FileFormat):
 
     name = "keras"
     title = "Keras 3 and tf_keras"
+    names = "inferred from the order of the layers"
     suffixes = (".keras",)
     extra = "checkpoint"
     packages = ("h5py",)

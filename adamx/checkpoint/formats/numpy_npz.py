@@ -36,6 +36,7 @@ class NumpyNpz(FileFormat):
 
     name = "npz"
     title = "NumPy, adamx.to_numpy alone"
+    names = "told"
     suffixes = (".npz",)
     holds_config = False
 

@@ -22,6 +22,7 @@ class Orbax(FileFormat):
 
     name = "orbax"
     title = "Orbax"
+    names = "told"
     extra = "orbax"
     writable = False
     instead = (

@@ -38,6 +38,7 @@ class TensorFlowBundle(FileFormat):
 
     name = "tensorflow"
     title = "TensorFlow checkpoints"
+    names = "told"
     suffixes = (_INDEX,)
     holds_config = False
     has_selectors = True

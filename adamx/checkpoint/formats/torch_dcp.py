@@ -20,6 +20,7 @@ class TorchDcp(FileFormat):
 
     name = "dcp"
     title = "torch.distributed.checkpoint"
+    names = "told"
     writable = False
     instead = (
         "save with format='torch', load that file with torch.load, and save its "

@@ -40,6 +40,7 @@ class TorchSave(FileFormat):
 
     name = "torch"
     title = "PyTorch"
+    names = "told, or inferred from the order of the weights"
     suffixes = (".pt", ".pth")
     template = "optional"
     framework = "torch"
