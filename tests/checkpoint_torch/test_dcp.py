@@ -203,6 +203,16 @@ def test_damage_is_named(damage, folder):
     assert caught.value.where.startswith(str(folder))
 
 
+def test_many_small_parts_are_refused_by_name(tmp_path):
+    """What describes them takes more memory than twice what they are."""
+    tree = make_tree(make_adam({f"w{index}": (8, 1) for index in range(60)}))
+    rows = [(row, row + 1, 0, 1) for row in range(8)]
+    tree = {p: split(x, *rows) if getattr(x, "ndim", 0) else x for p, x in tree.items()}
+    write_dcp(tmp_path, tree)
+    with pytest.raises(CheckpointError, match=r"\.metadata: .*many small parts.*torch\.save"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..", "a\\b"])
 def test_files_are_in_the_folder(name, folder):
     data = (folder / ".metadata").read_bytes()

@@ -227,6 +227,20 @@ def test_what_is_missing_is_named(damage, folder):
         load(folder)
 
 
+def test_what_the_engine_does_is_noted(folder):
+    assert not [note for note in load(folder).notes if "scale" in note or "clips" in note]
+
+    def change(saved):
+        held(saved)["clip_grad"] = 0.5
+        held(saved)["loss_scaler"].state["cur_scale"] = 1024.0
+
+    edit(folder / RANK.format(0), change)
+    notes = " ".join(load(folder).notes)
+    assert "the loss scale 1024.0 is not carried over" in notes
+    assert "config={'clip_global_norm': 0.5}" in notes
+    assert load(folder, config={"clip_global_norm": 0.5}).config.clip_global_norm == 0.5
+
+
 def test_the_file_of_one_rank_is_not_a_checkpoint():
     with pytest.raises(CheckpointError, match=r"that of one rank.*give the folder"):
         load(WILD / CASES[1] / RANK.format(0))

@@ -64,7 +64,7 @@ class DeepSpeed(FileFormat):
         elif files.optimizer:
             told = [read_file(path, account) for path in files.optimizer]
             found = read_zero(told, shapes, account, source.progress)
-            notes += _note_scale(told[0])
+            notes += _note_engine(told[0])
         else:
             raise CheckpointError(
                 expected="*_optim_states.pt, which ZeRO writes",
@@ -150,13 +150,20 @@ def _gather_frozen(
     return gathered
 
 
-def _note_scale(file: Mapping[str, Any]) -> list[str]:
-    """That a loss scale is left behind."""
-    scaler = file["optimizer_state_dict"].get("loss_scaler")
+def _note_engine(file: Mapping[str, Any]) -> list[str]:
+    """What DeepSpeed does around the optimizer's step, and is left behind."""
+    held = file["optimizer_state_dict"]
+    notes: list[str] = []
+    scaler, norm = held.get("loss_scaler"), held.get("clip_grad")
     scale = scaler.attributes.get("cur_scale") if isinstance(scaler, StandIn) else None
-    if scale in (None, 1):
-        return []
-    return [f"the loss scale of {scale!r:.20} is not carried over: moments do not contain it"]
+    if scale not in (None, 1):
+        notes.append(f"the loss scale {scale!r:.20} is not carried over: no moment contains it")
+    if norm:
+        notes.append(
+            f"DeepSpeed clips gradients to a global norm of {norm!r:.20}: to go on so, give "
+            f"config={{'clip_global_norm': {norm!r:.20}}}"
+        )
+    return notes
 
 
 register(DeepSpeed())
