@@ -154,7 +154,9 @@ def _note_engine(file: Mapping[str, Any]) -> list[str]:
     """What DeepSpeed does around the optimizer's step, and is left behind."""
     held = file["optimizer_state_dict"]
     notes: list[str] = []
-    scaler, norm = held.get("loss_scaler"), held.get("clip_grad")
+    settings = file.get("ds_config")
+    settings = settings if isinstance(settings, dict) else {}
+    scaler, norm = held.get("loss_scaler"), held.get("clip_grad", settings.get("gradient_clipping"))
     scale = scaler.attributes.get("cur_scale") if isinstance(scaler, StandIn) else None
     if scale not in (None, 1):
         notes.append(f"the loss scale {scale!r:.20} is not carried over: no moment contains it")
