@@ -83,7 +83,8 @@ def check_steps(case, checkpoint, within=2e-6, final="final", **arguments):
     order = {own[shorten(name)]: name for name in params}
     tx, state = checkpoint.restore(params, order=order, layout=lambda _, array: array, **arguments)
     for step in range(5):
-        gradients = {n: jnp.asarray(case.truth[f"grad{step}"][n]) for n in params}
+        told = case.truth[f"grad{step}"]
+        gradients = {name: jnp.asarray(told[name]) for name in case.truth["param"]}
         updates, state = tx.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
     for name, array in case.truth[final].items():
