@@ -22,6 +22,7 @@ from adamx.checkpoint.frameworks import Framework
 from adamx.checkpoint.health import Problem, find_problems, warn_of_problems
 from adamx.checkpoint.layouts import Layout, choose_layout
 from adamx.checkpoint.matching import Order
+from adamx.checkpoint.probing import Made, check_made
 from adamx.checkpoint.renaming import rename_fields
 from adamx.checkpoint.restoring import (
     assign_variables,
@@ -64,9 +65,8 @@ class Checkpoint:
       not_read: what else the file holds and adamx did not read, such as a scheduler.
       notes: remarks on what was read, such as that moments were dequantised.
 
-    The mappings cannot be changed; `dataclasses.replace` makes a checkpoint with others. For a
-    checkpoint of one group it and the constructor take `names`, `config` and `count` in place of
-    `groups`.
+    The mappings cannot be changed; `dataclasses.replace` makes a checkpoint with others. Of one
+    group, it and the constructor take `names`, `config` and `count` in place of `groups`.
 
     Raises:
       CheckpointError: a name without its moments, moments without a name, or of unlike shapes.
@@ -162,6 +162,7 @@ class Checkpoint:
         state: optax.OptState,
         config: AdamConfig,
         *,
+        transformation: Made | None = None,
         order: Sequence[str] | None = None,
         layout: Layout | None = None,
         transform: Layout | None = None,
@@ -172,6 +173,7 @@ class Checkpoint:
           params: the model's parameters. Others without moments may be there; keys are left out.
           state: any Optax state that holds an Adam state for them; see `adamx.to_numpy`.
           config: the hyperparameters. They are not in the state: give those of the run.
+          transformation: what made the state. Its next step is compared with that of `config`.
           order: the tree's paths in the order that the checkpoint is to have; None for the tree's.
           layout: applied to weights and moments alike, with the path, as in `restore`.
           transform: the old name of `layout`; deprecated.
@@ -180,14 +182,15 @@ class Checkpoint:
           A checkpoint with framework "jax", and the paths as names. bfloat16 comes as float32.
 
         Raises:
-          ValueError: as `adamx.to_numpy`; the state of an ensemble; one that disagrees with the
-            configuration about AMSGrad; moments of no parameter; an order that is not of all paths.
+          ValueError: as `adamx.to_numpy`; the state of an ensemble; moments of no parameter; an
+            order that is not of all paths; another state or other steps than those of `config`.
 
         Warns:
-          UserWarning: parameters were rounded by `adamx.stochastic_round`, which no configuration
-            can say: `restore` needs its `transformation`.
+          UserWarning: no `transformation` was given, and a state does not tell Adam from Adamax;
+            or parameters were rounded by `adamx.stochastic_round`, which no configuration says.
         """
         layout = choose_layout(layout, transform)
+        check_made(transformation, params, state, config)
         return cls(
             framework="jax",
             version=jax.__version__,
@@ -301,8 +304,7 @@ class Checkpoint:
         """What no run of Adam gives: moments that are not finite, or that contradict each other.
 
         Returns:
-          Findings with `field`, `name` and `finding`, such as `nu/hidden.weight: 1 of 36 entries,
-          at [0, 4], below 0`; empty if all is sound.
+          Findings with `field`, `name` and `finding`; empty if all is sound.
         """
         return find_problems(self.groups, self.mu, self.nu, self.nu_max, self.quantised)
 

@@ -8,6 +8,9 @@ import pytest
 import adamx
 from adamx.base.adam_state import open_state
 
+# What made a state is not of concern here.
+pytestmark = pytest.mark.filterwarnings("ignore:state. Optax keeps the states:UserWarning")
+
 PARAMS = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
 OPTIMIZER = adamx.fused_adam(1e-3, amsgrad=True)
 STATE = OPTIMIZER.init(PARAMS)[0]

@@ -40,7 +40,8 @@ def test_jax_into_a_file_of_keras(file, tmp_path):
     checkpoint = loaded(file)
     weights, fixed, transformation, state = restored(checkpoint, recorded)
     weights, state = train(weights, fixed, transformation, state, 8, 1e-3, last=45)
-    half = Checkpoint.from_state(weights, state, checkpoint.config)
+    config = checkpoint.config
+    half = Checkpoint.from_state(weights, state, config, transformation=transformation)
     assert half.names != checkpoint.names or file == "tf11_model.h5"
     save(tmp_path / file, half, template=CHECKPOINTS / file)
     read = load(tmp_path / file)
@@ -58,9 +59,10 @@ def test_jax_into_torch(tmp_path):
     torch = pytest.importorskip("torch", reason="torch reads its own files; see the torch session")
     recorded = BY_FILE["torch_adam.pt"]
     checkpoint = loaded(recorded.file)
-    weights, _, _, state = restored(checkpoint, recorded)
+    weights, _, tx, state = restored(checkpoint, recorded)
+    order, config = paths_of(LAYERS), checkpoint.config
     back = Checkpoint.from_state(
-        weights, state, checkpoint.config, order=paths_of(LAYERS), layout=torch_linear
+        weights, state, config, transformation=tx, order=order, layout=torch_linear
     )
     save(tmp_path / "back.pt", back)
     original = torch.load(CHECKPOINTS / recorded.file, weights_only=True)["optimizer"]

@@ -12,6 +12,9 @@ from adamx import AdamConfig
 from adamx.checkpoint import Checkpoint, CheckpointError, torch_linear
 from tests.checkpoint.matching_cases import NAMED, SHAPES, checkpoint_of, tree_of
 
+# What made a state is not of concern here.
+pytestmark = pytest.mark.filterwarnings("ignore:state. Optax keeps the states:UserWarning")
+
 
 def test_every_count_is_set():
     schedule = optax.linear_schedule(1.0, 0.0, 10)

@@ -12,6 +12,9 @@ from adamx.checkpoint import Checkpoint, CheckpointError, torch_linear
 from adamx.checkpoint.fitting import fit
 from tests.checkpoint.matching_cases import KERNELS, SHAPES, checkpoint_of, restored, tree_of
 
+# What made a state is not of concern here.
+pytestmark = pytest.mark.filterwarnings("ignore:state. Optax keeps the states:UserWarning")
+
 
 def test_by_order_and_transform():
     checkpoint = checkpoint_of(SHAPES)

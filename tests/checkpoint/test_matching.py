@@ -14,6 +14,9 @@ from adamx.checkpoint import Checkpoint, CheckpointError, torch_linear
 from adamx.checkpoint.fitting import fit
 from tests.checkpoint.matching_cases import KERNELS, NAMED, SHAPES, checkpoint_of, restored, tree_of
 
+# What made a state is not of concern here.
+pytestmark = pytest.mark.filterwarnings("ignore:state. Optax keeps the states:UserWarning")
+
 
 def test_by_name():
     expected = {"in/weight": 1, "in/bias": 2, "out/weight": 3, "out/bias": 4}

@@ -16,6 +16,9 @@ from adamx.checkpoint import Checkpoint, CheckpointError, load, save, torch_line
 from tests.checkpoint.checkpoint_runs import CHECKPOINTS, PLAIN
 from tests.checkpoint.test_matching import checkpoint_of, restored, tree_of
 
+# What made a state is not of concern here.
+pytestmark = pytest.mark.filterwarnings("ignore:state. Optax keeps the states:UserWarning")
+
 NEEDS_TORCH = "torch reads its own files; see the torch session"
 
 

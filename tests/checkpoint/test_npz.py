@@ -15,6 +15,9 @@ from adamx.checkpoint import Checkpoint, CheckpointError, load, save, torch_line
 from tests.checkpoint.checkpoint_runs import CHECKPOINTS
 from tests.golden import WILD
 
+# What made a state is not of concern here.
+pytestmark = pytest.mark.filterwarnings("ignore:state. Optax keeps the states:UserWarning")
+
 CASE = WILD / "npz_to_numpy"
 CONFIG = AdamConfig(learning_rate=1e-3, weight_decay=1e-4)
 

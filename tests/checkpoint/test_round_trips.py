@@ -105,7 +105,8 @@ def test_jax_half_way(file, tmp_path):
     weights, fixed, transformation, state = restored(checkpoint, recorded)
     uninterrupted, _ = train(weights, fixed, transformation, state, 8, 1e-3)
     weights, state = train(weights, fixed, transformation, state, 8, 1e-3, last=45)
-    half = Checkpoint.from_state(weights, state, checkpoint.config)
+    config = checkpoint.config
+    half = Checkpoint.from_state(weights, state, config, transformation=transformation)
     assert (half.framework, half.count) == ("jax", 45)
     save(tmp_path / "half.safetensors", half)
     again = load(tmp_path / "half.safetensors")
@@ -139,8 +140,9 @@ def test_a_chain_of_ones_own(tmp_path):
 
     with jax.numpy_dtype_promotion("standard"):  # Optax adds float32 to bfloat16
         half, state = run(params, tx.init(params))
+        config = AdamConfig(learning_rate=1e-3)
         with pytest.warns(UserWarning, match=r"stochastic_round.*restore\(params, transformation="):
-            checkpoint = Checkpoint.from_state(half, state, AdamConfig(learning_rate=1e-3))
+            checkpoint = Checkpoint.from_state(half, state, config, transformation=low_precision())
         save(tmp_path / "half.safetensors", checkpoint)
         again = load(tmp_path / "half.safetensors")
         transformation, restored = again.restore(half, transformation=low_precision())
@@ -157,13 +159,15 @@ def test_a_transformation_that_trains_a_part():
     trains_w = optax.masked(adamx.adam(1e-3), {"b": False, "w": True})
     state = trains_w.init(params)
     state = trains_w.update(params, state, params)[1]
-    checkpoint = Checkpoint.from_state(params, state, AdamConfig(learning_rate=1e-3))
+    with pytest.warns(UserWarning, match="nothing tells one from another: give transformation="):
+        checkpoint = Checkpoint.from_state(params, state, AdamConfig(learning_rate=1e-3))
     _, restored = checkpoint.restore(params, transformation=trains_w)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     with pytest.raises(CheckpointError, match="b: has no moments in the file"):
         checkpoint.restore(params)
-    all_of_it = adamx.adam(1e-3)
-    whole = Checkpoint.from_state(params, all_of_it.init(params), AdamConfig(learning_rate=1e-3))
+    all_of_it, config = adamx.adam(1e-3), AdamConfig(learning_rate=1e-3)
+    state = all_of_it.init(params)
+    whole = Checkpoint.from_state(params, state, config, transformation=all_of_it)
     with pytest.raises(CheckpointError, match="b: in the file, but not in the tree"):
         whole.restore(params, transformation=trains_w)
     with pytest.raises(CheckpointError, match="transformation: expected one of amsgrad=False"):

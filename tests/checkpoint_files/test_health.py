@@ -22,7 +22,7 @@ def run(config, gradients):
     state = tx.init(params)
     for g in gradients:
         _, state = tx.update({"w": g}, state, params)
-    return Checkpoint.from_state(params, state, config)
+    return Checkpoint.from_state(params, state, config, transformation=tx)
 
 
 def make_gradients(steps, kind="normal"):

@@ -1,6 +1,7 @@
 """The recorded checkpoints, and half of the steps after them in JAX."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,7 +108,9 @@ def half_way(checkpoint, recorded, order=None, layout=None, norm=KERAS_NORM):
     for x, y in recorded.batches[:HALF]:
         params, others, state = step(params, others, state, x, y)
     params, order = _joined(params, others), list(paths.values())
-    return Checkpoint.from_state(params, state, checkpoint.config, order=order, layout=layout)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "state: Optax keeps")  # of the trained parameters alone
+        return Checkpoint.from_state(params, state, checkpoint.config, order=order, layout=layout)
 
 
 def _split(params, trained):

@@ -244,14 +244,16 @@ def test_groups_in_an_order_of_their_own(tmp_path):
     order = {"0": "head/kernel", "1": "body/kernel"}
     order |= {"0.weight": "body/kernel", "2.weight": "head/kernel"}
     params = theirs.params_like(like, order=order, layout=torch_linear)
-    _, state = theirs.restore(params, order=order, layout=torch_linear)
+    tx, state = theirs.restore(params, order=order, layout=torch_linear)
     moments = adamx.to_numpy(state)
     for name, layer in {"body": body, "head": head}.items():
         weight, moment = layer.weight, optimizer.state[layer.weight]["exp_avg"]
         np.testing.assert_array_equal(params[name]["kernel"].T, weight.detach().numpy())
         np.testing.assert_array_equal(moments[f"mu/{name}/kernel"].T, moment.numpy())
 
-    ours = Checkpoint.from_state(params, state, theirs.config, layout=torch_linear)
+    ours = Checkpoint.from_state(
+        params, state, theirs.config, transformation=tx, layout=torch_linear
+    )
     for unclear in (None, ["0.weight", "2.weight"], ["1", "0"]):
         with pytest.raises(CheckpointError, match="or a mapping from the names in the template"):
             save(tmp_path / "ours.pt", ours, template=tmp_path / "theirs.pt", order=unclear)
@@ -274,8 +276,8 @@ def test_complex_moments(tmp_path):
     with pytest.raises(CheckpointError, match=r"state/0/mu: expected real numbers"):
         load(tmp_path / "theirs.pt")
     params = {"w": jnp.ones(2, jnp.complex64)}
-    state, config = adamx.adam(1e-3).init(params), AdamConfig(convention="torch")
-    checkpoint = Checkpoint.from_state(params, state, config)
+    tx, config = adamx.adam(1e-3), AdamConfig(convention="torch")
+    checkpoint = Checkpoint.from_state(params, tx.init(params), config, transformation=tx)
     with pytest.raises(CheckpointError, match=r"mu/w: expected real numbers"):
         save(tmp_path / "ours.pt", checkpoint)
     assert not (tmp_path / "ours.pt").exists()

@@ -13,6 +13,9 @@ import adamx
 from adamx.checkpoint import Checkpoint
 from tests.state.holders import HOLDERS, PARAMS, PATHS, SCHEDULE, trained
 
+# What made a state is not of concern here.
+pytestmark = pytest.mark.filterwarnings("ignore:state. Optax keeps the states:UserWarning")
+
 PROMOTES = True  # Optax's wrappers do
 
 

@@ -18,6 +18,9 @@ import adamx
 from adamx.checkpoint import Checkpoint
 from tests.state.holders import SCHEDULE
 
+# What made a state is not of concern here.
+pytestmark = pytest.mark.filterwarnings("ignore:state. Optax keeps the states:UserWarning")
+
 PROMOTES = True  # Optax's wrappers do
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((8, 2)), jnp.float32)
@@ -142,7 +145,9 @@ def test_a_restored_optimizer_goes_on_as_if_it_had_never_stopped(way):
     model.dropout.deterministic = True
     for _ in range(3):
         train(model, optimizer)
-    checkpoint = Checkpoint.from_state(nnx.state(model, nnx.Param), optimizer.opt_state, CONFIG)
+    checkpoint = Checkpoint.from_state(
+        nnx.state(model, nnx.Param), optimizer.opt_state, CONFIG, transformation=optimizer.tx
+    )
     weights = nnx.state(model)
     fresh, other = optimizer_of(CONFIG.transformation())
     if way == "arrays":
@@ -195,7 +200,9 @@ def test_a_checkpoint_takes_a_path_however_it_is_spelled(spell):
     train(model, optimizer)
     params = nnx.state(model, nnx.Param)
     order = [spell.format(path) for path in reversed(PATHS)]
-    checkpoint = Checkpoint.from_state(params, optimizer.opt_state, CONFIG, order=order)
+    checkpoint = Checkpoint.from_state(
+        params, optimizer.opt_state, CONFIG, transformation=optimizer.tx, order=order
+    )
     assert checkpoint.names == tuple(reversed(PATHS))
     for given in (order, {spell.format(path): path for path in PATHS}):
         _, state = checkpoint.restore(params, order=given)

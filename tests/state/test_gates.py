@@ -26,6 +26,9 @@ from tests.state.counted import (
     trained,
 )
 
+# What made a state is not of concern here.
+pytestmark = pytest.mark.filterwarnings("ignore:state. Optax keeps the states:UserWarning")
+
 PROMOTES = True  # Optax's wrappers do
 
 
