@@ -9,9 +9,10 @@ import numpy as np
 
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.fitting import fit
+from adamx.config.adam_config import AdamConfig
 from adamx.config.groups import ParameterGroup
 
-__all__ = ["bring", "find_differences", "measure"]
+__all__ = ["bring", "find_differences", "measure", "measure_steps"]
 
 _BLOCK = 1 << 13  # entries
 _INTEGERS = "biu"  # kinds of dtypes
@@ -98,6 +99,37 @@ def measure(array: np.ndarray, root: bool = False) -> dict[str, Any]:
         "dtype": str(array.dtype),
         "norm": norm if math.isfinite(norm) else str(norm),
         "nonfinite": nonfinite,
+    }
+
+
+def measure_steps(
+    m: np.ndarray, v: np.ndarray, config: AdamConfig, count: int
+) -> dict[str, float | str]:
+    """What the moments of a variable mean for its steps, in units of the learning rate.
+
+    Returns:
+      `largest_step`, the largest |m^| / sqrt(v^) of moments without their bias, where not all
+      gradients were 0 ("inf" and "nan" are texts); `below_eps`, the share of entries whose sqrt(v^)
+      is below 10 eps; `zero`, the share of entries whose moments are 0.
+    """
+    if not m.size or not count:
+        return {"largest_step": 0.0, "below_eps": 0.0, "zero": float(bool(m.size))}
+    corrections = [-math.expm1(count * math.log(b)) if b else 1.0 for b in (config.b1, config.b2)]
+    least = 10 * config.eps
+    # Where epsilon stands beside sqrt(v) itself.
+    least /= math.sqrt(corrections[1]) if config.convention == "keras" else 1.0
+    largest, below, zero = 0.0, 0, 0
+    with np.errstate(all="ignore"):
+        for first, second in _blocks(m, v):
+            size, root = np.abs(first) / corrections[0], np.sqrt(second / corrections[1])
+            ratio = np.where(size == 0, 0.0, size / root)
+            largest = float(np.maximum(largest, ratio.max(initial=0.0)))
+            below += int(np.count_nonzero(root < least))
+            zero += int(np.count_nonzero((size == 0) & (root == 0)))
+    return {
+        "largest_step": largest if math.isfinite(largest) else str(largest),
+        "below_eps": below / m.size,
+        "zero": zero / m.size,
     }
 
 

@@ -3,16 +3,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from adamx.checkpoint import Checkpoint
-from adamx.checkpoint.compare import measure
+from adamx.checkpoint.compare import measure, measure_steps
 
 __all__ = ["describe_variables", "make_rows"]
+
+
+_SHARES = {"below_eps": "below 10 eps", "zero": "zero"}
 
 
 def describe_variables(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     """Facts about each variable of the optimizer, and then of the model's other weights."""
     c = checkpoint
     sources = {"m": c.mu, "sqrt_v": c.nu, "sqrt_v_max": c.nu_max, "weight": c.params}
+    group_of = {name: group for group in c.groups for name in group.names}
     variables = []
     for name in dict.fromkeys([*c.names, *c.params]):
         held = {key: arrays[name] for key, arrays in sources.items() if name in arrays}
@@ -28,6 +34,9 @@ def describe_variables(checkpoint: Checkpoint) -> list[dict[str, Any]]:
                 "nonfinite": {key: facts["nonfinite"] for key, facts in facts_of.items()},
             }
         )
+        if name in c.mu and not np.iscomplexobj(c.mu[name]):
+            group = group_of[name]
+            variables[-1] |= measure_steps(c.mu[name], c.nu[name], group.config, group.count)
     return variables
 
 
@@ -46,8 +55,14 @@ def make_rows(variables: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         for key in moments:
             norm = variable.get(f"norm_{key}")
             row[f"norm of {titles[key]}"] = "" if norm is None else f"{float(norm):.6g}"
+        step = variable.get("largest_step")
+        row["largest step"] = "" if step is None else f"{float(step):.3g}"
+        for key, title in _SHARES.items():
+            share = variable.get(key)
+            row[title] = "" if share is None else f"{100 * share:.3g} %"
         wrong = [f"{count} in {titles[k]}" for k, count in variable["nonfinite"].items() if count]
         rows.append(row | {"NOT FINITE": ", ".join(wrong)})
-    if not any(row["NOT FINITE"] for row in rows):
-        rows = [{k: v for k, v in row.items() if k != "NOT FINITE"} for row in rows]
-    return rows
+    # Columns that say of every variable that all is well.
+    silent = {"NOT FINITE", "largest step", *_SHARES.values()}
+    silent = {k for k in silent if all(row[k] in ("", "0 %") for row in rows)}
+    return [{k: v for k, v in row.items() if k not in silent} for row in rows]

@@ -147,7 +147,8 @@ def print_table(rows: Sequence[Mapping[str, str]]) -> None:
 
     def align(column: str, text: str) -> str:
         space = " " * (widths[column] - _width(text))
-        return space + text if column.startswith("norm") else text + space
+        is_number = column.startswith(("norm", "largest", "below", "zero"))
+        return space + text if is_number else text + space
 
     for line in lines:
         print("  ".join(align(column, text) for column, text in line.items()).rstrip())

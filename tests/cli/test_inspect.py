@@ -44,6 +44,11 @@ RECORDED = [
 ]
 
 
+def largest_step(m, v, count=30, b1=0.9, b2=0.999):
+    """Of a run of 30 steps."""
+    return np.max(np.abs(m / (1 - b1**count)) / np.sqrt(v / (1 - b2**count)))
+
+
 @pytest.mark.parametrize(("file", "resume", "names", "moments"), RECORDED)
 def test_inspect_prints_the_norms_of_the_recorded_moments(run, file, resume, names, moments):
     code, out, err = run("inspect", CHECKPOINTS / file)
@@ -58,6 +63,7 @@ def test_inspect_prints_the_norms_of_the_recorded_moments(run, file, resume, nam
             "dtype": "float32",
             "norm of m": f"{np.linalg.norm(m):.6g}",
             "norm of sqrt(v)": f"{np.linalg.norm(np.sqrt(v)):.6g}",
+            "largest step": f"{largest_step(m, v):.3g}",
         }
 
 
@@ -129,6 +135,24 @@ def test_inspect_measures_maxima_and_averages(run):
     assert extra["ema_momentum"]["norm"] == pytest.approx(0.9)
     average = recording("keras3_ema")["opt2"].astype(np.float64)
     assert extra["average/in/kernel"]["norm"] == pytest.approx(np.linalg.norm(average))
+
+
+def test_inspect_shows_entries_that_epsilon_holds_or_that_never_moved(run, tmp_path):
+    """After one step: sqrt(v^) is |g|, and the step is 1 where epsilon is small beside it."""
+    g = np.array([0.0, 0.0, 1e-8, 2e-7, -1.0])
+    still = np.zeros(2)
+    file = saved(
+        tmp_path / "state.safetensors",
+        checkpoint_of({"a": 0.1 * g, "b": still}, {"a": 0.001 * g * g, "b": still}, count=1),
+    )
+    _, out, _ = run("inspect", file)
+    a, b = rows(out)["a"], rows(out)["b"]
+    assert (a["largest step"], a["below 10 eps"], a["zero"]) == ("1", "60 %", "40 %")
+    assert (b["largest step"], b["below 10 eps"], b["zero"]) == ("0", "100 %", "100 %")
+    _, out, _ = run("inspect", "--json", file)
+    a, _ = json.loads("\n".join(out))["variables"]
+    assert (a["below_eps"], a["zero"]) == (0.6, 0.4)
+    assert a["largest_step"] == pytest.approx(1)
 
 
 def no_constant(name):
