@@ -34,6 +34,7 @@ OPTIONAL = {
     "flax",
     "google",
     "h5py",
+    "matplotlib",
     "msgpack",
     "orbax",
     "rich",

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,14 @@ from adamx.checkpoint.fitting import fit
 from adamx.config.adam_config import AdamConfig
 from adamx.config.groups import ParameterGroup
 
-__all__ = ["bring", "find_differences", "measure", "measure_steps"]
+__all__ = [
+    "Distribution",
+    "bring",
+    "count_entries",
+    "find_differences",
+    "measure",
+    "measure_steps",
+]
 
 _BLOCK = 1 << 13  # entries
 _INTEGERS = "biu"  # kinds of dtypes
@@ -131,6 +138,43 @@ def measure_steps(
         "below_eps": below / m.size,
         "zero": zero / m.size,
     }
+
+
+class Distribution(NamedTuple):
+    """How the entries of a variable's moments are distributed, over powers of ten.
+
+    Attributes:
+      root: how many have a sqrt(v^) between two of `root_edges`; the first and the last take what
+        is beyond, zeros the first.
+      step: the same of |m^| / sqrt(v^).
+      root_edges, step_edges: powers of ten.
+      largest_step: the largest |m^| / sqrt(v^).
+    """
+
+    root: np.ndarray
+    step: np.ndarray
+    root_edges: np.ndarray
+    step_edges: np.ndarray
+    largest_step: float
+
+
+def count_entries(m: np.ndarray, v: np.ndarray, config: AdamConfig, count: int) -> Distribution:
+    """How the entries of a variable's moments are distributed."""
+    corrections = [-math.expm1(count * math.log(b)) if b else 1.0 for b in (config.b1, config.b2)]
+    root_edges, step_edges = np.linspace(-14, 4, 73), np.linspace(-6, 2, 65)
+    root, step = np.zeros(72, np.int64), np.zeros(64, np.int64)
+    largest = 0.0
+    with np.errstate(all="ignore"):
+        for first, second in _blocks(np.abs(m), np.abs(v)):
+            size = first / (corrections[0] or 1.0)
+            roots = np.sqrt(second / (corrections[1] or 1.0))
+            ratio = np.nan_to_num(np.where(size == 0, 0.0, size / roots), posinf=1e300)
+            largest = max(largest, float(ratio.max(initial=0.0)))
+            for counts, edges, values in ((root, root_edges, roots), (step, step_edges, ratio)):
+                powers = np.nan_to_num(np.log10(values), nan=1e3, neginf=-1e3, posinf=1e3)
+                powers = np.clip(powers, edges[0], edges[-1])
+                counts += np.histogram(powers, edges)[0]
+    return Distribution(root, step, root_edges, step_edges, largest)
 
 
 def _blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:

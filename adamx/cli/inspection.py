@@ -19,6 +19,7 @@ from adamx.cli.output import (
     print_table,
     show,
 )
+from adamx.cli.picture import draw_moments
 from adamx.config.adam_config import AdamConfig
 from adamx.config.groups import ParameterGroup, list_unlike
 
@@ -32,6 +33,8 @@ def inspect(arguments: argparse.Namespace) -> int:
     _, checkpoint = load_file(arguments.file, arguments)
     variables = describe_variables(checkpoint)
     problems = checkpoint.problems() if arguments.check else []
+    if arguments.plot is not None:
+        draw_moments(arguments.plot, checkpoint)
     if arguments.json:
         facts = _collect_facts(str(arguments.file), checkpoint, variables)
         if arguments.check:

@@ -71,6 +71,9 @@ def _make_parser() -> argparse.ArgumentParser:
     about = "look for moments that no run of Adam gives; exit code 1 if there are any"
     one.add_argument("--check", action="store_true", help=about)
 
+    about = "draw how the moments of each variable are distributed, by matplotlib"
+    one.add_argument("--plot", type=Path, metavar="PICTURE", help=about)
+
     about = "write the optimizer state of a file in another format"
     one = command(convert, "convert", about, "SOURCE", "TARGET")
     writable = tuple(name for name, form in FORMATS.items() if form.writable)
