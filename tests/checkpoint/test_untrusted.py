@@ -217,7 +217,7 @@ def test_count_that_is_none(own, refused):
 
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", b"weights: 3\n", b"PK\5\6" + bytes(18)])
 def test_something_else(content, refused):
-    assert "expected a checkpoint of Flax, " in refused("a.h5", content)
+    assert "expected a checkpoint of DeepSpeed (folder); " in refused("a.h5", content)
 
 
 # What is large without harm.

@@ -9,20 +9,20 @@ import multiprocessing
 import sys
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict
-from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
-
 STEPS = 3
 SECONDS = 60
 
 
 def train(rank: int, ranks: int, folder: Path) -> None:
     """Train on gradients that do not depend on the number of ranks."""
+    import torch
+    import torch.distributed as dist
+    from torch import nn
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+    from torch.distributed.checkpoint.state_dict_saver import save
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
     torch.set_num_threads(1)
     store = f"file://{folder}.store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=ranks)
@@ -47,6 +47,8 @@ def train(rank: int, ranks: int, folder: Path) -> None:
 
 def main() -> None:
     """One folder `ranks_N` for each number."""
+    import torch.distributed.checkpoint  # noqa: F401 - for all processes, before they are forked
+
     fork = multiprocessing.get_context("fork")
     for ranks in map(int, sys.argv[2:]):
         folder = Path(sys.argv[1], f"ranks_{ranks}")
@@ -62,4 +64,5 @@ def main() -> None:
             sys.exit(f"{len(failed)} of {ranks} ranks failed: {failed}")
 
 
-main()
+if __name__ == "__main__":
+    main()
