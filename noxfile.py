@@ -75,10 +75,10 @@ def run_live(session: nox.Session, pattern: str, **variables: str) -> None:
 
 @nox.session(python=["3.11", "3.12", "3.13"])
 def tests(session: nox.Session) -> None:
-    """The newest packages; Python 3.12 and later get a newer JAX than 3.11 does."""
+    """The newest packages, the slow tests too; Python 3.12 and later get a newer JAX than 3.11."""
     install(session, "test")
     session.run("python", "-c", "import jax; print('jax', jax.__version__)")
-    session.run(*ALL_TESTS, *session.posargs)
+    session.run(*ALL_TESTS, "-m", "not live and not fuzz and not processes", *session.posargs)
 
 
 @nox.session(python="3.11")

@@ -107,6 +107,7 @@ def test_by_hyperparameters(mode):
     np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-8)  # 4e-5 measured
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS)
 def test_second_derivative_through_scan(options):
     """By the learning rate and b2, in a loop of steps that one parameter has no gradient in."""

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import adamx
 from adamx.base import random_bits
@@ -17,6 +18,7 @@ def second_moment(grads, **options):
     return np.asarray(run(tx.init(grads[0])), np.float64)
 
 
+@pytest.mark.slow
 def test_a_second_moment_in_bfloat16_does_not_stall():
     """After 10,000 steps of normal gradients its mean is right; rounded to nearest, 2.05 times.
 
