@@ -25,7 +25,7 @@ TF11 = (
     "werkzeug==1.0.1",
     "six==1.15.0",
 )
-EXTRAS = ("checkpoint", "plot", "test", "examples")
+EXTRAS = ("checkpoint", "orbax", "plot", "test", "examples")
 PYTEST = ("pytest", "--numprocesses=2")
 ALL_TESTS = (*PYTEST, "--pyargs", "tests", "adamx")  # the package for its doctests
 COPIED = ("tests", "examples", "benchmarks", "docs", ".ci", "README.md", "pyproject.toml")

@@ -27,6 +27,7 @@ def test_entries_are_counted_by_powers_of_ten():
     assert found.largest_step == pytest.approx(1)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # older matplotlib, as it is imported
 def test_the_picture(run, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra that draws it is not installed")
     code, _, err = run("inspect", TORCH, "--plot", tmp_path / "moments.png")
