@@ -208,7 +208,8 @@ def torch(session: nox.Session) -> None:
     """The files of torch, the comparison with it, and its column in the table of accuracy."""
     install(session, "test,examples", TORCH)
     session.run("python", "-m", "benchmarks.accuracy")
-    session.run(*PYTEST, "tests/checkpoint", "tests/cli", *session.posargs)
+    files = ("tests/checkpoint", "tests/checkpoint_torch", "tests/cli")
+    session.run(*PYTEST, *files, *session.posargs)
     run_live(session, "test_torch*.py")
     session.run("python", "examples/resume_from_torch.py", "--out", session.create_tmp())
 
