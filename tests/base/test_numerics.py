@@ -77,6 +77,7 @@ def random_gradients(rng, leaf, steps=10):
     return x.astype(jnp.dtype(leaf["dtype"]))
 
 
+@pytest.mark.slow
 @given(trees, hyperparameters, st.sampled_from(VARIANTS), st.integers(0, 2**32 - 1))
 @settings(max_examples=200, deadline=None)
 def test_equals_the_reference(tree, hyper, variant, seed):

@@ -96,6 +96,7 @@ def test_vmap(optimizer):
         assert_close(jax.tree.map(lambda x, i=i: x[i], found), one)
 
 
+@pytest.mark.slow
 @BOTH
 def test_derivatives(optimizer):
     """Through three steps, by learning rate and starting point, beside finite differences."""

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from adamx.keras import Adam
@@ -62,6 +63,7 @@ def net_loss(net, x, y):
     return jnp.mean((jax.vmap(net)(x) - y) ** 2)
 
 
+@pytest.mark.slow
 def test_equinox_module():
     net = Net(eqx.nn.MLP(4, 2, 8, 1, key=jax.random.key(0)), 2.0, True)
     tx = Adam(0.01).transformation

@@ -68,6 +68,7 @@ import adamx.native.loader as loader
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

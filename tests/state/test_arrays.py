@@ -237,6 +237,7 @@ def test_flax_nnx_state():
     assert adamx.get_weights(optimizer.opt_state)[0] == 2
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.sampled_from([(), (2,), (0,), (1, 3)]),

@@ -40,9 +40,13 @@ RUNS = [
     *((name, data_mesh, AxisType.Explicit) for name in ("adam", "partition", "fused_amsgrad")),
     ("adam", two_axes, AxisType.Explicit),
 ]
+QUICK = ("adam", "partition")
 
 
-@pytest.mark.parametrize(("name", "make_mesh", "kind"), RUNS)
+@pytest.mark.parametrize(
+    ("name", "make_mesh", "kind"),
+    [pytest.param(*run, marks=() if run[0] in QUICK else pytest.mark.slow) for run in RUNS],
+)
 def test_moments_are_split_and_the_run_is_the_same(name, make_mesh, kind):
     tx, mesh = TRANSFORMATIONS[name], make_mesh(kind)
     step, params, state = split_run(tx, mesh)

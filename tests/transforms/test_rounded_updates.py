@@ -30,6 +30,7 @@ def rounded_and_applied(key, updates, params):
 rows = st.tuples(finite, finite, st.floats(0, 2**-6, width=32), st.booleans())
 
 
+@pytest.mark.slow
 @given(
     rows=st.lists(rows, min_size=8, max_size=8),
     dtype=st.sampled_from(["bfloat16", "float16"]),

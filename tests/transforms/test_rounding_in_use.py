@@ -62,6 +62,7 @@ def test_another_key_does_not_compile_again():
         assert np.any(np.asarray(mine[1][0][0].nu) != np.asarray(other[1][0][0].nu))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spec", [("data", "model"), ("model", "data"), (None, "data"), (None,)])
 def test_any_sharding_gives_the_same_bits(spec, axis_type):
