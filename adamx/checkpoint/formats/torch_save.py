@@ -41,7 +41,7 @@ class TorchSave(FileFormat):
     name = "torch"
     title = "PyTorch"
     names = "told, or inferred from the order of the weights"
-    suffixes = (".pt", ".pth")
+    suffixes = (".pt", ".pth", ".pth.tar", ".ckpt")
     template = "optional"
     framework = "torch"
     has_selectors = True
