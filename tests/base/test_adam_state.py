@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import adamx
-from adamx.base.adam_state import open_state
+from adamx.base.adam_state import AdamState, check_count, open_state
 
 # What made a state is not of concern here.
 pytestmark = pytest.mark.filterwarnings("ignore:state. Optax keeps the states:UserWarning")
@@ -104,3 +105,28 @@ def test_an_open_state_has_the_moments_of_every_leaf():
 
 def test_a_negative_count_is_not_waited_for_in_a_trace():
     jax.eval_shape(USES["update"], STATE._replace(count=jax.ShapeDtypeStruct((), jnp.int32)))
+
+
+@pytest.mark.parametrize("count", [-1, np.int32(-1), np.int64(-2)])
+def test_a_negative_count_of_python_and_numpy(count):
+    with pytest.raises(ValueError, match=f"count: expected a number of at least 0, found {count}"):
+        check_count(count)
+
+
+def test_a_truth_is_no_count():
+    with pytest.raises(TypeError, match="count: expected an integer scalar, found bool"):
+        check_count(True)
+    check_count(0)
+    check_count(7)
+
+
+def test_a_count_of_members_needs_moments_of_each():
+    """Where every moment begins with the count's shape; only then it is an ensemble's state."""
+    params = {"w": jnp.ones((4, 3))}
+    members = AdamState(jnp.zeros(4, jnp.int32), params, params)
+    open_state(members, is_ensemble_allowed=True)
+    for field in ("mu", "nu"):
+        with pytest.raises(TypeError, match=r"count: expected an integer scalar, found int32 of"):
+            open_state(
+                members._replace(**{field: {"w": jnp.ones((3, 4))}}), is_ensemble_allowed=True
+            )
