@@ -154,7 +154,8 @@ def mutation(session: nox.Session) -> None:
     assert isinstance(package, str)
     shutil.copytree(package.split()[-1], "adamx")  # beside the tests, with the kernel
     modules = session.posargs or ["adamx/base", "adamx/fused"]
-    tests = "tests/base tests/transforms tests/test_golden.py tests/fused tests/config"
+    # What fails soonest comes first: a recorded run notices most changes in seconds.
+    tests = "tests/test_golden.py tests/base tests/transforms tests/fused tests/config"
     Path("mutation.toml").write_text(
         f"""[cosmic-ray]
 module-path = {modules}
