@@ -108,6 +108,26 @@ def _keras(*files: str) -> Format:
     )
 
 
+def _of_folders(
+    ending: str,
+    files: Sequence[str],
+    edits: Sequence[Edit],
+    enlarged: Callable[[bytes, int], bytes],
+    *made: Callable[[bytes], bytes],
+) -> Format:
+    """A kind of folder: an archive of it is the content, of which one file is damaged."""
+    return Format(
+        ending,
+        [f"../wild/{file}" for file in files],
+        folders.places,
+        edits,
+        enlarged,
+        made=(bytes, *made),
+        read=folders.pack_folder,
+        mangle=folders.mangle,
+    )
+
+
 FORMATS = {
     "tf11_h5": _hdf5(".h5", "tf11_model.h5", "tf11_frozen.h5"),
     "tf_keras_legacy_h5": _hdf5(".h5", "tfkeras_legacy_model.h5", "tfkeras_legacy_frozen.h5"),
@@ -181,44 +201,31 @@ FORMATS = {
         flax_files.EDITS,
         flax_files.enlarged,
     ),
-    "hugging_face": Format(
+    "hugging_face": _of_folders(
         ".hugging_face",
-        ("../wild/hf_trainer/checkpoint-6", "../wild/accelerate/state"),
-        orbax_files.places,
+        ("hf_trainer/checkpoint-6", "accelerate/state"),
         hugging_face_files.EDITS,
         hugging_face_files.enlarged,
-        made=(bytes, hugging_face_files.as_shards),
-        read=orbax_files.pack_folder,
-        mangle=orbax_files.mangle,
+        hugging_face_files.as_shards,
     ),
-    "orbax": Format(
+    "orbax": _of_folders(
         ".orbax",
-        ("../wild/orbax_adamw/ckpt", "../wild/orbax_chain/run"),
-        folders.places,
+        ("orbax_adamw/ckpt", "orbax_chain/run"),
         orbax_files.EDITS,
         orbax_files.enlarged,
-        made=(bytes, orbax_files.as_plain, orbax_files.as_third),
-        read=folders.pack_folder,
-        mangle=folders.mangle,
+        orbax_files.as_plain,
+        orbax_files.as_third,
     ),
-    "dcp": Format(
-        ".dcp",
-        ("../wild/dcp/dcp", "../wild/dcp_fsdp2/dcp"),
-        folders.places,
-        rank_files.DCP_EDITS,
-        rank_files.enlarged_dcp,
-        read=folders.pack_folder,
-        mangle=folders.mangle,
+    "dcp": _of_folders(
+        ".dcp", ("dcp/dcp", "dcp_fsdp2/dcp"), rank_files.DCP_EDITS, rank_files.enlarged_dcp
     ),
-    "deepspeed": Format(
+    "deepspeed": _of_folders(
         ".deepspeed",
-        ("../wild/deepspeed_zero2/global_step5", "../wild/deepspeed_zero2_2ranks/global_step5"),
-        folders.places,
+        ("deepspeed_zero2/global_step5", "deepspeed_zero2_2ranks/global_step5"),
         rank_files.DEEPSPEED_EDITS,
         rank_files.enlarged_deepspeed,
-        made=(bytes, rank_files.as_third_stage, rank_files.as_universal),
-        read=folders.pack_folder,
-        mangle=folders.mangle,
+        rank_files.as_third_stage,
+        rank_files.as_universal,
     ),
     "tensorflow": Format(
         ".index",

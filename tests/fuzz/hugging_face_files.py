@@ -1,20 +1,18 @@
 """Folders of Hugging Face, each as an archive: damaged weights, indices, counts and files."""
 
-import io
 import json
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from tests.fuzz.folders import EDITS as FOLDER_EDITS
+from tests.fuzz.folders import Files, pack, unpack
 from tests.fuzz.mangling import pick
-from tests.fuzz.orbax_files import EDITS as FOLDER_EDITS
 
 __all__ = ["EDITS", "as_shards", "enlarged"]
 
 Edit = Callable[[bytes, np.random.RandomState], bytes]
-Files = dict[str, bytes]
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _OF_FOLDERS = ("removed_file", "emptied_file", "swapped_files")
@@ -22,7 +20,7 @@ _OF_FOLDERS = ("removed_file", "emptied_file", "swapped_files")
 
 def as_shards(content: bytes) -> bytes:
     """The same with weights in two files and an index."""
-    files = _unpack(content)
+    files = unpack(content)
     header, values = _split(files.pop(_WEIGHTS))
     names = [name for name in header if name != "__metadata__"]
     weight_map = {}
@@ -37,17 +35,17 @@ def as_shards(content: bytes) -> bytes:
         files[shard] = _join(entries, data)
         weight_map |= dict.fromkeys(own, shard)
     files[_INDEX] = json.dumps({"metadata": {}, "weight_map": weight_map}).encode()
-    return _pack(files)
+    return pack(files)
 
 
 def enlarged(content: bytes, size: int) -> bytes:
     """With one weight more, of that size."""
-    files = _unpack(content)
+    files = unpack(content)
     header, values = _split(files[_WEIGHTS])
     place = [len(values), len(values) + size // 4 * 4]
     header["large"] = {"dtype": "F32", "shape": [size // 4], "data_offsets": place}
     more = np.random.default_rng(0).random(size // 4, np.float32).tobytes()
-    return _pack({**files, _WEIGHTS: _join(header, values + more)})
+    return pack({**files, _WEIGHTS: _join(header, values + more)})
 
 
 def strange_entry(content: bytes, rng: np.random.RandomState) -> bytes:
@@ -82,34 +80,34 @@ def strange_name(content: bytes, rng: np.random.RandomState) -> bytes:
 
 def repeated_name(content: bytes, rng: np.random.RandomState) -> bytes:
     """The header has a name twice, which a dictionary would hide."""
-    files = _unpack(content)
+    files = unpack(content)
     name = _pick_weights(files, rng)
     header, values = _split(files[name])
     text = json.dumps(header)
     twice = f"{text[:-1]}, {text[1:]}".encode()
     files[name] = len(twice).to_bytes(8, "little") + twice + values
-    return _pack(files)
+    return pack(files)
 
 
 def lying_header_size(content: bytes, rng: np.random.RandomState) -> bytes:
-    files = _unpack(content)
+    files = unpack(content)
     name = _pick_weights(files, rng)
     size = pick(rng, [0, 1, 7, 2**20, 2**40, 2**63, 2**64 - 1])
     files[name] = size.to_bytes(8, "little") + files[name][8:]
-    return _pack(files)
+    return pack(files)
 
 
 def deep_header(content: bytes, rng: np.random.RandomState) -> bytes:
     """A header of brackets within brackets, or of very many small values."""
-    files = _unpack(content)
+    files = unpack(content)
     text = pick(rng, [b'{"a":' * 200_000, b'{"a":[' + b"[]," * 700_000 + b"[]]}", b"[" * 900_000])
     files[_pick_weights(files, rng)] = len(text).to_bytes(8, "little") + text
-    return _pack(files)
+    return pack(files)
 
 
 def strange_json(content: bytes, rng: np.random.RandomState) -> bytes:
     """One of the JSON files with other values."""
-    files = _unpack(content)
+    files = unpack(content)
     names = [name for name in files if name.endswith(".json")]
     if not names:
         return strange_entry(content, rng)
@@ -119,7 +117,7 @@ def strange_json(content: bytes, rng: np.random.RandomState) -> bytes:
     values = [None, 7, -1, 1e300, "", "x" * 60_000, [], {}, ["GPT2LMHeadModel"] * 2, {"a": "../b"}]
     told[pick(rng, keys or list(told))] = pick(rng, values)
     files[name] = json.dumps(told).encode()
-    return _pack(files)
+    return pack(files)
 
 
 EDITS: tuple[Edit, ...] = (
@@ -140,11 +138,11 @@ def _pick_weights(files: Files, rng: np.random.RandomState) -> str:
 def _with_header(
     content: bytes, rng: np.random.RandomState, change: Callable[[Any], None]
 ) -> bytes:
-    files = _unpack(content)
+    files = unpack(content)
     name = _pick_weights(files, rng)
     header, values = _split(files[name])
     change(header)
-    return _pack({**files, name: _join(header, values)})
+    return pack({**files, name: _join(header, values)})
 
 
 def _split(data: bytes) -> tuple[Any, bytes]:
@@ -155,16 +153,3 @@ def _split(data: bytes) -> tuple[Any, bytes]:
 def _join(header: Any, values: bytes) -> bytes:
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + values
-
-
-def _unpack(content: bytes) -> Files:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def _pack(files: Files) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return stream.getvalue()
