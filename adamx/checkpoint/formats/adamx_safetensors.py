@@ -16,7 +16,8 @@ from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
 from adamx.checkpoint.formats._groups_json import read_groups, write_groups
 from adamx.checkpoint.frameworks import Framework
-from adamx.checkpoint.untrusted.account import Account, Progress, charge_json, parse_json
+from adamx.checkpoint.untrusted.account import Account, Progress, parse_json
+from adamx.checkpoint.untrusted.safetensors_file import HEADER_START, read_header
 
 __all__ = ["Safetensors"]
 
@@ -24,8 +25,6 @@ _VERSION = 2  # 1 had one group, and neither naming nor remarks
 _ARRAYS = ("params", "mu", "nu", "nu_max", "extra")
 _BLANK = "0" * 64  # instead of the checksum while it is computed
 _BLOCK = 1 << 22
-_LENGTH = 8  # bytes before the header, which say how long it is
-_PER_ARRAY = 3_000  # bytes of memory that the description of an array takes, however small it is
 
 
 class Safetensors(FileFormat):
@@ -44,8 +43,8 @@ class Safetensors(FileFormat):
 
     def matches(self, head: Head) -> bool:
         """Whether a JSON object begins after a length that the file has."""
-        length = int.from_bytes(head.start[:_LENGTH], "little")
-        return head.start[_LENGTH : _LENGTH + 1] == b"{" and length < head.size
+        length = int.from_bytes(head.start[:HEADER_START], "little")
+        return head.start[HEADER_START : HEADER_START + 1] == b"{" and length < head.size
 
     def check(self, checkpoint: Checkpoint, template: Source | None) -> None:
         """Raise unless the configuration can be written down."""
@@ -144,14 +143,8 @@ def _check_header(path: Path) -> Account:
     """Raise if the header is not in the file, or takes too much memory; return what is left."""
     size = path.stat().st_size
     account = Account(size)
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(_LENGTH), "little")
-        if length > size - _LENGTH:
-            raise ValueError(f"its header is said to have {length} bytes")
-        header = file.read(length)
-    account.allow(_PER_ARRAY * header.count(b'"data_offsets"'))
-    charge_json(header, account)
-    account.spend(size - _LENGTH - length)
+    header = read_header(path, account)
+    account.spend(size - HEADER_START - len(header))
     return account
 
 
@@ -183,7 +176,7 @@ def _compute_checksum(path: Path, written: str, progress: Progress | None) -> tu
     """The checksum, with zeros instead of the one `written`; and where that begins."""
     marker = f'"sha256":"{written}"'.encode()
     with path.open("rb") as file:
-        length = file.read(_LENGTH)
+        length = file.read(HEADER_START)
         header = file.read(min(int.from_bytes(length, "little"), path.stat().st_size))
         if len(written) != len(_BLANK) or header.count(marker) != 1:
             raise CheckpointError("the file's header has no checksum: it was damaged or changed")
@@ -194,7 +187,7 @@ def _compute_checksum(path: Path, written: str, progress: Progress | None) -> tu
             digest.update(block)
             if progress:
                 progress(len(block))
-    return digest.hexdigest(), _LENGTH + start
+    return digest.hexdigest(), HEADER_START + start
 
 
 register(Safetensors())

@@ -17,9 +17,9 @@ from adamx.checkpoint.untrusted.account import Account, charge_json
 from adamx.checkpoint.untrusted.torch_archive import Region
 from adamx.checkpoint.untrusted.torch_tensors import Storage, Tensor, find_dtype
 
-__all__ = ["read_safetensors"]
+__all__ = ["HEADER_START", "read_header", "read_safetensors"]
 
-_LENGTH = 8  # bytes before the header, which say how long it is
+HEADER_START = 8  # bytes before the header, which say how long it is
 _PER_ARRAY = 4_000  # bytes of memory, beside the values
 _METADATA = "__metadata__"
 _DTYPES = {
@@ -45,6 +45,24 @@ _DTYPES = {
 }
 
 
+def read_header(path: Path, account: Account) -> bytes:
+    """The header, charged to the account: JSON that describes the arrays.
+
+    Raises:
+      ValueError: it is not in the file.
+      CheckpointError: it takes too much memory.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(HEADER_START), "little")
+        if length > path.stat().st_size - HEADER_START:
+            raise ValueError(f"its header is said to have {length} bytes")
+        header = file.read(length)
+    # As many as there may be; an entry is longer than this in the file, too.
+    account.allow(_PER_ARRAY * header.count(b'"data_offsets"'))
+    charge_json(header, account)
+    return header
+
+
 def read_safetensors(path: Path, account: Account) -> dict[str, Tensor]:
     """The arrays in a safetensors file by name, in the file's order.
 
@@ -58,20 +76,13 @@ def read_safetensors(path: Path, account: Account) -> dict[str, Tensor]:
     Raises:
       CheckpointError, ValueError: it is damaged, or holds numbers that NumPy cannot.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(_LENGTH), "little")
-        if length > size - _LENGTH:
-            raise ValueError(f"its header is said to have {length} bytes")
-        header = file.read(length)
-    # As many as there may be; an entry is longer than this in the file, too.
-    account.allow(_PER_ARRAY * header.count(b'"data_offsets"'))
-    charge_json(header, account)
+    header = read_header(path, account)
+    size, length = path.stat().st_size, len(header)
     entries = json.loads(header.decode(), object_pairs_hook=_refuse_twice)
     if not isinstance(entries, dict):
         raise ValueError("its header is no object")
     entries.pop(_METADATA, None)
-    region, start = Region(path, False), _LENGTH + length
+    region, start = Region(path, False), HEADER_START + length
     places = []
     arrays: dict[str, Tensor] = {}
     for name, entry in entries.items():

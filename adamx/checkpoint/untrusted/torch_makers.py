@@ -93,19 +93,20 @@ def _make_of_data(machine: Machine, function: Global, parts: tuple[Any, ...]) ->
     """A parameter: the values of a tensor."""
     machine.spend(_TENSOR)
     data = parts[0] if parts else None
-    if isinstance(data, Tensor):
-        return _rewrap(data, StandIn(function, parts))
-    if isinstance(data, TensorStandIn):
-        made = TensorStandIn(function, parts, data.problem, data.shape)
-        made.dtype = data.dtype
-        return made
+    return _rewrap(data, function, parts)
+
+
+def _rewrap(inner: Any, function: Global, parts: tuple[Any, ...]) -> Any:
+    """A tensor, or what stands for one, as another function makes it; else a plain stand-in."""
+    if isinstance(inner, Tensor):
+        wrapped = inner.view(Tensor)
+        wrapped.call, wrapped.storage = StandIn(function, parts), inner.storage
+        return wrapped
+    if isinstance(inner, TensorStandIn):
+        stand_in = TensorStandIn(function, parts, inner.problem, inner.shape)
+        stand_in.dtype = inner.dtype
+        return stand_in
     return StandIn(function, parts)
-
-
-def _rewrap(tensor: Tensor, call: StandIn) -> Tensor:
-    wrapped = tensor.view(Tensor)
-    wrapped.call, wrapped.storage = call, tensor.storage
-    return wrapped
 
 
 def _make_of_type(machine: Machine, function: Global, parts: tuple[Any, ...]) -> Any:
@@ -118,13 +119,7 @@ def _make_of_type(machine: Machine, function: Global, parts: tuple[Any, ...]) ->
     if name in _CLASSES and maker not in (None, _make_of_type) and isinstance(arguments, tuple):
         assert maker is not None
         machine.spend(CONTAINER + _TENSOR)
-        made = maker(machine, inner, arguments)
-        if isinstance(made, Tensor):
-            return _rewrap(made, StandIn(function, parts))
-        if isinstance(made, TensorStandIn):
-            wrapped = TensorStandIn(function, parts, made.problem, made.shape)
-            wrapped.dtype = made.dtype
-            return wrapped
+        return _rewrap(maker(machine, inner, arguments), function, parts)
     return StandIn(function, parts)
 
 
