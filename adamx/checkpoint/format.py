@@ -158,6 +158,8 @@ class FileFormat(abc.ABC):
       writable: whether there is a `write`.
       instead: how to come by a file of a format that is not writable, in a clause.
       holds_config: whether files hold all hyperparameters; if not, `load` needs `config=`.
+      config_of: whose configuration files are of, "keras" or "torch", as the command's `--config`
+        takes it; None for either.
       has_selectors: whether a file may hold several optimizers or models, among which
         `Source.optimizer` and `Source.weights` choose.
       framework: whose names, order and layout the moments take where `template` is "optional" and
@@ -174,6 +176,7 @@ class FileFormat(abc.ABC):
     writable: ClassVar[bool] = True
     instead: ClassVar[str] = ""
     holds_config: ClassVar[bool] = True
+    config_of: ClassVar[Literal["keras", "torch"] | None] = None
     has_selectors: ClassVar[bool] = False
     framework: ClassVar[Framework | None] = None
 

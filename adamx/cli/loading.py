@@ -117,13 +117,13 @@ def _read_config(path: Path, generation: Any, form: FileFormat) -> AdamConfig:
     try:
         described = json.loads(path.read_bytes())
         is_torchs = isinstance(described, Mapping) and bool({"lr", "betas"} & described.keys())
-        if form.framework == "torch" and not is_torchs:
+        if form.config_of == "torch" and not is_torchs:
             raise CheckpointError(
                 expected=f"a parameter group of torch, with lr and betas, for {form.description}",
                 found="a configuration of something else, which computes another Adam",
                 remedy="give one, or single fields by --set FIELD=VALUE",
             )
-        if is_torchs and form.framework != "torch" and form.name not in ("orbax", "flax", "npz"):
+        if form.config_of == "keras" and is_torchs:
             raise CheckpointError(
                 expected=f"the get_config() of Keras's optimizer, for {form.description}",
                 found="a parameter group of torch, which computes another Adam",

@@ -129,3 +129,11 @@ def test_check_gives_a_verdict_and_its_exit_code(run):
     assert next(iter(rows(out))) == "emb.weight"
     code, out, _ = run("inspect", "--check", "--json", BIG_M)
     assert (code, json.loads("\n".join(out))["problems"][0]["name"]) == (1, "l1.weight")
+
+
+@pytest.mark.parametrize("folder", ["dcp/dcp", "deepspeed_zero2", "hf_trainer/checkpoint-6"])
+def test_folders_of_torch_take_a_parameter_group(run, tmp_path, folder):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"lr": 0.5, "betas": [0.9, 0.999], "weight_decay": 0.0}))
+    code, out, _ = run("inspect", WILD / folder, "--config", config)
+    assert (code, head_of(out)["learning_rate"]) == (0, "0.5")
