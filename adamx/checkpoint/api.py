@@ -160,13 +160,16 @@ def write(
     template: str | os.PathLike[str] | None,
     order: Order | None,
     progress: Progress | None,
-    **keys: str | None,
+    *,
+    optimizer: str | None = None,
+    weights: str | None = None,
 ) -> tuple[str, ...]:
     """`save`, and use the checkpoint up: it loses its arrays, so that none is in memory twice."""
     form = find_target(path, format)
     # Of a template's hyperparameters only those count that tell which variables there are.
-    config = checkpoint.groups[0].config
-    source = None if template is None else Source(Path(template), config, progress, **keys)
+    config, source = checkpoint.groups[0].config, None
+    if template is not None:
+        source = Source(Path(template), config, progress, optimizer=optimizer, weights=weights)
     _check_template(form, path, source, order)
     form.check(checkpoint, source)
     new, left = _fit(form, checkpoint, source, order)

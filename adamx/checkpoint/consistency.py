@@ -3,7 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -14,8 +14,10 @@ from adamx.config.adam_config import AdamConfig
 from adamx.config.groups import ParameterGroup, list_unlike
 
 __all__ = [
+    "Held",
     "Naming",
     "check_alike",
+    "check_amsgrad",
     "check_groups",
     "check_moments",
     "guess_naming",
@@ -25,6 +27,50 @@ __all__ = [
 Naming = Literal["file", "inferred", "unknown"]
 
 _Arrays = Mapping[str, np.ndarray]
+
+
+class Held(Protocol):
+    """What a checkpoint holds: for functions of modules that `Checkpoint` itself is made of."""
+
+    @property
+    def framework(self) -> Framework:
+        """Whose file it was."""
+        ...
+
+    @property
+    def groups(self) -> Sequence[ParameterGroup]:
+        """Of variables."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the optimizer's variables."""
+        ...
+
+    @property
+    def is_named(self) -> bool:
+        """Whether they are more than numbers."""
+        ...
+
+    @property
+    def params(self) -> _Arrays:
+        """The weights."""
+        ...
+
+    @property
+    def mu(self) -> _Arrays:
+        """The first moments."""
+        ...
+
+    @property
+    def nu(self) -> _Arrays:
+        """The second moments."""
+        ...
+
+    @property
+    def nu_max(self) -> _Arrays:
+        """AMSGrad's maxima."""
+        ...
 
 
 def guess_naming(names: Sequence[str]) -> Naming:
@@ -59,6 +105,16 @@ def make_groups(
             remedy="give dataclasses.replace groups= with a group for each" if groups else "",
         )
     return (ParameterGroup(**parts),)
+
+
+def check_amsgrad(is_held: bool, config: AdamConfig) -> None:
+    """Raise unless a given configuration has AMSGrad where a file has its maxima."""
+    if is_held != config.amsgrad:
+        raise CheckpointError(
+            f"the file has {is_held}, config= has {config.amsgrad}",
+            where="amsgrad",
+            argument="config",
+        )
 
 
 def check_alike(field: str, groups: Sequence[ParameterGroup]) -> None:

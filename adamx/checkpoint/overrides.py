@@ -10,6 +10,7 @@ from adamx.base.checks import check_choice
 from adamx.base.errors import AdamxError, InvalidType
 from adamx.base.trees import listed
 from adamx.checkpoint.checkpoint import Checkpoint
+from adamx.checkpoint.consistency import check_amsgrad
 from adamx.checkpoint.errors import CheckpointError, convert_error
 from adamx.config.adam_config import AdamConfig
 from adamx.config.groups import ParameterGroup
@@ -55,12 +56,7 @@ def override(checkpoint: Checkpoint, config: Override) -> Checkpoint:
 
 
 def _check_maxima(old: AdamConfig, new: AdamConfig) -> None:
-    if old.amsgrad != new.amsgrad:
-        raise CheckpointError(
-            f"the file has {old.amsgrad}, config= has {new.amsgrad}",
-            where="amsgrad",
-            argument="config",
-        )
+    check_amsgrad(old.amsgrad, new)
     conventions = {old.convention, new.convention}
     if old.amsgrad and len(conventions) > 1 and "optax" in conventions:
         raise CheckpointError(

@@ -2,40 +2,19 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
-
-import numpy as np
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from adamx.base.errors import InvalidType
 from adamx.base.trees import listed
+from adamx.checkpoint.consistency import Held
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.names import unwrap_names
-from adamx.config.groups import ParameterGroup
 
 __all__ = ["rename_fields"]
 
-_Arrays = Mapping[str, np.ndarray]
 
-
-class _Named(Protocol):
-    """What a checkpoint has by name."""
-
-    @property
-    def groups(self) -> Sequence[ParameterGroup]: ...
-    @property
-    def names(self) -> Sequence[str]: ...
-    @property
-    def params(self) -> _Arrays: ...
-    @property
-    def mu(self) -> _Arrays: ...
-    @property
-    def nu(self) -> _Arrays: ...
-    @property
-    def nu_max(self) -> _Arrays: ...
-
-
-def rename_fields(old: _Named, names: Sequence[str]) -> dict[str, Any]:
+def rename_fields(old: Held, names: Sequence[str]) -> dict[str, Any]:
     """The fields of a checkpoint that change with the names of its variables.
 
     Args:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +10,9 @@ import optax
 
 from adamx.base.errors import AdamxError
 from adamx.base.trees import flatten_with_path, listed, path_name
+from adamx.checkpoint.consistency import Held
 from adamx.checkpoint.errors import CheckpointError, convert_error
-from adamx.checkpoint.frameworks import FRAMEWORKS, Framework
+from adamx.checkpoint.frameworks import FRAMEWORKS
 from adamx.checkpoint.layouts import Layout, lay_out
 from adamx.checkpoint.matching import Order, apply_order, check_pairs, check_paths
 from adamx.checkpoint.names import spell_order
@@ -35,23 +36,8 @@ __all__ = ["assign_variables", "fill_tree", "read_state", "restore_state"]
 _Arrays = Mapping[str, np.ndarray]
 
 
-class _Variables(Protocol):
-    """What a checkpoint says of an optimizer's variables and the model's weights."""
-
-    @property
-    def framework(self) -> Framework: ...
-    @property
-    def names(self) -> Sequence[str]: ...
-    @property
-    def params(self) -> _Arrays: ...
-    @property
-    def mu(self) -> _Arrays: ...
-    @property
-    def is_named(self) -> bool: ...
-
-
 def assign_variables(
-    found: _Variables,
+    found: Held,
     leaves: Mapping[str, Any],
     order: Order | None,
     layout: Layout | None,

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from adamx.base.errors import InvalidValue
 from adamx.checkpoint.checkpoint import Checkpoint
+from adamx.checkpoint.consistency import check_amsgrad
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.formats._keras_optimizers import (
     Optimizer,
@@ -28,13 +29,8 @@ def find_optimizer(
       CheckpointError: its list of variables is not that of an Adam, whatever `config` was given.
     """
     found = find_adam(optimizer, is_keras3)
-    amsgrad = bool(found.settings.get("amsgrad"))
-    if config is not None and amsgrad != config.amsgrad:
-        raise CheckpointError(
-            f"the file has {amsgrad}, config= has {config.amsgrad}",
-            where="amsgrad",
-            argument="config",
-        )
+    if config is not None:
+        check_amsgrad(bool(found.settings.get("amsgrad")), config)
     return found
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from adamx.base.trees import listed
 from adamx.checkpoint.checkpoint import Checkpoint
+from adamx.checkpoint.consistency import check_amsgrad
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import Source
 from adamx.checkpoint.formats._adam_nodes import AdamNode, choose_adams, find_adams
@@ -58,13 +59,7 @@ def read_state(
     own_notes = [_UNTOLD, *_read_settings(tree, adams[0].root)]
     own_notes += _compare_steps(tree, adams, counts)
     has_maxima = bool(adams[0].moments["nu_max"])
-    if has_maxima != config.amsgrad:
-        raise CheckpointError(
-            where="config",
-            expected=f"amsgrad={has_maxima}, as in the file",
-            found=f"amsgrad={config.amsgrad}",
-            argument="config",
-        )
+    check_amsgrad(has_maxima, config)
     if has_maxima and config.convention != "optax":
         raise CheckpointError(
             where="config",

@@ -43,6 +43,7 @@ class DeepSpeed(FileFormat):
     name = "deepspeed"
     title = "DeepSpeed"
     names = "told"
+    config_of = "torch"
     writable = False
     instead = "save with format='torch', and load that file where the model is"
 

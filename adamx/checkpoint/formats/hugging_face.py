@@ -41,7 +41,7 @@ class HuggingFace(FileFormat):
     name = "hugging_face"
     title = "Hugging Face Trainer and Accelerate"
     names = "inferred, or unknown"
-    framework = "torch"
+    config_of = "torch"
     has_selectors = True
     writable = False
     instead = (

@@ -51,6 +51,7 @@ class KerasArchive(FileFormat):
     name = "keras"
     title = "Keras 3 and tf_keras"
     names = "inferred from the order of the layers"
+    config_of = "keras"
     suffixes = (".keras",)
     extra = "checkpoint"
     packages = ("h5py",)

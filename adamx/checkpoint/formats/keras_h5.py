@@ -57,6 +57,7 @@ class KerasH5(FileFormat):
     name = "h5"
     title = "TensorFlow 1.1, tf_keras and Keras 3, whole models"
     names = "told, or inferred from the order of the layers"
+    config_of = "keras"
     suffixes = (".h5", ".hdf5")
     extra = "checkpoint"
     packages = ("h5py",)

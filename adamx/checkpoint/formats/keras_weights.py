@@ -26,6 +26,7 @@ class KerasWeights(FileFormat):
     name = "weights.h5"
     title = "Keras 3 and tf_keras, weights alone"
     names = "inferred from the order of the layers, or unknown"
+    config_of = "keras"
     suffixes = (".weights.h5",)
     extra = "checkpoint"
     packages = ("h5py",)

@@ -12,6 +12,7 @@ import numpy as np
 
 from adamx.base.trees import listed
 from adamx.checkpoint.checkpoint import Checkpoint
+from adamx.checkpoint.consistency import check_amsgrad
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
 from adamx.checkpoint.formats._counts import read_count
@@ -77,14 +78,7 @@ class NumpyNpz(FileFormat):
                 fields[field][name] = array
                 if source.progress:
                     source.progress(array.nbytes)
-        amsgrad = bool(fields["nu_max"])
-        if amsgrad != config.amsgrad:
-            raise CheckpointError(
-                where="config",
-                expected=f"amsgrad={amsgrad}, as in the file",
-                found=f"amsgrad={config.amsgrad}",
-                argument="config",
-            )
+        check_amsgrad(bool(fields["nu_max"]), config)
         return Checkpoint(
             framework="jax",
             version=None,

@@ -7,6 +7,7 @@ import numpy as np
 
 from adamx.base.trees import listed
 from adamx.checkpoint.checkpoint import Checkpoint
+from adamx.checkpoint.consistency import check_amsgrad
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, register
 from adamx.checkpoint.formats._bundle_entries import Bundle
@@ -39,6 +40,7 @@ class TensorFlowBundle(FileFormat):
     name = "tensorflow"
     title = "TensorFlow checkpoints"
     names = "told"
+    config_of = "keras"
     suffixes = (_INDEX,)
     holds_config = False
     has_selectors = True
@@ -66,13 +68,7 @@ class TensorFlowBundle(FileFormat):
         bundle, optimizer = _open(source)
         told = read_settings(bundle, optimizer)
         count, factors = read_steps(bundle, optimizer, config)
-        if bool(optimizer.nu_max) != config.amsgrad:
-            raise CheckpointError(
-                where="config",
-                expected=f"amsgrad={bool(optimizer.nu_max)}, as in the file",
-                found=f"amsgrad={config.amsgrad}",
-                argument="config",
-            )
+        check_amsgrad(bool(optimizer.nu_max), config)
         warn_of_contradictions(source.path, told | factors, optimizer, config)
         arrays = {
             field: _read_all(bundle, getattr(optimizer, field))

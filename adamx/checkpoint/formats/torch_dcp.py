@@ -21,6 +21,7 @@ class TorchDcp(FileFormat):
     name = "dcp"
     title = "torch.distributed.checkpoint"
     names = "told"
+    config_of = "torch"
     writable = False
     instead = (
         "save with format='torch', load that file with torch.load, and save its "

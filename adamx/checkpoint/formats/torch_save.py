@@ -41,6 +41,7 @@ class TorchSave(FileFormat):
     name = "torch"
     title = "PyTorch"
     names = "told, or inferred from the order of the weights"
+    config_of = "torch"
     suffixes = (".pt", ".pth", ".pth.tar", ".ckpt")
     template = "optional"
     framework = "torch"
