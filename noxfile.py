@@ -212,7 +212,6 @@ def torch(session: nox.Session) -> None:
     files = ("tests/checkpoint", "tests/checkpoint_torch", "tests/cli")
     session.run(*PYTEST, *files, *session.posargs)
     run_live(session, "test_torch*.py")
-    session.run("python", "examples/resume_from_torch.py", "--out", session.create_tmp())
 
 
 @nox.session(python="3.11")

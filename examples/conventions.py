@@ -6,7 +6,6 @@ smaller steps. AMSGrad divides by the largest second moment so far: "optax" comp
 so that it never forgets a large first gradient; "torch" and "keras" compare uncorrected ones.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from figures import choose_folder, save_figure
 
 import adamx
 
@@ -87,17 +87,11 @@ def draw(path: Path) -> None:
     amsgrad.set_ylabel("size of the step / learning rate")
     for axes in (first, fit, amsgrad):
         axes.legend(frameon=False)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save_figure(figure, (first, fit, amsgrad), path, dpi=130)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder for the picture")
-    folder: Path = parser.parse_args().out
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = choose_folder(__doc__)
     draw(folder / "conventions.png")
     print(f"the picture is in {folder / 'conventions.png'}")
 

@@ -18,7 +18,6 @@ which of the two lost its moments; resume_from_torch.py has a run in which it do
 Needs Flax beside what the other examples need: pip install -e ".[examples,test]".
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from figures import BLUE, ORANGE, choose_folder, save_figure
 
 import adamx
 import adamx.checkpoint
@@ -59,9 +59,6 @@ NAMES = [
     "transformer.ln_f.weight",
     "transformer.ln_f.bias",
 ]
-
-# The palette of Okabe and Ito, which the colour-blind can tell apart.
-GRAY, BLUE, ORANGE = "#6b6b6b", "#56b4e9", "#d55e00"
 
 
 class Attention(nnx.Module):
@@ -213,20 +210,12 @@ def draw(path: Path, apart: dict[str, dict[str, float]], losses: dict[str, np.nd
     )
     right.set(title="Then, on this example's sequences", xlabel="step")
     right.set_ylabel("loss of a batch (nats)")
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
     right.legend(frameon=False)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    save_figure(figure, (left, right), path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder for the picture")
-    folder: Path = parser.parse_args().out
-    folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / "resume_from_hugging_face.png"
+    picture = choose_folder(__doc__) / "resume_from_hugging_face.png"
     # A GPU would multiply matrices with fewer bits than the float32 that the model was trained in.
     jax.config.update("jax_default_matmul_precision", "highest")
 

@@ -13,7 +13,6 @@ it jumps to between 0.06 and 0.18. The earlier a run is taken up and the smaller
 the less there is to see: with Keras's default, a tenth of the 0.01 here, next to nothing.
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from figures import BLUE, GRAY, ORANGE, choose_folder, save_figure
 
 import adamx.checkpoint
 
@@ -36,9 +36,6 @@ BATCH = 128
 SHAPES = {"hidden1": (64, 32), "hidden2": (32, 32), "out": (32, 10)}  # the names of Keras's layers
 
 Params = dict[str, dict[str, jax.Array]]
-
-# The palette of Okabe and Ito, which the colour-blind can tell apart.
-GRAY, BLUE, ORANGE = "#6b6b6b", "#56b4e9", "#d55e00"
 
 
 def batches(first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -139,18 +136,11 @@ def draw(
 
     for axes in (close, whole, apart):
         axes.axvline(before.size, color=GRAY, lw=1, ls=":")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    save_figure(figure, (close, whole, apart), path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder for the picture")
-    folder: Path = parser.parse_args().out
-    folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / "resume_from_keras.png"
+    picture = choose_folder(__doc__) / "resume_from_keras.png"
     # A GPU would multiply matrices with fewer bits than the float32 that the model was trained in.
     jax.config.update("jax_default_matmul_precision", "highest")
 

@@ -13,10 +13,9 @@ it jumps to between 0.04 and 0.13; the 0.04 is no more than torch's own worst ba
 earlier a run is taken up and the smaller its learning rate, the less there is to see: with torch's
 default, a tenth of the 0.01 here, next to nothing.
 
-Needs torch beside what the other examples need: pip install -e ".[examples,torch]".
+torch itself is not needed.
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from figures import BLUE, GRAY, ORANGE, choose_folder, save_figure
 
 import adamx.checkpoint
 
@@ -32,7 +32,7 @@ try:
     import matplotlib.pyplot as plt
     from sklearn.datasets import load_digits
 except ModuleNotFoundError as error:
-    raise SystemExit(f'{error}: pip install -e ".[examples,torch]"') from error
+    raise SystemExit(f'{error}: pip install -e ".[examples]"') from error
 
 DATA = Path(__file__).parent / "data"
 BATCH = 128
@@ -43,9 +43,6 @@ SHAPES = {"hidden1": (64, 32), "hidden2": (32, 32), "out": (32, 10)}
 ORDER = [f"{layer}/{name}" for layer in SHAPES for name in ("kernel", "bias")]
 
 Params = dict[str, dict[str, jax.Array]]
-
-# The palette of Okabe and Ito, which the colour-blind can tell apart.
-GRAY, BLUE, ORANGE = "#6b6b6b", "#56b4e9", "#d55e00"
 
 
 def batches(first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -146,18 +143,11 @@ def draw(
 
     for axes in (close, whole, apart):
         axes.axvline(before.size, color=GRAY, lw=1, ls=":")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    save_figure(figure, (close, whole, apart), path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder for the picture")
-    folder: Path = parser.parse_args().out
-    folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / "resume_from_torch.png"
+    picture = choose_folder(__doc__) / "resume_from_torch.png"
     # A GPU would multiply matrices with fewer bits than the float32 that the model was trained in.
     jax.config.update("jax_default_matmul_precision", "highest")
 

@@ -15,7 +15,8 @@ NEEDED += ("sklearn", "sklearn.datasets")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_without_its_extra_names_it(path, monkeypatch):
     monkeypatch.syspath_prepend(path.parent)
-    monkeypatch.delitem(sys.modules, "train_digits", raising=False)
+    for name in ("figures", "train_digits"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     for name in NEEDED:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
