@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from adamx.checkpoint.blocks import INTEGERS, iterate_blocks
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.fitting import fit
 from adamx.config.adam_config import AdamConfig
@@ -21,9 +22,6 @@ __all__ = [
     "measure_steps",
 ]
 
-_BLOCK = 1 << 13  # entries
-_INTEGERS = "biu"  # kinds of dtypes
-
 
 def bring(
     a: Checkpoint, b: Checkpoint, order: Sequence[str] | None
@@ -34,11 +32,11 @@ def bring(
         theirs: Mapping[str, np.ndarray], ours: Mapping[str, np.ndarray]
     ) -> Mapping[str, np.ndarray]:
         """B's shapes, without memory for them, with the dtype that A's numbers have or fit into."""
-        dtypes = {array.dtype for array in ours.values() if array.dtype.kind not in _INTEGERS}
+        dtypes = {array.dtype for array in ours.values() if array.dtype.kind not in INTEGERS}
         wide = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float64)
         return {
             name: np.broadcast_to(
-                np.zeros((), array.dtype if array.dtype.kind in _INTEGERS else wide), array.shape
+                np.zeros((), array.dtype if array.dtype.kind in INTEGERS else wide), array.shape
             )
             for name, array in theirs.items()
         }
@@ -82,7 +80,7 @@ def _difference(a: np.ndarray, b: np.ndarray) -> tuple[float, int]:
     """
     largest, entries = 0.0, 0
     with np.errstate(all="ignore"):
-        for x, y in _blocks(a, b):
+        for x, y in iterate_blocks(a, b):
             differ = (x != y) | (np.signbit(x) != np.signbit(y))
             differ &= ~(np.isnan(x) & np.isnan(y))
             if differ.any():
@@ -96,7 +94,7 @@ def measure(array: np.ndarray, root: bool = False) -> dict[str, Any]:
     """Facts about an array or its square root, as JSON takes them: "nan" and "inf" are texts."""
     squares, nonfinite = 0.0, 0
     with np.errstate(all="ignore"):
-        for (block,) in _blocks(array):
+        for (block,) in iterate_blocks(array):
             values = np.sqrt(block) if root else block.astype(np.float64, copy=False)
             nonfinite += values.size - int(np.count_nonzero(np.isfinite(values)))
             squares += float(values @ values)
@@ -121,13 +119,13 @@ def measure_steps(
     """
     if not m.size or not count:
         return {"largest_step": 0.0, "below_eps": 0.0, "zero": float(bool(m.size))}
-    corrections = [-math.expm1(count * math.log(b)) if b else 1.0 for b in (config.b1, config.b2)]
+    corrections = _correct(config, count)
     least = 10 * config.eps
     # Where epsilon stands beside sqrt(v) itself.
     least /= math.sqrt(corrections[1]) if config.convention == "keras" else 1.0
     largest, below, zero = 0.0, 0, 0
     with np.errstate(all="ignore"):
-        for first, second in _blocks(m, v):
+        for first, second in iterate_blocks(m, v):
             size, root = np.abs(first) / corrections[0], np.sqrt(second / corrections[1])
             ratio = np.where(size == 0, 0.0, size / root)
             largest = float(np.maximum(largest, ratio.max(initial=0.0)))
@@ -138,6 +136,12 @@ def measure_steps(
         "below_eps": below / m.size,
         "zero": zero / m.size,
     }
+
+
+def _correct(config: AdamConfig, count: int) -> list[float]:
+    """1 - b^count of both moments, by which they are divided; 1 before the first step."""
+    decays = (float(config.b1), float(config.b2))
+    return [-math.expm1(count * math.log(b)) if b and count else 1.0 for b in decays]
 
 
 class Distribution(NamedTuple):
@@ -160,14 +164,13 @@ class Distribution(NamedTuple):
 
 def count_entries(m: np.ndarray, v: np.ndarray, config: AdamConfig, count: int) -> Distribution:
     """How the entries of a variable's moments are distributed."""
-    corrections = [-math.expm1(count * math.log(b)) if b else 1.0 for b in (config.b1, config.b2)]
+    corrections = _correct(config, count)
     root_edges, step_edges = np.linspace(-14, 4, 73), np.linspace(-6, 2, 65)
     root, step = np.zeros(72, np.int64), np.zeros(64, np.int64)
     largest = 0.0
     with np.errstate(all="ignore"):
-        for first, second in _blocks(np.abs(m), np.abs(v)):
-            size = first / (corrections[0] or 1.0)
-            roots = np.sqrt(second / (corrections[1] or 1.0))
+        for first, second in iterate_blocks(np.abs(m), np.abs(v)):
+            size, roots = first / corrections[0], np.sqrt(second / corrections[1])
             ratio = np.nan_to_num(np.where(size == 0, 0.0, size / roots), posinf=1e300)
             largest = max(largest, float(ratio.max(initial=0.0)))
             for counts, edges, values in ((root, root_edges, roots), (step, step_edges, ratio)):
@@ -175,21 +178,3 @@ def count_entries(m: np.ndarray, v: np.ndarray, config: AdamConfig, count: int) 
                 powers = np.clip(powers, edges[0], edges[-1])
                 counts += np.histogram(powers, edges)[0]
     return Distribution(root, step, root_edges, step_edges, largest)
-
-
-def _blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
-    """The entries of arrays of one shape side by side, some at a time, so that copies stay small.
-
-    Integers stay what they are; other numbers become float64, a complex one two of them.
-    """
-    kinds = {array.dtype.kind for array in arrays}
-    wide = np.dtype(np.complex128 if "c" in kinds else np.float64)
-    if kinds <= set(_INTEGERS):
-        wide = np.result_type(*arrays)
-    flags = ("external_loop", "buffered", "zerosize_ok")
-    dtypes = [wide] * len(arrays)
-    # Not "safe", since bfloat16 is none of NumPy's own.
-    blocks = np.nditer(arrays, flags, op_dtypes=dtypes, casting="unsafe", buffersize=_BLOCK)
-    for block in blocks:
-        several = block if isinstance(block, tuple) else (block,)
-        yield tuple(x.view(np.float64) if x.dtype.kind == "c" else x for x in several)

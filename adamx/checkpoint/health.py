@@ -10,11 +10,12 @@ since m is the sum of (1 - b1) b1^k g and v that of (1 - b2) b2^k g^2, over the 
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from adamx.base.trees import listed
+from adamx.checkpoint.blocks import iterate_blocks
 from adamx.config.adam_config import AdamConfig
 from adamx.config.groups import ParameterGroup
 
@@ -104,60 +105,97 @@ def bound_ratio(config: AdamConfig, count: float) -> float:
 def _check_values(name: str, moments: _Arrays) -> Iterator[Problem]:
     """Values that are wrong by themselves."""
     for field, array in moments.items():
-        wrong = ~np.isfinite(array)
-        if wrong.any():
-            yield Problem(field, name, f"{_share(wrong)} not finite")
-        elif field != "mu" and (wrong := np.real(array) < 0).any():
-            yield Problem(field, name, f"{_share(wrong)} below 0")
+        if wrong := _Found.of(~np.isfinite(array)):
+            yield Problem(field, name, f"{wrong} not finite")
+        elif field != "mu" and (wrong := _Found.of(np.real(array) < 0)):
+            yield Problem(field, name, f"{wrong} below 0")
 
 
 def _check_together(
     name: str, group: ParameterGroup, m: np.ndarray, v: np.ndarray
 ) -> Iterator[Problem]:
-    """What m, v and the count say of each other."""
-    if not m.size:
-        return
+    """What m, v and the count say of each other; a block at a time."""
     slack = _SLACK_IF_NARROW if min(m.itemsize, v.itemsize) < 4 else _SLACK
-    m, v = np.abs(m).astype(np.float64), np.abs(v).astype(np.float64)
-    if group.count == 0 and (m.any() or v.any()):
-        yield Problem("mu", name, "not 0, though no step is done")
-        return
-    if not v.any():
-        if m.max() > _SMALLEST:
-            yield Problem("nu", name, "all 0, under a mu that is not")
-        elif not m.any() and group.count > _MANY_STEPS:
-            yield Problem("nu", name, f"all 0 after {group.count} steps, as mu is")
-        return
-    ratio = m / np.sqrt(v + _UNDERFLOW)
-    largest = float(ratio.max())
     bound, final = (bound_ratio(group.config, count) for count in (group.count, math.inf))
-    if largest > slack * bound:
-        wrong = ratio > slack * bound
+    largest_m, largest_ratio, top, wrong = 0.0, 0.0, 0.0, _Found(m.shape)
+    for first, second in _iterate_sizes(m, v):
+        ratio = first / np.sqrt(second + _UNDERFLOW)
+        largest_m = max(largest_m, float(first.max(initial=0.0)))
+        largest_ratio = max(largest_ratio, float(ratio.max(initial=0.0)))
+        top = max(top, math.sqrt(float(second.max(initial=0.0))))
+        wrong.add(ratio > slack * bound)
+    if group.count == 0 and (largest_m or top):
+        yield Problem("mu", name, "not 0, though no step is done")
+    elif not top and largest_m > _SMALLEST:
+        yield Problem("nu", name, "all 0, under a mu that is not")
+    elif not top and not largest_m and m.size and group.count > _MANY_STEPS:
+        yield Problem("nu", name, f"all 0 after {group.count} steps, as mu is")
+    elif top and wrong.count:
         why = f"its betas allow {bound:.3g} after {group.count} steps"
-        why += "" if largest > slack * final else f" and {final:.3g} later: is the count too small?"
-        finding = f"{_share(wrong)} above what v allows: |m|/sqrt(v) is up to {largest:.3g}, {why}"
+        if largest_ratio <= slack * final:
+            why += f" and {final:.3g} later: is the count too small?"
+        finding = f"{wrong} above what v allows: |m|/sqrt(v) is up to {largest_ratio:.3g}, {why}"
         yield Problem("mu", name, finding)
-    root = np.sqrt(v)
-    top = float(root.max())
-    huge = root > top / _OUTLIER
-    rest = float(root[~huge].max(initial=0.0))
-    if rest and top > _LARGE and 100 * np.count_nonzero(huge) <= max(100, v.size):
-        finding = f"{_share(huge)} far out: sqrt(v) is {top:.3g}, of all others at most {rest:.3g}"
+    if group.count and top > _LARGE:
+        yield from _check_outliers(name, v, top)
+
+
+def _check_outliers(name: str, v: np.ndarray, top: float) -> Iterator[Problem]:
+    """A few entries far above all others, as an overflow leaves them."""
+    rest, huge = 0.0, _Found(v.shape)
+    for (block,) in iterate_blocks(v):
+        root = np.sqrt(block)
+        is_huge = root > top / _OUTLIER
+        huge.add(is_huge)
+        rest = max(rest, float(root[~is_huge].max(initial=0.0)))
+    if rest and 100 * huge.count <= max(100, v.size):
+        finding = f"{huge} far out: sqrt(v) is {top:.3g}, of all others at most {rest:.3g}"
         yield Problem("nu", name, finding)
 
 
 def _is_fresh(config: AdamConfig, m: np.ndarray, v: np.ndarray) -> bool:
     """Whether each m and v are of one gradient g alone: (1 - b1) g and (1 - b2) g^2."""
-    m, v = np.abs(m).astype(np.float64), np.abs(v).astype(np.float64)
-    moved = v > _UNDERFLOW
-    if not config.b1 or not moved.any():
+    if not config.b1:
         return False
-    return bool(np.allclose(m[moved] / np.sqrt(v[moved]), bound_ratio(config, 1), rtol=1e-3))
+    only, has_moved = bound_ratio(config, 1), False
+    for first, second in _iterate_sizes(m, v):
+        moved = second > _UNDERFLOW
+        has_moved |= bool(moved.any())
+        if not np.allclose(first[moved] / np.sqrt(second[moved]), only, rtol=1e-3):
+            return False
+    return has_moved
 
 
-def _share(wrong: np.ndarray) -> str:
-    """`1 of 36 entries, at [1, 5],`."""
-    count = int(np.count_nonzero(wrong))
-    first = [int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape)]
-    at = f"at {first}" if count == 1 else f"the first at {first}"
-    return f"{count} of {wrong.size} entries, {at}," if wrong.ndim else "its one entry"
+def _iterate_sizes(m: np.ndarray, v: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """|m| and v in blocks."""
+    size = np.abs(m) if np.iscomplexobj(m) else m  # blocks have the parts of complex numbers
+    for first, second in iterate_blocks(size, np.real(v)):
+        yield np.abs(first), second
+
+
+class _Found:
+    """Entries of an array that were found, block after block: `1 of 36 entries, at [1, 5],`."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape, self._seen, self._first, self.count = shape, 0, 0, 0
+
+    @classmethod
+    def of(cls, is_found: np.ndarray) -> Self | None:
+        """Those of a whole array; None if there is none."""
+        found = cls(is_found.shape)
+        found.add(is_found.reshape(-1))
+        return found if found.count else None
+
+    def add(self, is_found: np.ndarray) -> None:
+        """The next block, in the order of rows."""
+        if not self.count:
+            self._first = self._seen + int(np.argmax(is_found)) if is_found.size else 0
+        self.count += int(np.count_nonzero(is_found))
+        self._seen += is_found.size
+
+    def __str__(self) -> str:
+        if not self._shape:
+            return "its one entry"
+        first = [int(i) for i in np.unravel_index(self._first, self._shape)]
+        at = f"at {first}" if self.count == 1 else f"the first at {first}"
+        return f"{self.count} of {math.prod(self._shape)} entries, {at},"
