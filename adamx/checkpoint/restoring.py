@@ -1,5 +1,6 @@
 """What a checkpoint takes from a tree and an optimizer state, and puts into them."""
 
+import dataclasses
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -146,6 +147,7 @@ def restore_state(
     """
     moved = set(sources.values())
     groups = [group for group in groups if moved.intersection(group.names)] or list(groups[:1])
+    groups = _join_alike(groups)
     group_of = {name: index for index, group in enumerate(groups) for name in group.names}
     labels = {path: group_of[name] for path, name in sources.items()}
     given = transformation
@@ -184,6 +186,19 @@ def restore_state(
         return from_numpy(part, {"count": _count(groups[index]), **own})
 
     return transformation, restore_parts(state, fill)
+
+
+def _join_alike(groups: Sequence[ParameterGroup]) -> list[ParameterGroup]:
+    """One group for those with the same hyperparameters and count, wherever they stand."""
+    joined: list[ParameterGroup] = []
+    for group in groups:
+        for index, other in enumerate(joined):
+            if not list_unlike([other, group]):
+                joined[index] = dataclasses.replace(other, names=other.names + group.names)
+                break
+        else:
+            joined.append(group)
+    return joined
 
 
 def fill_tree(

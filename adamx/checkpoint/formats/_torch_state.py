@@ -1,5 +1,6 @@
 """The state dict of an Adam for torch as a checkpoint."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -194,17 +195,20 @@ def _split_by_count(
     configs: Sequence[Any],
     counts: Mapping[str, int],
 ) -> list[ParameterGroup]:
-    """The groups, each divided where its parameters are at different steps."""
+    """The groups, each divided where its parameters are at different steps.
+
+    Parts are of parameters that follow one another, so that the optimizer's order is kept.
+    """
     divided = []
     for index, (group, config) in enumerate(zip(groups, configs, strict=True)):
         own = [name for name, of in zip(names, group_of, strict=True) if of == index]
-        known = list(dict.fromkeys(counts[name] for name in own if name in counts))
-        usual = known[0] if known else max(counts.values())
-        for count in known or [usual]:
-            part = tuple(name for name in own if counts.get(name, usual) == count)
+        usual = next((counts[name] for name in own if name in counts), max(counts.values()))
+        for count, part in itertools.groupby(
+            own, lambda name, usual=usual: counts.get(name, usual)
+        ):
             divided.append(
                 ParameterGroup(
-                    names=part, config=config, count=count, scheduled=is_scheduled(group)
+                    names=tuple(part), config=config, count=count, scheduled=is_scheduled(group)
                 )
             )
     return divided

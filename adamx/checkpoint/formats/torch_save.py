@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from adamx.base.errors import InvalidValue
+from adamx.base.trees import listed
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
@@ -23,7 +24,7 @@ from adamx.checkpoint.untrusted.torch_tensors import make_tensor
 from adamx.checkpoint.untrusted.zip_reader import SIGNATURE
 from adamx.checkpoint.writing.torch_writer import write_archive
 from adamx.config.adam_config import AdamConfig
-from adamx.config.groups import ParameterGroup
+from adamx.config.groups import ParameterGroup, list_unlike
 
 __all__ = ["TorchSave"]
 
@@ -90,8 +91,9 @@ def _write_state_dict(new: Checkpoint) -> dict[str, Any]:
     """What `torch.optim.Adam.load_state_dict` takes; the checkpoint's arrays are used up."""
     names, groups, start = new.names, [], 0
     steps = {name: _make_step(group.count) for group in new.groups for name in group.names}
-    for settings, own in zip(_write_groups(new.groups), new.groups, strict=True):
-        group = settings | {"params": list(range(start, start + len(own.names)))}
+    for own in _join_counts(new.groups):
+        [group] = _write_groups([own])
+        group["params"] = list(range(start, start + len(own.names)))
         start += len(own.names)
         if all(how == "file" for how in new.naming.values()):  # or inferred names became facts
             group["param_names"] = list(own.names)
@@ -102,6 +104,18 @@ def _write_state_dict(new: Checkpoint) -> dict[str, Any]:
             tensors[name][key] = make_tensor(array)
     state = {i: {"step": steps[n]} | tensors[n] for i, n in enumerate(names) if n in tensors}
     return {"state": state, "param_groups": groups}
+
+
+def _join_counts(groups: Sequence[ParameterGroup]) -> list[ParameterGroup]:
+    """The groups, with one for those that follow one another and differ in their count alone."""
+    joined: list[ParameterGroup] = []
+    for group in groups:
+        if joined and list_unlike([joined[-1], group]) == ["count"]:
+            names = joined[-1].names + group.names
+            joined[-1] = dataclasses.replace(group, names=names)
+        else:
+            joined.append(group)
+    return joined
 
 
 def _replace_state(saved: Any, new: Checkpoint, template: Source) -> None:
@@ -119,21 +133,16 @@ def _replace_state(saved: Any, new: Checkpoint, template: Source) -> None:
             argument="template",
         )
     for group in groups:
-        fitted = next((own[n] for n, p in position_of.items() if p in set(group["params"])), None)
-        if fitted is None or _holds(kind, group, fitted.config):
-            continue
-        if kind.convention != "torch" and fitted.config.convention == kind.convention:
-            fitted = dataclasses.replace(
-                fitted, config=dataclasses.replace(fitted.config, convention="torch")
-            )
-        [settings] = _write_groups([fitted])
-        group.update({k: v for k, v in settings.items() if k in group and k not in KEPT})
+        positions = set(group["params"])
+        fitted = {n: own[n] for n, p in position_of.items() if p in positions and n in new.mu}
+        if fitted:
+            _set_hyperparameters(kind, group, fitted)
     state: dict[int | str, dict[str, Any]] = {position_of[n]: {} for n in new.mu}
     counts = {n: g.count for g in new.groups for n in g.names}
     for group in groups:
         for name in (n for n in new.mu if position_of[n] in set(group["params"])):
             was = state_dict["state"].get(position_of[name], {})
-            if "step" in group:  # Apex has it there, for all
+            if "step" in group:  # Apex has it there, for all; `_set_hyperparameters` has it checked
                 group["step"] = counts[name]
             else:
                 is_whole = type(was.get("step")) is int  # of older optimizers
@@ -149,6 +158,60 @@ def _replace_state(saved: Any, new: Checkpoint, template: Source) -> None:
     weights = {} if found.model is None else found.model
     for name, array in new.params.items():
         weights[name] = make_tensor(array)
+
+
+def _set_hyperparameters(
+    kind: Kind, group: dict[str, Any], fitted: Mapping[str, ParameterGroup]
+) -> None:
+    """Put the hyperparameters of a checkpoint's variables into their group in a template.
+
+    Raises:
+      CheckpointError: the variables have different ones; or the template's optimizer would compute
+        another Adam with them.
+    """
+    first = next(iter(fitted.values()))
+    unlike = list_unlike(list(fitted.values()))
+    if set(unlike) - {"count"} or (unlike and "step" in group):
+        raise CheckpointError(
+            where="groups",
+            expected=f"one {listed(unlike)} for all variables of a group of the template",
+            found=f"several for {listed(fitted, most=5)}",
+            remedy="give a template with the same groups",
+            argument="template",
+        )
+    config = first.config
+    if _holds(kind, group, config):
+        return
+    if config.convention == "optax" and not config.amsgrad:  # the same step as torch's
+        config = dataclasses.replace(config, convention="torch")
+    plain = config
+    if kind.own:  # which tell an Adam of another form than torch's own
+        plain = dataclasses.replace(config, convention="torch", bias_correction=True)
+    [settings] = _write_groups([dataclasses.replace(first, config=plain)])
+    changed = group | {k: v for k, v in settings.items() if k in group and k not in KEPT}
+    changed |= {key: config.bias_correction for key in kind.own if "bias" in key}
+    form = {"convention": config.convention, "bias_correction": config.bias_correction}
+    meant = dataclasses.replace(AdamConfig.from_torch(settings), **form)
+    try:
+        found = read_config(kind, changed)
+    except CheckpointError as error:
+        raise error.replace(
+            remedy="Give a template of another optimizer", argument="template"
+        ) from error
+    fields = [field.name for field in dataclasses.fields(AdamConfig)]
+    if lost := [name for name in fields if getattr(found, name) != getattr(meant, name)]:
+        raise CheckpointError(
+            where="template",
+            expected=f"an optimizer that computes {_describe(meant, lost)}",
+            found=f"{kind.name}, which computes {_describe(found, lost)}",
+            remedy="give a template of another optimizer, or none",
+            argument="template",
+        )
+    group.update(changed)
+
+
+def _describe(config: AdamConfig, fields: Sequence[str]) -> str:
+    return listed(f"{name}={getattr(config, name)!r}" for name in fields)
 
 
 def _holds(kind: Kind, group: Mapping[str, Any], config: AdamConfig) -> bool:
