@@ -8,10 +8,10 @@ import numpy as np
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.trees import listed
 
-__all__ = ["fields_from_torch", "torch_from_fields"]
+__all__ = ["IGNORED", "fields_from_torch", "torch_from_fields"]
 
 # Keys of a parameter group that do not change what is computed.
-_IGNORED = {"params", "param_names", "foreach", "capturable", "differentiable", "fused"}
+IGNORED = {"params", "param_names", "foreach", "capturable", "differentiable", "fused"}
 
 
 def fields_from_torch(param_group: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -30,7 +30,7 @@ def fields_from_torch(param_group: Mapping[str, Any]) -> tuple[dict[str, Any], d
             found="a state dict",
             remedy="give its param_groups[0], and the others to configurations of their own",
         )
-    group = {k: v for k, v in param_group.items() if k not in _IGNORED}
+    group = {k: v for k, v in param_group.items() if k not in IGNORED}
     betas = group.pop("betas", (0.9, 0.999))
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise InvalidType(where="betas", expected="two numbers", found=repr(betas))

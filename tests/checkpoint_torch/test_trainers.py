@@ -5,15 +5,11 @@ import dataclasses
 import re
 import warnings
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from adamx.checkpoint import CheckpointError, load, save
 from adamx.checkpoint.untrusted.torch_archive import read_archive
-from adamx.checkpoint.untrusted.torch_tensors import make_tensor
-from adamx.checkpoint.writing.torch_writer import write_archive
 from tests.checkpoint.checkpoint_runs import assert_equal
 from tests.checkpoint_files.wild_cases import (
     WILD,
@@ -191,96 +187,3 @@ def test_steps_are_written_where_and_as_the_library_has_them(name, key, tmp_path
     assert hyperparameters == [
         {k: v for k, v in g.items() if k != "step"} for g in was["param_groups"]
     ]
-
-
-def save_state(path, groups, steps=None):
-    """A state dict of torch's AdamW with these parameters' shapes and hyperparameters by group."""
-    state, listed, position = {}, [], 0
-    for settings, shapes in groups:
-        own = list(range(position, position + len(shapes)))
-        listed.append(GROUP | settings | {"params": own})
-        for index, shape in zip(own, shapes, strict=True):
-            moment = np.full(shape, index + 1, np.float32)
-            step = np.asarray(7 if steps is None else steps[index], np.float32)
-            state[index] = {
-                "step": make_tensor(step),
-                "exp_avg": make_tensor(0.1 * moment),
-                "exp_avg_sq": make_tensor(moment),
-            }
-        position += len(own)
-    write_archive(path, {"optimizer": {"state": state, "param_groups": listed}})
-    return path
-
-
-GROUP = {
-    "lr": 1e-3,
-    "betas": (0.9, 0.999),
-    "eps": 1e-8,
-    "weight_decay": 0.0,
-    "amsgrad": False,
-    "maximize": False,
-    "decoupled_weight_decay": True,
-}
-
-
-def test_parameters_at_other_steps_keep_their_order(tmp_path):
-    """Names are given in the optimizer's order, whichever parameters were left out of steps."""
-    path = save_state(tmp_path / "x.pt", [({}, [(3,)] * 4)], steps=[4, 2, 4, 2])
-    checkpoint = load(path)
-    assert checkpoint.names == ("0", "1", "2", "3")
-    assert [group.count for group in checkpoint.groups] == [4, 2, 4, 2]
-    named = checkpoint.rename(["a", "b", "c", "d"])
-    assert [float(named.mu[name][0]) for name in "abcd"] == [
-        pytest.approx(0.1 * (i + 1)) for i in range(4)
-    ]
-    params = {name: jnp.zeros(3) for name in "abcd"}
-    _, state = named.restore(params)
-    counts = [int(x) for x in jax.tree.leaves(state) if x.shape == ()]
-    assert sorted(counts) == [2, 4]  # one part for each number of steps
-    save(tmp_path / "alone.pt", named)
-    written = read_archive(tmp_path / "alone.pt")
-    assert [group["params"] for group in written["param_groups"]] == [[0, 1, 2, 3]]
-    assert [float(entry["step"]) for entry in written["state"].values()] == [4, 2, 4, 2]
-
-
-def with_config(checkpoint, **fields):
-    config = dataclasses.replace(checkpoint.config, **fields)
-    return dataclasses.replace(checkpoint, config=config)
-
-
-@pytest.mark.parametrize(
-    ("name", "fields", "lost"),
-    [
-        ("old_hf_adamw", {"convention": "torch"}, "convention='torch'"),
-        ("apex_fused_adam", {"decoupled": False, "weight_decay": 0.5}, "decoupled=False"),
-        ("apex_fused_adam", {"maximize": True}, "maximize=True"),
-    ],
-)
-def test_a_template_that_would_compute_another_adam(name, fields, lost, tmp_path):
-    path = read_case(name).path
-    path = path / "optimizer.pt" if path.is_dir() else path
-    checkpoint = load(path)
-    groups = [
-        dataclasses.replace(group, config=dataclasses.replace(group.config, **fields))
-        for group in checkpoint.groups
-    ]
-    with pytest.raises(CheckpointError, match=f"an optimizer that computes .*{lost}") as caught:
-        save(tmp_path / "x.pt", dataclasses.replace(checkpoint, groups=groups), template=path)
-    assert caught.value.argument == "template"
-    assert not list(tmp_path.iterdir())
-
-
-def test_bias_correction_goes_into_the_librarys_own_key(tmp_path):
-    path = read_case("apex_fused_adam").path
-    without = with_config(load(path), convention="keras", bias_correction=False)
-    save(tmp_path / "x.pt", without, template=path)
-    assert load(tmp_path / "x.pt").config == without.config
-    [group] = read_archive(tmp_path / "x.pt")["optimizer"]["param_groups"]
-    assert group["bias_correction"] is False
-
-
-def test_a_group_of_the_template_takes_one_set_of_hyperparameters(tmp_path):
-    template = save_state(tmp_path / "t.pt", [({}, [(2,), (3,)])], steps=[5, 7])
-    source = save_state(tmp_path / "s.pt", [({}, [(2,)]), ({"lr": 5.0}, [(3,)])])
-    with pytest.raises(CheckpointError, match="one learning_rate for all variables of a group"):
-        save(tmp_path / "x.pt", load(source), template=template)

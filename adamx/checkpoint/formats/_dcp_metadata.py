@@ -1,6 +1,7 @@
 """What the `.metadata` of `torch.distributed.checkpoint` says, read as stand-ins."""
 
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,12 +120,14 @@ def _read_places(
         name, offset = key["fqn"], key.get("offset") or ()
         segment = Segment(told["relative_path"], told["offset"], told["length"])
         if not isinstance(name, str) or not is_shape(offset):
-            raise CheckpointError(where=METADATA, expected="names and offsets", found=repr(key))
+            raise CheckpointError(
+                where=METADATA, expected="names and offsets", found=reprlib.repr(key)
+            )
         if told.get("transform_descriptors"):
             raise CheckpointError(
                 where=name,
                 expected="values that are stored as they are",
-                found=f"transformed ones: {told['transform_descriptors']!r:.80}",
+                found=f"transformed ones: {reprlib.repr(told['transform_descriptors']):.80}",
                 remedy="save without extensions of the storage writer",
             )
         _check_segment(name, segment)
@@ -141,11 +144,13 @@ def _check_segment(name: str, segment: Segment) -> None:
     is_plain = isinstance(file, str) and not {"/", "\\", "\0"} & set(file)
     if not is_plain or file in ("", ".", ".."):
         raise CheckpointError(
-            where=name, expected="the name of a file in the folder", found=f"{file!r:.80}"
+            where=name,
+            expected="the name of a file in the folder",
+            found=f"{reprlib.repr(file):.80}",
         )
     if any(type(n) is not int or n < 0 for n in segment[1:]):
         raise CheckpointError(
-            where=name, expected="an offset and a length", found=f"{segment[1:]!r:.80}"
+            where=name, expected="an offset and a length", found=f"{reprlib.repr(segment[1:]):.80}"
         )
 
 
@@ -166,7 +171,7 @@ def _read_entry(
     state = properties.state
     dtype = state["dtype"] if isinstance(state, dict) else state[0]
     if not is_shape(shape) or math.prod(n or 1 for n in shape) > _LARGEST:
-        raise CheckpointError(where=name, expected="a shape", found=f"{shape!r:.80}")
+        raise CheckpointError(where=name, expected="a shape", found=f"{reprlib.repr(shape):.80}")
     if not isinstance(dtype, Global):
         raise CheckpointError(where=name, expected="a dtype of torch", found=describe(dtype))
     chunks: list[Chunk] = []
@@ -176,7 +181,9 @@ def _read_entry(
         offset, sizes = tuple(own["offsets"]), tuple(own["sizes"])
         ranks = {len(shape), len(offset), len(sizes)}
         if not is_shape(offset) or not is_shape(sizes) or len(ranks) > 1:
-            raise CheckpointError(where=name, expected="parts of it", found=f"{own!r:.120}")
+            raise CheckpointError(
+                where=name, expected="parts of it", found=f"{reprlib.repr(own):.120}"
+            )
         if not all(sizes):
             continue
         if (name, offset) not in places:
@@ -207,6 +214,8 @@ def _read_paths(told: Any, entries: Mapping[str, Entry]) -> dict[str, _Path]:
             or not 0 < len(path) <= _DEEPEST
             or not all(isinstance(key, str) or (type(key) is int and key >= 0) for key in path)
         ):
-            raise CheckpointError(where=name, expected="its path", found=f"{path!r:.80}")
+            raise CheckpointError(
+                where=name, expected="its path", found=f"{reprlib.repr(path):.80}"
+            )
         paths[name] = path
     return paths

@@ -1,5 +1,6 @@
 """What `torch.distributed.checkpoint` saved, as a tree: tensors are read once they are chosen."""
 
+import reprlib
 from typing import Any
 
 from adamx.checkpoint.errors import CheckpointError
@@ -83,9 +84,13 @@ def _put(root: dict[Any, Any], path: _Path, name: str, value: Any) -> None:
     for key in path[:-1]:
         node = node.setdefault(key, {})
         if not isinstance(node, dict):
-            raise CheckpointError(where=name, expected="a path of its own", found=f"{path!r:.200}")
+            raise CheckpointError(
+                where=name, expected="a path of its own", found=f"{reprlib.repr(path):.200}"
+            )
     if path[-1] in node:
-        raise CheckpointError(where=name, expected="a path of its own", found=f"{path!r:.200}")
+        raise CheckpointError(
+            where=name, expected="a path of its own", found=f"{reprlib.repr(path):.200}"
+        )
     node[path[-1]] = value
 
 

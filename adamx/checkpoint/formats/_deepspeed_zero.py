@@ -1,6 +1,7 @@
 """DeepSpeed's ZeRO: the optimizer's state in flat vectors, a part of each in a file of a rank."""
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from adamx.checkpoint.formats._deepspeed_flat import (
     split_evenly,
 )
 from adamx.checkpoint.formats._torch_state import KEYS
-from adamx.checkpoint.formats._torch_tensors import describe, read_values
+from adamx.checkpoint.formats._torch_tensors import describe, freeze, read_values
 from adamx.checkpoint.untrusted.account import Account, Progress
 from adamx.checkpoint.untrusted.stand_ins import StandIn
 from adamx.checkpoint.untrusted.torch_tensors import Tensor, is_shape
@@ -63,7 +64,9 @@ def read_shapes(model: Mapping[str, Any]) -> list[Shapes]:
         for name, shape in group.items():
             if not isinstance(name, str) or not is_shape(shape):
                 raise CheckpointError(
-                    where=f"param_shapes: {name!r:.80}", expected="a shape", found=describe(shape)
+                    where=f"param_shapes: {reprlib.repr(name):.80}",
+                    expected="a shape",
+                    found=describe(shape),
                 )
         shapes.append({name: tuple(shape) for name, shape in group.items()})
     names = [name for group in shapes for name in group]
@@ -156,7 +159,7 @@ def _read_rank(rank: int, file: Mapping[str, Any], ranks: int) -> _Rank:
         raise CheckpointError(
             where=where,
             expected=f"partition_count {ranks}, since there are files of {ranks} ranks",
-            found=f"{counts!r:.80}",
+            found=f"{reprlib.repr(counts):.80}",
             remedy="give a folder with the files of all ranks of one save, and of no other",
         )
     stage = held.get("zero_stage")
@@ -171,7 +174,7 @@ def _read_rank(rank: int, file: Mapping[str, Any], ranks: int) -> _Rank:
         raise CheckpointError(
             where=where,
             expected="the float32 weights of ZeRO-1, 2 or 3",
-            found=f"{listed(map(str, held))} of stage {stage!r:.40}",
+            found=f"{listed(map(str, held))} of stage {reprlib.repr(stage):.40}",
         )
     if isinstance(optimizer, list):
         raise CheckpointError(
@@ -196,7 +199,7 @@ def _choose_groups(told: Sequence[_Rank]) -> list[dict[str, Any]]:
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
         raise CheckpointError(where="param_groups", expected="dictionaries", found=describe(groups))
     for rank, one in enumerate(told):
-        if repr(one.optimizer.get("param_groups")) != repr(groups):
+        if freeze(one.optimizer.get("param_groups")) != freeze(groups):
             raise CheckpointError(
                 where=f"rank {rank}: param_groups",
                 expected="those of rank 0",
@@ -246,8 +249,8 @@ def _choose_step(index: int, entries: Sequence[Mapping[str, Any]], account: Acco
         if count != counts[0]:
             raise CheckpointError(
                 where=f"rank {rank}: group {index}: step",
-                expected=f"{counts[0]!r:.40}, as on rank 0",
-                found=f"{count!r:.40}: the files are not of one step",
+                expected=f"{reprlib.repr(counts[0]):.40}, as on rank 0",
+                found=f"{reprlib.repr(count):.40}: the files are not of one step",
             )
     return values[0]
 
@@ -265,13 +268,15 @@ def _read_slices(index: int, shapes: Shapes, told: Sequence[_Rank]) -> dict[str,
             start, count = told_of.get("start"), told_of.get("numel")
             if type(start) is not int or type(count) is not int or start < 0 or count < 1:
                 raise CheckpointError(
-                    where=f"{where}: {name!r:.80}",
+                    where=f"{where}: {reprlib.repr(name):.80}",
                     expected="where its elements are",
-                    found=f"{start!r:.20}, {count!r:.20}",
+                    found=f"{reprlib.repr(start):.20}, {reprlib.repr(count):.20}",
                 )
             if name not in pieces:
                 raise CheckpointError(
-                    where=where, expected=f"a parameter of group {index}", found=f"{name!r:.80}"
+                    where=where,
+                    expected=f"a parameter of group {index}",
+                    found=f"{reprlib.repr(name):.80}",
                 )
             pieces[name].append(Piece(rank, start, count))
     return pieces

@@ -9,7 +9,7 @@ from typing import Any
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.formats._torch_names import match_shapes
 from adamx.checkpoint.formats._torch_objects import list_tensors
-from adamx.checkpoint.formats._torch_state import Found
+from adamx.checkpoint.formats._torch_search import Found
 from adamx.checkpoint.untrusted.account import Account, parse_json
 
 __all__ = ["HOW_TO_NAME", "name_by_model"]
@@ -34,50 +34,43 @@ _LEAST = 4_096  # that any number of a configuration may be
 _Shape = tuple[int, ...]
 
 
-def name_by_model(found: Found, config: Path, account: Account, notes: list[str]) -> bool:
-    """Give the groups names, by the model that transformers makes of its configuration.
+def name_by_model(
+    found: Found, config: Path, account: Account, notes: list[str]
+) -> list[str] | None:
+    """The names of the optimizer's parameters, by the model that transformers makes.
 
     Nothing in the folder is run, and nothing is fetched: the class is one of transformers' own, its
     settings are numbers and words, and its parameters have no values.
 
     Args:
-      found: the optimizer, whose groups get `param_names`.
+      found: the optimizer and its weights.
       config: the file with the configuration.
       account: what the configuration is charged to.
       notes: get a remark on why this was tried in vain.
 
     Returns:
-      Whether names were found that fit, in the model's order.
+      The names in the optimizer's order; None if the model is not known, or does not fit.
     """
     if found.model is None or not config.is_file() or config.stat().st_size > account.size:
-        return False
+        return None
     told = parse_json(config.read_bytes(), account)
     shapes = {name: tuple(x.shape) for name, x in list_tensors(found.model).items()}
-    groups = [_list_shapes(found, group) for group in found.state_dict["param_groups"]]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             parameters = _list_parameters(told, shapes)
     except ImportError:
-        return False
+        return None
     except Exception as error:
         # A model of any kind may fail in any way; positions are right whatever that was.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         notes.append(f"transformers could not make the model of {config.name}: {reason}")
-        return False
-    names = _name_groups(groups, parameters, shapes)
+        return None
+    names = _name_groups(found.shapes, parameters, shapes)
     if names is None:
         notes.append(f"the optimizer's groups are not those of the model of {config.name}")
-        return False
-    for group, own in zip(found.state_dict["param_groups"], names, strict=True):
-        group["param_names"] = own
-    return True
-
-
-def _list_shapes(found: Found, group: Mapping[str, Any]) -> list[_Shape | None]:
-    entries = [found.state_dict["state"].get(position) for position in group["params"]]
-    moments = [e.get("exp_avg") if isinstance(e, Mapping) else None for e in entries]
-    return [None if x is None else tuple(getattr(x, "shape", ())) for x in moments]
+        return None
+    return [name for group in names for name in group]
 
 
 def _name_groups(

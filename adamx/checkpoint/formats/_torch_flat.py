@@ -7,6 +7,8 @@ stand with each parameter.
 from collections.abc import Mapping
 from typing import Any
 
+from adamx.checkpoint.formats._torch_tensors import freeze
+
 __all__ = ["flatten", "is_flat", "unflatten"]
 
 _STATE, _GROUPS = "state.", "param_groups."
@@ -32,11 +34,12 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     merged: list[dict[str, Any]] = []
     last = None
     for name, group in groups.items():
-        if merged and repr(group) == last:  # not by ==, since there may be arrays
+        settings = freeze(group)
+        if merged and settings == last:
             merged[-1]["params"].append(name)
         else:
             merged.append(group | {"params": [name]})
-            last = repr(group)
+            last = settings
     return {"state": state, "param_groups": merged}
 
 

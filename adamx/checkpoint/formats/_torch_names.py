@@ -136,21 +136,19 @@ def _match_blocks(
     """Groups of weights that follow one another, where only one order of the groups fits."""
     if len(groups) < 2 or sum(map(len, groups)) != len(shapes):
         return None
-    found: list[list[int]] = []
-
-    def place(order: list[int], start: int) -> None:
+    found: list[tuple[int, ...]] = []
+    stack: list[tuple[tuple[int, ...], int]] = [((), 0)]
+    tried = 0
+    while stack and len(found) < 2:
+        order, start = stack.pop()
         if len(order) == len(groups):
             found.append(order)
-            return
-        for index in range(len(groups)):
-            group = groups[index]
-            fits = index not in order and all(
-                shape in (None, shapes[start + at]) for at, shape in enumerate(group)
-            )
-            if fits and len(found) < 2:
-                place([*order, index], start + len(group))
-
-    place([], 0)
+        for index in set(range(len(groups))) - set(order):
+            tried += 1
+            if all(shape in (None, shapes[start + at]) for at, shape in enumerate(groups[index])):
+                stack.append(((*order, index), start + len(groups[index])))
+        if tried > _MOST_STATES:
+            return None
     if len(found) != 1:
         return None
     starts, start = {}, 0
@@ -167,10 +165,10 @@ def _match_unordered(
     wanted = [shape for group in groups for shape in group]
     if len(set(wanted)) != len(wanted) or len(wanted) != len(weights):
         return None
-    by_shape = {shape: name for name, shape in weights.items()}
+    by_shape: dict[Shape | None, str] = {shape: name for name, shape in weights.items()}
     if len(by_shape) != len(weights) or not set(wanted) <= by_shape.keys():
         return None
-    return [[by_shape[shape] for shape in group if shape is not None] for group in groups]
+    return [[by_shape[shape] for shape in group] for group in groups]
 
 
 def _find_first(wanted: Sequence[Shape | None], shapes: Sequence[Shape]) -> list[int] | None:

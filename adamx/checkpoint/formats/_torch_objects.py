@@ -109,14 +109,19 @@ def choose_optimizer(saved: Any, key: str | None) -> tuple[str, _Dict]:
 
 
 def choose_model(
-    saved: Any, key: str | None, fits: Callable[[_Dict], bool]
+    saved: Any,
+    key: str | None,
+    fits: Callable[[_Dict], bool],
+    may_fit: Callable[[_Dict], bool],
 ) -> tuple[str, _Dict] | None:
     """The state dict of the optimizer's model, with its dotted key; None if there is none.
 
     Args:
       saved: what was saved.
       key: which one; None for the only one that fits.
-      fits: whether a state dict may be that of the optimizer's model.
+      fits: whether a state dict tells the names of the optimizer's parameters.
+      may_fit: whether it has all of their shapes, in whatever order. The only one of these is taken
+        where none fits.
 
     Raises:
       CheckpointError: there is none with this key; or several fit, which are listed.
@@ -136,7 +141,7 @@ def choose_model(
             "the same names",
             argument="weights",
         )
-    fitting = fitting or models
+    fitting = fitting or {path: node for path, node in models.items() if may_fit(node)}
     return next(iter(fitting.items())) if len(fitting) == 1 else None
 
 

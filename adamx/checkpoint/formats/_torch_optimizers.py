@@ -10,18 +10,17 @@ from adamx.base.errors import AdamxError, InvalidType
 from adamx.base.numerics import ConventionName
 from adamx.base.trees import listed
 from adamx.checkpoint.errors import CheckpointError
-from adamx.checkpoint.formats._refusals import suggest_config
+from adamx.checkpoint.formats._refusals import OTHER_CONFIG, suggest_config
 from adamx.checkpoint.formats._torch_tensors import describe, read_values
 from adamx.checkpoint.untrusted.torch_tensors import Tensor
 from adamx.config.adam_config import AdamConfig
+from adamx.config.torch_config import IGNORED
 
-__all__ = ["KEPT", "Kind", "find_kind", "is_scheduled", "list_settings", "read_config"]
-
-# Keys of a group that are no hyperparameters of the step.
-KEPT = ("params", "param_names", "foreach", "capturable", "differentiable", "fused")
+__all__ = ["Kind", "find_kind", "is_scheduled", "note_scheduled", "read_config"]
 
 # What schedulers and training scripts keep in a group beside the rate of this step.
 _BESIDE = {"initial_lr", "max_lr", "min_lr", "base_lr", "lr_scale", "lr_mult", "wd_mult", "name"}
+_BESIDE |= {"base_momentum", "max_momentum", "swa_lr"}
 _BESIDE |= {"group_name", "layer_id", "initial_weight_decay", "is_decay", "use_muon"}
 
 
@@ -45,6 +44,7 @@ class Kind(NamedTuple):
     note: str = ""
 
 
+_NEEDED = ("lr", "betas", "eps", "weight_decay")
 _TORCH = Kind("torch.optim.Adam")
 _DECOUPLED = {"amsgrad": False, "decoupled_weight_decay": True}
 _KINDS = (
@@ -68,7 +68,16 @@ _KINDS = (
         frozenset({"alpha", "t_alpha", "t_beta3"}),
         _DECOUPLED,
         is_quantised=True,
+        note="bitsandbytes keeps the states of Adam, AdamW and LAMB alike: the file does not tell "
+        "which it was, and AdamW is taken",
     ),
+)
+_BITSANDBYTES = _KINDS[-1]
+_FAIRSEQ = Kind("fairseq.FairseqAdam", defaults=_DECOUPLED, convention="keras")
+_OLD_TORCH = Kind(
+    "torch.optim.Adam",
+    note="a torch before 1.11 wrote the file, and it does not tell which: before 1.3 epsilon stood "
+    "beside sqrt(v) without its correction, as in Keras (convention='keras')",
 )
 _TORCHAO = Kind(
     "torchao.optim.AdamW8bit",
@@ -110,8 +119,15 @@ _OTHERS = {
 }
 
 
-def find_kind(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any]) -> Kind:
+def find_kind(
+    groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any], library: str = ""
+) -> Kind:
     """The optimizer, by the keys of its groups and of its parameters' states.
+
+    Args:
+      groups: of parameters, with hyperparameters.
+      state: of each parameter.
+      library: what the file calls the optimizer, where it does.
 
     Raises:
       CheckpointError: it is not Adam; the message has its name, where the keys tell it.
@@ -125,6 +141,8 @@ def find_kind(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any]) -> 
     for kind in _KINDS:
         if kind.own <= in_groups:
             return kind
+    if {"state1", "state2"} <= in_state:  # before it kept the keys of other optimizers in groups
+        return _BITSANDBYTES
     if "amsgrad" not in in_groups:
         is_rectified = {"weight_decay", "decoupled_weight_decay"} <= in_groups
         raise _refuse(
@@ -135,7 +153,11 @@ def find_kind(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any]) -> 
         for entry in state.values()
         if isinstance(entry, Mapping)
     )
-    return _TORCHAO if is_quantised else _TORCH
+    if is_quantised:
+        return _TORCHAO
+    if library == "FairseqAdam":
+        return _FAIRSEQ
+    return _TORCH if "maximize" in in_groups else _OLD_TORCH
 
 
 def _refuse(found: str, keys: set[str]) -> CheckpointError:
@@ -147,14 +169,26 @@ def _refuse(found: str, keys: set[str]) -> CheckpointError:
     )
 
 
+def note_scheduled(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Remarks on what schedulers set: the file has the values of this step."""
+    notes = []
+    rates = [_describe_number(group["initial_lr"]) for group in groups if is_scheduled(group)]
+    if rates:
+        texts = listed(dict.fromkeys(rates))
+        notes.append(f"a scheduler set the learning rate: that of this step counts, not {texts}")
+    if any("max_momentum" in group for group in groups):
+        notes.append("a scheduler set b1 too (cycle_momentum): that of this step counts")
+    return notes
+
+
 def is_scheduled(group: Mapping[str, Any]) -> bool:
     """Whether a scheduler sets the rate: the one in the group is that of this step."""
     return "initial_lr" in group
 
 
-def list_settings(group: Mapping[str, Any]) -> dict[str, Any]:
+def _list_settings(group: Mapping[str, Any]) -> dict[str, Any]:
     """The hyperparameters of a group."""
-    return {key: value for key, value in group.items() if key not in KEPT and key not in _BESIDE}
+    return {key: value for key, value in group.items() if key not in IGNORED and key not in _BESIDE}
 
 
 def read_config(kind: Kind, group: Mapping[str, Any]) -> AdamConfig:
@@ -163,7 +197,15 @@ def read_config(kind: Kind, group: Mapping[str, Any]) -> AdamConfig:
     Raises:
       CheckpointError: one of them is unknown, or out of range.
     """
-    settings = {k: v for k, v in list_settings(group).items() if k not in kind.own and k != "step"}
+    settings = {k: v for k, v in _list_settings(group).items() if k not in kind.own and k != "step"}
+    if missing := [key for key in _NEEDED if key not in settings]:
+        raise CheckpointError(
+            where="param_groups",
+            expected=listed(_NEEDED),
+            found=f"none of {listed(missing)}",
+            remedy=OTHER_CONFIG,
+            argument="config",
+        )
     try:
         plain = {key: _plain(str(key), value) for key, value in settings.items()}
         corrections = [_plain(key, group[key]) for key in kind.own if "bias" in key]
@@ -173,6 +215,14 @@ def read_config(kind: Kind, group: Mapping[str, Any]) -> AdamConfig:
     if not all(corrections):
         return dataclasses.replace(config, convention="keras", bias_correction=False)
     return dataclasses.replace(config, convention=kind.convention)
+
+
+def _describe_number(value: Any) -> str:
+    """A number of a group, which may be in a tensor."""
+    try:
+        return str(_plain("", value))
+    except InvalidType:
+        return describe(value)
 
 
 def _plain(key: str, value: Any) -> Any:

@@ -32,12 +32,12 @@ def dequantise_entry(
     within = new.pop(_BITSANDBYTES, None)
     if isinstance(within, Mapping):
         new |= within
+    for scratch in ("max1", "max2", "new_max1", "new_max2", "gnorm_vec"):
+        new.pop(scratch, None)
     if "state1" in new:
         for number, key in ((1, "exp_avg"), (2, "exp_avg_sq")):
             codes = new.pop(f"state{number}", None)
             table, scales = (new.pop(f"{kind}{number}", None) for kind in ("qmap", "absmax"))
-            for kind in ("max", "new_max", "gnorm_vec"):
-                new.pop(f"{kind}{number}" if kind != "gnorm_vec" else kind, None)
             if codes is None:
                 raise CheckpointError(where=where, expected=f"state{number}", found="none")
             if table is None:  # a small array, which is not quantised

@@ -2,128 +2,50 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from adamx.base.trees import listed
 from adamx.checkpoint.checkpoint import Checkpoint
-from adamx.checkpoint.consistency import Naming
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import Source
 from adamx.checkpoint.formats._counts import read_count
-from adamx.checkpoint.formats._torch_checks import check_real
-from adamx.checkpoint.formats._torch_flat import is_flat, unflatten
-from adamx.checkpoint.formats._torch_names import match_shapes
-from adamx.checkpoint.formats._torch_objects import (
-    choose_model,
-    choose_optimizer,
-    list_others,
-    list_tensors,
+from adamx.checkpoint.formats._torch_objects import list_tensors
+from adamx.checkpoint.formats._torch_optimizers import (
+    Kind,
+    find_kind,
+    is_scheduled,
+    note_scheduled,
+    read_config,
 )
-from adamx.checkpoint.formats._torch_optimizers import Kind, find_kind, is_scheduled, read_config
 from adamx.checkpoint.formats._torch_quantised import dequantise_entry
-from adamx.checkpoint.formats._torch_tensors import describe, is_inexact, read_values, to_array
+from adamx.checkpoint.formats._torch_search import Found
+from adamx.checkpoint.formats._torch_tensors import check_real, describe, read_values, to_array
 from adamx.checkpoint.untrusted.account import Account
-from adamx.checkpoint.untrusted.torch_tensors import Tensor
 from adamx.config.adam_config import AdamConfig
 from adamx.config.groups import ParameterGroup
 
-__all__ = ["KEYS", "Found", "find_state", "read_state"]
+__all__ = ["KEYS", "read_state"]
 
 # By key of a parameter's state, the field of a checkpoint.
 KEYS = {"exp_avg": "mu", "exp_avg_sq": "nu", "max_exp_avg_sq": "nu_max"}
 
 _Groups = Sequence[Mapping[str, Any]]
-_Shape = tuple[int, ...]
 
 
-class Found(NamedTuple):
-    """The optimizer in what was saved, and the names of its parameters.
-
-    Attributes:
-      held: the dictionary in the file, which may be flat.
-      state_dict: the same with `state` and `param_groups`.
-      positions: what each parameter is called in `state`, in the order of the groups.
-      names: of the parameters, in this order.
-      naming: how the names are known.
-      model: the weights' dictionary, or None.
-      keys: of optimizer and weights in the file, with what is there.
-    """
-
-    held: dict[str, Any]
-    state_dict: dict[str, Any]
-    positions: list[int | str]
-    names: list[str]
-    naming: Naming
-    model: dict[str, Any] | None
-    keys: dict[str, Any]
-
-
-def find_state(saved: Any, source: Source, *, in_order: bool = True) -> Found:
-    """Find the optimizer and its model.
+def read_state(found: Found, account: Account, source: Source, *, values: bool) -> Checkpoint:
+    """The checkpoint of an optimizer that was found in a file.
 
     Args:
-      saved: what was saved.
-      source: has the keys of the optimizer and of the weights, where the user gave them.
-      in_order: whether weights are in the order of the model.
-    """
-    key, held = choose_optimizer(saved, source.optimizer)
-    state_dict = unflatten(held) if is_flat(held) else held
-    groups, positions = _list_positions(state_dict)
-    state = state_dict["state"]
-    shapes = [
-        [_find_shape(state[p]) if p in state else None for p in group["params"]] for group in groups
-    ]
-    given = _list_given_names(groups, positions)
-    matched: dict[int, list[list[str]] | None] = {}
-
-    def fits(model: dict[str, Any]) -> bool:
-        held = {name: tuple(x.shape) for name, x in _drop_tied(list_tensors(model)).items()}
-        if given is not None:
-            flat = [shape for group in shapes for shape in group]
-            return all(
-                name in held and shape in (None, held[name])
-                for name, shape in zip(given, flat, strict=True)
-            )
-        own = {name: s for name, s in held.items() if is_inexact(model[name])}
-        matched[id(model)] = match_shapes(shapes, own, in_order=in_order)
-        return matched[id(model)] is not None
-
-    found = choose_model(saved, source.weights, fits)
-    model = None if found is None else found[1]
-    names, naming = [str(index) for index in range(len(positions))], "unknown"
-    if given is not None:
-        names, naming = given, "file"
-    elif model is not None:
-        fits(model)
-        if (chosen := matched[id(model)]) is not None:
-            names, naming = [name for group in chosen for name in group], "inferred"
-    keys = {key: held} | ({} if found is None else {found[0]: found[1]})
-    return Found(held, state_dict, positions, names, naming, model, keys)
-
-
-def read_state(
-    saved: Any,
-    account: Account,
-    source: Source,
-    *,
-    values: bool,
-    in_order: bool = True,
-) -> Checkpoint:
-    """The checkpoint in what a file holds: of one optimizer within.
-
-    Args:
-      saved: what was saved.
+      found: the optimizer and its model.
       account: of the file, to which the values are charged.
       source: has what the user gave.
       values: whether arrays are read and verified, or stay maps of the file.
-      in_order: whether weights are in the order of the model.
     """
-    found = find_state(saved, source, in_order=in_order)
     state, size, names = found.state_dict["state"], account.size, found.names
     groups: _Groups = found.state_dict["param_groups"]
-    kind = find_kind(groups, state)
+    kind = find_kind(groups, state, found.library)
     configs = [_choose_config(source, kind, group, values) for group in groups]
     if unknown := sorted(map(str, state.keys() - set(found.positions))):
         raise CheckpointError(
@@ -155,10 +77,7 @@ def read_state(
     for (field, name), array in arrays.items():
         fields.setdefault(field, {})[name] = array.view(np.ndarray)
     counts = {name: read_count(f"{name}: step", step) for name, step in fields["step"].items()}
-    rates = [str(group["initial_lr"]) for group in groups if is_scheduled(group)]
-    if rates:
-        texts = listed(dict.fromkeys(rates))
-        notes[f"a scheduler set the learning rate: that of this step counts, not {texts}"] = None
+    notes |= dict.fromkeys(note_scheduled(groups))
     return Checkpoint(
         framework="torch",
         version=None,
@@ -169,7 +88,7 @@ def read_state(
         nu=fields["nu"],
         nu_max=fields.get("nu_max", {}),
         quantised=is_quantised,
-        not_read=list_others(saved, found.keys),
+        not_read=found.others,
         notes=list(notes),
     )
 
@@ -212,68 +131,6 @@ def _split_by_count(
                 )
             )
     return divided
-
-
-def _list_positions(
-    state_dict: Mapping[str, Any],
-) -> tuple[list[dict[str, Any]], list[int | str]]:
-    """The parameter groups, and what their parameters are called in order.
-
-    An optimizer counts them. `torch.distributed` calls them by their names.
-    """
-    groups = list(state_dict["param_groups"])
-    positions: list[int | str] = []
-    for group in groups:
-        if not isinstance(group, dict) or not isinstance(group.get("params"), list):
-            raise CheckpointError(
-                where="param_groups",
-                expected="dictionaries with params",
-                found=describe(group),
-            )
-        positions += group["params"]
-    kinds = {type(position) for position in positions}
-    if kinds not in ({int}, {str}):
-        raise CheckpointError(
-            where="param_groups",
-            expected="positions or names of parameters in params",
-            found=listed(sorted(kind.__name__ for kind in kinds)) or "none",
-        )
-    if len(set(positions)) != len(positions):
-        raise CheckpointError(where="param_groups", expected="every parameter once")
-    return groups, positions
-
-
-def _list_given_names(groups: _Groups, positions: Sequence[int | str]) -> list[str] | None:
-    """The names that the file tells: the keys of its state, or `param_names` in the groups."""
-    given = list(positions)
-    if not isinstance(given[0], str):
-        given = [name for group in groups for name in group.get("param_names") or ()]
-    names = [name for name in given if isinstance(name, str)]
-    is_complete = len(names) == len(given) == len(positions)
-    return names if is_complete and len(set(names)) == len(names) else None
-
-
-def _drop_tied(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors without those that are another one under a second name, as `parameters()` has."""
-    kept, seen = {}, set()
-    for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and tensor.size:
-            place = (tensor.ctypes.data, tensor.shape, tensor.strides)
-            if place in seen:
-                continue
-            seen.add(place)
-        kept[name] = tensor
-    return kept
-
-
-def _find_shape(entry: Any) -> _Shape | None:
-    """The shape of a parameter, by its moments."""
-    if isinstance(entry, Mapping):
-        entry = {**entry, **(entry.get("__bnb_optimizer_quant_state__") or {})}
-        for key in ("exp_avg", "state1"):
-            if (shape := getattr(entry.get(key), "shape", None)) is not None:
-                return tuple(shape)
-    return None
 
 
 def _check_entry(where: str, entry: Any) -> Mapping[str, Any]:

@@ -12,8 +12,9 @@ from adamx.checkpoint.untrusted.stand_ins import Global, StandIn
 from adamx.checkpoint.untrusted.torch_archive import read_tensors
 from adamx.checkpoint.untrusted.torch_tensors import Tensor, TensorStandIn
 
-__all__ = ["describe", "is_inexact", "is_tensor", "read_values", "to_array"]
+__all__ = ["check_real", "describe", "freeze", "is_inexact", "is_tensor", "read_values", "to_array"]
 
+_MOST_SETTINGS = 1_000_000  # values
 _Key = TypeVar("_Key", bound=Hashable)
 
 
@@ -32,6 +33,35 @@ def describe(value: Any) -> str:
     if isinstance(value, TensorStandIn):
         return f"one {value.problem}"
     return value.name if isinstance(value, StandIn | Global) else type(value).__name__
+
+
+def freeze(value: Any) -> Hashable:
+    """What is equal for equal settings: numbers, texts, flags, tensors of one number, and lists.
+
+    Two objects of other classes are never equal. A pickle may refer to one list so often that to
+    compare by `repr` or `==` takes for ever.
+
+    Raises:
+      CheckpointError: there is too much to compare.
+    """
+    left = _MOST_SETTINGS
+
+    def visit(node: Any) -> Hashable:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise CheckpointError("the settings of the optimizer hold too much")
+        if node is None or isinstance(node, bool | int | float | str):
+            return type(node), node
+        if isinstance(node, np.generic) or (isinstance(node, np.ndarray) and node.size == 1):
+            return "number", np.asarray(node).item()
+        if isinstance(node, list | tuple):
+            return tuple(map(visit, node))
+        if isinstance(node, dict):
+            return tuple((key, visit(part)) for key, part in node.items())
+        return "object", id(node)
+
+    return visit(value)
 
 
 def to_array(where: str, tensor: Any, size: int) -> np.ndarray:
@@ -61,3 +91,14 @@ def read_values(
     tensors = {key: array for key, array in arrays.items() if isinstance(array, Tensor)}
     read = read_tensors(list(tensors.values()), account, progress)
     return {**arrays, **dict(zip(tensors, read, strict=True))}
+
+
+def check_real(where: str, array: np.ndarray) -> None:
+    """Refuse complex moments, which torch and adamx keep in different ways."""
+    if np.iscomplexobj(array):
+        raise CheckpointError(
+            where=where,
+            expected="real numbers",
+            found=f"{array.dtype}: torch has a second moment for the real and the imaginary part "
+            "of each, adamx one for both",
+        )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from adamx.checkpoint.formats._deepspeed_flat import assemble, split_each
 from adamx.checkpoint.formats._deepspeed_universal import read_universal
 from adamx.checkpoint.formats._deepspeed_zero import State, read_shapes, read_zero
 from adamx.checkpoint.formats._folders import measure
+from adamx.checkpoint.formats._torch_search import find_state
 from adamx.checkpoint.formats._torch_state import read_state
 from adamx.checkpoint.untrusted.account import Account, Progress
 from adamx.checkpoint.untrusted.stand_ins import StandIn
@@ -78,7 +80,7 @@ class DeepSpeed(FileFormat):
             "optimizer": {"state": found.state, "param_groups": found.groups},
             "module": _gather_weights(models, found, account, source.progress, is_third=is_third),
         }
-        checkpoint = read_state(saved, account, source, values=values)
+        checkpoint = read_state(find_state(saved, source), account, source, values=values)
         notes += checkpoint.notes
         notes.append("the weights are the float32 ones that the optimizer moves")
         others = [key for key, value in models[0].items() if key not in _OWN and value is not None]
@@ -90,7 +92,9 @@ def _check_parallel(model: _Model) -> None:
     sizes = {"mp_world_size": model.get("mp_world_size")}
     degrees = model.get("checkpoint_parallel_dimensions")
     sizes |= degrees if isinstance(degrees, dict) else {}
-    split = [f"{key}={size!r:.20}" for key, size in sizes.items() if size not in (None, 1)]
+    split = [
+        f"{key}={reprlib.repr(size):.20}" for key, size in sizes.items() if size not in (None, 1)
+    ]
     if split:
         raise CheckpointError(
             expected="a model that is not split (data parallel only)",
@@ -160,11 +164,14 @@ def _note_engine(file: Mapping[str, Any]) -> list[str]:
     scaler, norm = held.get("loss_scaler"), held.get("clip_grad", settings.get("gradient_clipping"))
     scale = scaler.attributes.get("cur_scale") if isinstance(scaler, StandIn) else None
     if scale not in (None, 1):
-        notes.append(f"the loss scale {scale!r:.20} is not carried over: no moment contains it")
-    if norm:
         notes.append(
-            f"DeepSpeed clips gradients to a global norm of {norm!r:.20}: to go on so, give "
-            f"config={{'clip_global_norm': {norm!r:.20}}}"
+            f"the loss scale {reprlib.repr(scale):.20} is not carried over: no moment contains it"
+        )
+    if norm:
+        told = f"{reprlib.repr(norm):.20}"
+        notes.append(
+            f"DeepSpeed clips gradients to a global norm of {told}: to go on so, give "
+            f"config={{'clip_global_norm': {told}}}"
         )
     return notes
 

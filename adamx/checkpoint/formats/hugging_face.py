@@ -21,7 +21,8 @@ from adamx.checkpoint.formats._hugging_face_folders import (
 )
 from adamx.checkpoint.formats._hugging_face_order import HOW_TO_NAME, name_by_model
 from adamx.checkpoint.formats._torch_files import open_saved
-from adamx.checkpoint.formats._torch_state import find_state, read_state
+from adamx.checkpoint.formats._torch_search import find_state
+from adamx.checkpoint.formats._torch_state import read_state
 from adamx.checkpoint.untrusted.account import Account, parse_json
 
 __all__ = ["HuggingFace"]
@@ -63,20 +64,18 @@ class HuggingFace(FileFormat):
         used: set[str] = set()
         in_order = True
         for key, file in folder.models.items():
-            tree[key], are_sorted, files = read_weights(file, account)
-            in_order &= are_sorted
+            tree[key], is_in_order, files = read_weights(file, account)
+            in_order &= is_in_order
             used |= files
         notes: list[str] = []
         found = find_state(tree, source, in_order=in_order)
-        is_named = found.naming == "unknown" and name_by_model(
-            found, folder.path / CONFIG, account, notes
-        )
-        checkpoint = read_state(tree, account, source, values=values, in_order=in_order)
-        naming = dict(checkpoint.naming)
-        if is_named:
-            naming = dict.fromkeys(naming, "inferred")
-        elif found.naming == "unknown":
-            notes.append(HOW_TO_NAME)
+        if found.naming == "unknown":
+            names = name_by_model(found, folder.path / CONFIG, account, notes)
+            if names is None:
+                notes.append(HOW_TO_NAME)
+            else:
+                found = found._replace(names=names, naming="inferred")
+        checkpoint = read_state(found, account, source, values=values)
         if any(map(_is_conv1d, checkpoint.params.items())):
             notes.append(_CONV1D)
         notes += _check_steps(folder, checkpoint, account)
@@ -84,7 +83,6 @@ class HuggingFace(FileFormat):
         others = [name for name in folder.others if name not in used]
         return dataclasses.replace(
             checkpoint,
-            naming=naming,
             not_read=[*checkpoint.not_read, *others],
             notes=[*checkpoint.notes, *notes],
         )

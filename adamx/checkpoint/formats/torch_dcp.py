@@ -7,7 +7,8 @@ from adamx.checkpoint.formats._dcp_metadata import METADATA, read_metadata
 from adamx.checkpoint.formats._dcp_segments import Store
 from adamx.checkpoint.formats._dcp_tree import build_tree, fill
 from adamx.checkpoint.formats._folders import list_names, measure
-from adamx.checkpoint.formats._torch_state import find_state, read_state
+from adamx.checkpoint.formats._torch_search import find_state
+from adamx.checkpoint.formats._torch_state import read_state
 from adamx.checkpoint.untrusted.account import Account
 
 __all__ = ["TorchDcp"]
@@ -51,7 +52,8 @@ class TorchDcp(FileFormat):
         # Only these tensors are read: of the optimizer, and of the weights that are its.
         fill(found.held, described, store, within=True)
         fill(found.model or {}, described, store, within=False)
-        return read_state(saved, account, source, values=values)
+        # Once more: a flat state dict was copied before its tensors were there.
+        return read_state(find_state(saved, source), account, source, values=values)
 
 
 register(TorchDcp())

@@ -13,11 +13,12 @@ from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
 from adamx.checkpoint.formats._deepspeed_files import check_whole
 from adamx.checkpoint.formats._refusals import explain_refusal
-from adamx.checkpoint.formats._torch_checks import check_real
 from adamx.checkpoint.formats._torch_files import open_saved
 from adamx.checkpoint.formats._torch_flat import flatten
-from adamx.checkpoint.formats._torch_optimizers import KEPT, Kind, find_kind, read_config
-from adamx.checkpoint.formats._torch_state import KEYS, find_state, read_state
+from adamx.checkpoint.formats._torch_optimizers import Kind, find_kind, read_config
+from adamx.checkpoint.formats._torch_search import find_state
+from adamx.checkpoint.formats._torch_state import KEYS, read_state
+from adamx.checkpoint.formats._torch_tensors import check_real
 from adamx.checkpoint.untrusted.account import Account
 from adamx.checkpoint.untrusted.torch_archive import LEGACY_SIGNATURE
 from adamx.checkpoint.untrusted.torch_tensors import make_tensor
@@ -25,6 +26,7 @@ from adamx.checkpoint.untrusted.zip_reader import SIGNATURE
 from adamx.checkpoint.writing.torch_writer import write_archive
 from adamx.config.adam_config import AdamConfig
 from adamx.config.groups import ParameterGroup, list_unlike
+from adamx.config.torch_config import IGNORED
 
 __all__ = ["TorchSave"]
 
@@ -73,7 +75,7 @@ class TorchSave(FileFormat):
         account = Account(source.path.stat().st_size)
         saved = open_saved(source.path, account).value
         check_whole(saved)
-        return read_state(saved, account, source, values=values)
+        return read_state(find_state(saved, source), account, source, values=values)
 
     def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
         """Write an optimizer's state dict, or a copy of the template with other values."""
@@ -124,7 +126,7 @@ def _replace_state(saved: Any, new: Checkpoint, template: Source) -> None:
     state_dict, groups = found.state_dict, found.state_dict["param_groups"]
     position_of = dict(zip(found.names, found.positions, strict=True))
     own = {name: group for group in new.groups for name in group.names}
-    kind = find_kind(groups, state_dict["state"])
+    kind = find_kind(groups, state_dict["state"], found.library)
     if kind.is_quantised:
         raise CheckpointError(
             where="template",
@@ -188,7 +190,7 @@ def _set_hyperparameters(
     if kind.own:  # which tell an Adam of another form than torch's own
         plain = dataclasses.replace(config, convention="torch", bias_correction=True)
     [settings] = _write_groups([dataclasses.replace(first, config=plain)])
-    changed = group | {k: v for k, v in settings.items() if k in group and k not in KEPT}
+    changed = group | {k: v for k, v in settings.items() if k in group and k not in IGNORED}
     changed |= {key: config.bias_correction for key in kind.own if "bias" in key}
     form = {"convention": config.convention, "bias_correction": config.bias_correction}
     meant = dataclasses.replace(AdamConfig.from_torch(settings), **form)

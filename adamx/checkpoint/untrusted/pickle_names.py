@@ -2,9 +2,9 @@
 
 from adamx.checkpoint.errors import CheckpointError
 
-__all__ = ["REFUSED", "is_refused", "refuse_object"]
+__all__ = ["is_refused", "refuse_object"]
 
-REFUSED = (
+_REFUSED = (
     "__builtin__",
     "builtins",
     "nt",
@@ -32,7 +32,7 @@ _HARMLESS = frozenset(
 
 def is_refused(module: str, name: str) -> bool:
     """Whether a pickle that calls this was made to do harm."""
-    if module not in REFUSED or name in _HARMLESS:
+    if module not in _REFUSED or name in _HARMLESS:
         return False
     return not name.endswith(("Error", "Exception", "Warning"))
 
