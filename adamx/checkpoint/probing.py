@@ -5,6 +5,7 @@ state is seen from the step that it makes next.
 """
 
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adamx.base.dtypes import is_of
 from adamx.base.errors import AdamxError
 from adamx.base.trees import flatten_with_path, path_name
 from adamx.checkpoint.errors import CheckpointError
@@ -27,6 +29,7 @@ Made = optax.GradientTransformation | FusedOptimizer
 
 _TOLERANCE = 1e-3  # of the largest update of an array
 _SMALLEST = 1e-12
+_MOST_CALLS = 1_000  # of `update`, where gradients are accumulated
 
 
 def check_made(
@@ -53,66 +56,108 @@ def check_made(
         )
         return
     arrays = to_numpy(state)
-    gradients = _list_leaves(_make_gradients(params))
-    leaves = _list_leaves(params)
-    try:
-        theirs = _list_leaves(_step(transformation, params, state))
-    except Exception:  # such as for the boxes of Flax's optimizers; Optax raises many kinds
-        theirs = None
-    try:
-        if theirs is None:
-            plain = from_numpy(transformation.init(leaves), arrays)
-            theirs = _list_leaves(_step(transformation, leaves, plain))
-    except Exception as error:
-        raise CheckpointError(
-            where="transformation",
-            expected="one that takes these parameters with this state",
-            found=f"{type(error).__name__} in a step",
-            remedy="give the parameters that it was initialised with, or no transformation",
-            argument="transformation",
-        ) from error
+    wide = jax.tree.map(_widen, params)
+    leaves = {path: leaf for path, leaf in _list_leaves(wide).items() if _is_inexact(leaf)}
     moved = {path: x for path, x in leaves.items() if name_moment("mu", path) in arrays}
     own = config.transformation()
     try:
         restored = from_numpy(own.init(moved), arrays)
     except AdamxError:  # of another kind: the check of the checkpoint says why
         return
-    own_gradients: Any = {path: gradients[path] for path in moved}
-    ours: Any = own.update(own_gradients, restored, moved)[0]
-    for path, update in theirs.items():
-        meant = np.asarray(ours[path]) if path in moved else np.zeros(np.shape(update))
-        largest = float(np.max(np.abs(meant), initial=0.0))
-        p = leaves[path]
-        rounding = float(jnp.finfo(jnp.result_type(p)).eps) * np.max(np.abs(p), initial=0.0)
-        difference = float(np.max(np.abs(np.asarray(update) - meant), initial=0.0))
-        if difference > _TOLERANCE * largest + 2 * rounding + _SMALLEST:
-            raise CheckpointError(
-                f"the next step of {path} is up to {difference:.3g} off that of config, which is "
-                f"up to {largest:.3g}",
-                where="transformation",
-                remedy="Give the hyperparameters of the run, those of this step where there is a "
-                "schedule. Another optimizer than Adam cannot be saved",
-                argument="config",
-            )
+    tree, made = _restore(transformation, wide, moved, arrays)
+    is_seen = False
+    # Zeros too: where gradients are small, it is in the moments' own size that epsilon counts.
+    for make in (_make_wave, jnp.zeros_like):
+        theirs = _step(transformation, tree, made, make)
+        own_gradients: Any = {path: make(leaf) for path, leaf in moved.items()}
+        ours: Any = own.update(own_gradients, restored, moved)[0]
+        for path in (path for path in theirs if path in leaves):
+            meant = np.asarray(ours[path]) if path in moved else np.zeros(leaves[path].shape)
+            is_seen |= bool(np.any(meant))
+            _compare(path, np.asarray(theirs[path]), meant, leaves[path], transformation)
+    if not is_seen:
+        warnings.warn(
+            "transformation: its next step is 0, so that it cannot be compared with that of config",
+            stacklevel=3,
+        )
 
 
-def _make_gradients(params: optax.Params) -> Any:
-    """A gradient of no structure, with entries of both signs around 1."""
+def _restore(
+    transformation: Made, params: Any, moved: dict[str, Any], arrays: Mapping[str, np.ndarray]
+) -> tuple[Any, Any]:
+    """Parameters, as they are or by path, and the state that the transformation has for them."""
+    for tree in (params, moved):  # the latter for other boxes than those of the parameters
+        try:
+            return tree, from_numpy(transformation.init(tree), arrays)
+        except Exception as error:  # Optax raises many kinds
+            failure = error
+    raise CheckpointError(
+        where="transformation",
+        expected="one that has such a state for these parameters",
+        found=f"{type(failure).__name__} when it was initialised",
+        remedy="give the parameters that it was made for, or no transformation",
+        argument="transformation",
+    ) from failure
 
-    def make(p: Any) -> jax.Array:
-        wave = np.cos(1.0 + np.arange(np.size(p), dtype=np.float64)).reshape(np.shape(p))
-        return jnp.asarray(wave + np.sign(wave), jnp.result_type(p))
 
-    return jax.tree.map(make, params)
-
-
-def _step(transformation: Made, params: optax.Params, state: optax.OptState) -> Any:
-    gradients = _make_gradients(params)
+def _step(
+    transformation: Made, params: Any, state: Any, make: Callable[[Any], Any]
+) -> dict[str, Any]:
+    """What the next step adds to the parameters, by path; on gradients that `make` makes."""
+    gradients = jax.tree.map(lambda p: make(p) if _is_inexact(p) else p, params)
     if isinstance(transformation, FusedOptimizer):
-        moved, _ = transformation.step(gradients, params, state)
-        return jax.tree.map(lambda a, b: a - b, moved, params)
-    updates, _ = transformation.update(gradients, state, params)
-    return updates
+        after, _ = transformation.step(gradients, params, state)
+        return _list_leaves(jax.tree.map(lambda a, b: a - b, after, params))
+    updates: Any = gradients
+    for _ in range(_MOST_CALLS):  # those that wait for others make updates of 0
+        updates, state = transformation.update(gradients, state, params)
+        found = _list_leaves(updates)
+        if any(_is_inexact(u) and np.any(np.asarray(u)) for u in found.values()):
+            break
+        if not _accumulates(state):
+            break
+    return _list_leaves(updates)
+
+
+def _accumulates(state: optax.OptState) -> bool:
+    def is_it(node: object) -> bool:
+        return isinstance(node, optax.MultiStepsState)
+
+    return any(map(is_it, jax.tree.leaves(state, is_leaf=is_it)))
+
+
+def _compare(path: str, made: np.ndarray, meant: np.ndarray, p: Any, by: Made) -> None:
+    largest = float(np.max(np.abs(meant), initial=0.0))
+    allowed = _TOLERANCE * largest + _SMALLEST
+    if isinstance(by, FusedOptimizer):  # which gives parameters, and they are rounded
+        allowed += 2 * float(jnp.finfo(p.dtype).eps) * float(jnp.max(jnp.abs(p), initial=0.0))
+    difference = float(np.max(np.abs(made - meant), initial=0.0))
+    if difference > allowed:
+        raise CheckpointError(
+            f"the next step of {path} is up to {difference:.3g} off that of config, which is "
+            f"up to {largest:.3g}",
+            where="transformation",
+            remedy="Give the hyperparameters of the run, those of this step where there is a "
+            "schedule. Another optimizer than Adam cannot be saved",
+            argument="config",
+        )
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return is_of(leaf, np.inexact)
+
+
+def _widen(leaf: Any) -> Any:
+    """In float32 at least, so that rounding hides nothing."""
+    if not _is_inexact(leaf):
+        return leaf
+    return jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
+
+
+def _make_wave(p: jax.Array) -> jax.Array:
+    """A gradient of no structure, with entries of both signs around 1."""
+    wave = np.cos(1.0 + np.arange(p.size, dtype=np.float64)).reshape(p.shape)
+    return jnp.asarray(wave + np.sign(wave), p.dtype)
 
 
 def _list_leaves(tree: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from adamx.checkpoint.trees import (
 )
 from adamx.config.groups import ParameterGroup, combine_groups, list_unlike, restore_parts
 from adamx.state.arrays import from_numpy, to_numpy
+from adamx.state.counters import check_together
 from adamx.state.find import named_arrays
 
 __all__ = ["assign_variables", "fill_tree", "read_state", "restore_state"]
@@ -102,6 +103,7 @@ def read_state(
     The arguments are those of `Checkpoint.from_state`.
     """
     arrays = to_numpy(state)
+    check_together(state)
     leaves = list_leaves(params)
     moments = split_moments(arrays)
     order = spell_order(order, leaves)

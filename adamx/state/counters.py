@@ -30,7 +30,7 @@ from adamx.base.dtypes import is_of
 from adamx.base.errors import InvalidValue
 from adamx.base.trees import flatten_with_path, is_box, listed
 
-__all__ = ["Counter", "find_counters", "find_following"]
+__all__ = ["Counter", "check_together", "find_counters", "find_following"]
 
 Kind = Literal["adam", "follows", "stays", "unknown"]
 
@@ -149,6 +149,36 @@ def find_following(state: optax.OptState, shape: tuple[int, ...] = ()) -> set[Ke
             remedy="Pass the part of the state within the wrapper. The state was left as it was",
         )
     return {counter.path for counter in following}
+
+
+def check_together(state: optax.OptState) -> None:
+    """Raise where a checkpoint of Adam's count and moments would lose steps or gradients.
+
+    Raises:
+      InvalidValue: a counter that follows Adam's has counted other steps; or gradients wait in
+        `optax.MultiSteps` for an update.
+    """
+    leaves = dict(flatten_with_path(state)[0])
+    counters = find_counters(state)
+    adams = {c.gates: c for c in counters if c.kind == "adam"}
+    for counter in counters:
+        adam = adams.get(counter.gates)
+        if counter.kind == "follows" and adam is not None:
+            steps, found = (np.asarray(leaves[c.path]) for c in (adam, counter))
+            if steps.shape == found.shape == () and steps != found:
+                raise InvalidValue(
+                    where=_listed([counter]),
+                    expected=f"{steps} steps, as Adam has done",
+                    found=found,
+                    remedy="A checkpoint has one count: save with the program's own state",
+                )
+        if counter.name.endswith("MultiStepsState.mini_step") and np.any(leaves[counter.path]):
+            raise InvalidValue(
+                where=_listed([counter]),
+                expected="0: no gradients that wait for an update",
+                found=np.asarray(leaves[counter.path]),
+                remedy="Save after an update",
+            )
 
 
 def _listed(counters: Iterable[Counter]) -> str:
