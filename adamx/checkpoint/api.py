@@ -126,11 +126,11 @@ def save(
         checkpoint's values instead of its weights, moments, iterations and hyperparameters, in its
         own order and names. Some formats need one (Keras), some take none (adamx's own); for torch,
         None writes an optimizer's state dict, with the variables in the checkpoint's order. torch
-        takes them by position alone: `from_state` has to be given the `order` of the model's
-        parameters(), since a tree has one of its own.
+        takes them by position alone: where `checkpoint.ordered` is False, `order` is needed.
       order: the file's names of the checkpoint's `params`, in their order, where they differ; or of
         those of `names`. Or, with a template, a mapping from its names, of weights and of the
-        optimizer's variables, to those of the checkpoint.
+        optimizer's variables, to those of the checkpoint. Without a template, and where
+        `checkpoint.ordered` is False: `checkpoint.names`, in the order of the model's parameters().
       optimizer: which of several optimizers in the template: its dotted key.
       weights: which of several models' weights in the template: their dotted key.
       progress: called with the number of bytes just written.

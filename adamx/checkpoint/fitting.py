@@ -9,7 +9,13 @@ from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.frameworks import FRAMEWORKS, Framework
 from adamx.checkpoint.grouping import fit_groups, rename_groups
-from adamx.checkpoint.matching import Order, apply_order, assign, check_pairs
+from adamx.checkpoint.matching import (
+    Order,
+    apply_order,
+    assign,
+    check_pairs,
+    check_paths,
+)
 from adamx.checkpoint.names import match_names, read_role
 from adamx.checkpoint.precision import check_losses, find_losses
 
@@ -80,8 +86,8 @@ def fit(
     extra = put(checkpoint.extra, averages, target.extra)
     if extra and "ema_momentum" in checkpoint.extra:
         extra["ema_momentum"] = checkpoint.extra["ema_momentum"]
-    elif not extra:
-        left += list(checkpoint.extra)
+    held = {averages[path] for path in extra if path in averages} | extra.keys()
+    left += [name for name in checkpoint.extra if name not in held]
     groups, is_carried = fit_groups(checkpoint.groups, target.groups, moments)
     left += [] if is_carried else ["config"]
     result = dataclasses.replace(
@@ -145,28 +151,23 @@ def fit_moments(
     Args:
       checkpoint: gives the values.
       framework: of the file that is to hold them.
-      order: as for `fit`; None to keep the names.
+      order: as for `fit`; None to keep the names. Where the checkpoint is not in the model's order:
+        its names, in that order.
 
     Returns:
       A checkpoint without weights, whose arrays are views where that is enough; and what it has
       left out.
     """
     names = checkpoint.names
-    if not checkpoint.ordered and order is None and len(names) > 1:
-        raise CheckpointError(
-            where="order",
-            expected=f"the order in which the model has its parameters, by which {framework} knows "
-            "them",
-            found="that of the tree, which JAX sorts",
-            remedy="give order=[...] to Checkpoint.from_state, or a template",
-            argument="order",
-        )
-    if FRAMEWORKS[checkpoint.framework].kernel == "in, out":  # tf1's variables are sorted by name
-        in_model = [name for name in checkpoint.params if name in names]
-        names = tuple(in_model) if len(in_model) == len(names) else names
     new = {name: name for name in names}
-    if order is not None:
-        new |= _apply_order(order, checkpoint)
+    if not checkpoint.ordered and len(names) > 1:
+        names = _put_in_order(order, names, framework)
+    else:
+        if FRAMEWORKS[checkpoint.framework].kernel == "in, out":  # tf1's files sort variables
+            in_model = [name for name in checkpoint.params if name in names]
+            names = tuple(in_model) if len(in_model) == len(names) else names
+        if order is not None:
+            new |= _apply_order(order, checkpoint)
 
     def put(arrays: _Arrays) -> dict[str, np.ndarray]:
         return {
@@ -181,12 +182,26 @@ def fit_moments(
         framework=framework,
         groups=rename_groups(checkpoint.groups, names, new),
         naming={new[name]: how for name, how in checkpoint.naming.items()},
-        ordered=checkpoint.ordered or order is not None,
+        ordered=True,
         params={},
         extra={},
         **fields,
     )
     return result, [f"params/{name}" for name in checkpoint.params] + list(checkpoint.extra)
+
+
+def _put_in_order(order: Order | None, names: Sequence[str], framework: Framework) -> Sequence[str]:
+    """The names as the caller says that the model has them."""
+    if order is None:
+        raise CheckpointError(
+            where="order",
+            expected=f"the order in which the model has its parameters, by which {framework} knows "
+            "them",
+            found="that of a tree, which JAX sorts, or of a file that does not tell it",
+            remedy="give order=[...], the checkpoint's names in the model's order, or a template",
+            argument="order",
+        )
+    return check_paths(order, names, "variable of the checkpoint")
 
 
 def _apply_order(order: Order, checkpoint: Checkpoint) -> dict[str, str]:
@@ -212,7 +227,7 @@ def _lay_out_for(
             expected="a layout, since torch's weights are transposed against the kernels of Keras "
             "and Flax",
             remedy="give Checkpoint.from_state layout=torch_linear, or lambda path, array: array "
-            "if yours are not",
+            "if yours are not; what load has read gets there by Checkpoint.restore",
             argument="layout",
         )
     crosses = "the author's" not in (ours, theirs) and ours != theirs

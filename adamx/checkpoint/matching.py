@@ -45,13 +45,12 @@ def check_order(order: object, lengths: Collection[int], of: str) -> list[str]:
     return paths
 
 
-def check_paths(order: object, paths: Collection[str]) -> list[str]:
-    """`order` as a list of all `paths` of a tree."""
-    ordered = check_order(order, [len(paths)], "each leaf of params")
+def check_paths(order: object, paths: Collection[str], of: str = "leaf of params") -> list[str]:
+    """`order` as a list of all `paths`, each of which is one `of` something."""
+    ordered = check_order(order, [len(paths)], f"each {of}")
     if unknown := sorted(set(ordered) - set(paths)):
         raise CheckpointError(
-            f"{listed(unknown)}: not among the paths of params, which are "
-            f"{listed(paths, most=1000)}",
+            f"{listed(unknown)}: no {of}; expected all of {listed(paths, most=1000)}",
             where="order",
             argument="order",
         )

@@ -81,7 +81,10 @@ def _make_parser() -> argparse.ArgumentParser:
     needing = _list_suffixes(form for form in FORMATS.values() if form.template == "required")
     about = f"a file in TARGET's format, saved of its model after a step; needed for {needing}"
     one.add_argument("--template", type=Path, metavar="FILE", help=about)
-    about = "TARGET's names of SOURCE's variables: one a line, in SOURCE's order"
+    about = (
+        "TARGET's names of SOURCE's variables: one a line, in SOURCE's order. Without a template, "
+        "where SOURCE is not in the model's order: SOURCE's names in that order"
+    )
     one.add_argument("--order", type=Path, metavar="FILE", help=about)
     one.add_argument("--force", action="store_true", help="replace TARGET if it exists")
 

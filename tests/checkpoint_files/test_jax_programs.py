@@ -1,5 +1,7 @@
 """Recorded checkpoints of Orbax and Flax: read as recorded, and continued as recorded."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -40,6 +42,28 @@ def test_the_recorded_arrays(recorded):
         assert any("does not tell which transformation" in note for note in checkpoint.notes)
     else:
         assert case.path.suffix == ".npz"
+
+
+def test_their_order_is_not_that_of_a_torch_model(recorded, tmp_path):
+    """Trees are sorted: to torch, which goes by position, bias and kernel would be swapped."""
+    _, checkpoint = recorded
+    config = AdamConfig(convention="torch")
+    group = dataclasses.replace(checkpoint.groups[0], config=config)
+    checkpoint = dataclasses.replace(checkpoint, groups=(group,))
+    with pytest.raises(CheckpointError, match=r"order: expected the order .* give order=") as error:
+        save(tmp_path / "x.pt", checkpoint)
+    assert error.value.argument == "order"
+    names = [name for name in checkpoint.names if checkpoint.mu[name].ndim == 1]
+    group = dataclasses.replace(group, names=tuple(names))
+    vectors = {f: {n: getattr(checkpoint, f)[n] for n in names} for f in ("mu", "nu")}
+    vectors = dataclasses.replace(checkpoint, groups=(group,), **vectors)
+    with pytest.raises(CheckpointError, match=r"norm.weight: no variable of the checkpoint"):
+        save(tmp_path / "x.pt", vectors, order=[*names[1:], "norm.weight"])
+    order = names[::-1]
+    save(tmp_path / "x.pt", vectors, order=order)
+    written = load(tmp_path / "x.pt")
+    for found, name in zip(written.mu.values(), order, strict=True):
+        np.testing.assert_array_equal(found, checkpoint.mu[name])
 
 
 def test_the_run_continues(recorded):

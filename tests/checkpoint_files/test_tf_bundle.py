@@ -1,5 +1,6 @@
 """TensorFlow's checkpoints that TensorFlow wrote, against the recorded truth."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -61,6 +62,22 @@ def test_the_truth(case, checkpoint):
     assert set(checkpoint.params) == set(checkpoint.names)
     unread = [name.partition("/")[0] for name in checkpoint.not_read]
     assert unread == ([] if generation == "tf1" else ["save_counter"])
+
+
+def test_an_order_that_torch_can_take(case, checkpoint, tmp_path):
+    """Lists are in the optimizer's order; names, and slots, are not."""
+    has_lists = GENERATIONS[case.path.parent.name] in ("tf_keras", "keras3")
+    assert checkpoint.ordered is has_lists
+    config = AdamConfig(convention="torch", amsgrad=checkpoint.config.amsgrad)
+    group = dataclasses.replace(checkpoint.groups[0], config=config)
+    checkpoint = dataclasses.replace(checkpoint, groups=(group,))
+    if has_lists:
+        save(tmp_path / "x.pt", checkpoint)
+        shapes = [case.truth["param"][name].shape[::-1] for name in case.names]
+        assert [array.shape for array in load(tmp_path / "x.pt").mu.values()] == shapes
+        return
+    with pytest.raises(CheckpointError, match="order: expected the order in which the model has"):
+        save(tmp_path / "x.pt", checkpoint)
 
 
 def test_training_continues(case, checkpoint):

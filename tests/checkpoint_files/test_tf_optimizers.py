@@ -166,7 +166,7 @@ def test_names_come_before_order(kind, tmp_path):
     assert checkpoint.framework == kind
     assert checkpoint.names == ("net/b", "net/a")
     assert set(checkpoint.naming.values()) == {"file"}
-    assert list(checkpoint.params) == ["net/a", "net/b"]
+    assert list(checkpoint.params) == ["net/b", "net/a"]
 
 
 @pytest.mark.parametrize(("kind", "naming"), [("keras3", "inferred"), ("tf_keras", "unknown")])

@@ -70,6 +70,8 @@ def find_in_objects(bundle: Bundle, selected: str | None, model: str | None) -> 
         optimizer = _read_slots(graph, found, names)
     else:
         optimizer = _read_lists(bundle, graph, found, names)
+        optimizer.ordered = True
+        weights = {name: weights[name] for name in optimizer.mu if name in weights} | weights
     optimizer.weights = weights
     return optimizer
 

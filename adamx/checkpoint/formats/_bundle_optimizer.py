@@ -33,8 +33,9 @@ class Optimizer:
       framework: which implementation wrote it.
       mu, nu, nu_max: by name of a variable, in the optimizer's order, the key of a moment.
       naming: how the names are known.
+      ordered: whether `mu` is in the order in which the optimizer has the variables.
       averages: by name, the key of a moving average of the weight.
-      weights: by name, the key of a weight, in the model's order.
+      weights: by name, the key of a weight, in the order of `mu` if that is known.
       count: the key of the number of steps.
       powers: the keys of beta1_power and beta2_power; empty if it has none.
       settings: by field of `AdamConfig`, the key of a hyperparameter.
@@ -48,6 +49,7 @@ class Optimizer:
     nu: dict[str, str] = dataclasses.field(default_factory=dict)
     nu_max: dict[str, str] = dataclasses.field(default_factory=dict)
     naming: Naming = "file"
+    ordered: bool = False
     averages: dict[str, str] = dataclasses.field(default_factory=dict)
     weights: dict[str, str] = dataclasses.field(default_factory=dict)
     count: str | None = None

@@ -88,6 +88,7 @@ def read_state(
         mu=fields["mu"],
         nu=fields["nu"],
         nu_max=fields["nu_max"],
+        ordered=False,  # trees are sorted
         not_read=(
             *summarise([path for path in leaves if path not in tree.seen], tree.seen),
             *others,

@@ -89,6 +89,7 @@ class NumpyNpz(FileFormat):
             mu=fields["mu"],
             nu=fields["nu"],
             nu_max=fields["nu_max"],
+            ordered=False,  # trees are sorted
         )
 
     def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:

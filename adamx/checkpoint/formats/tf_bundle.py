@@ -86,6 +86,7 @@ class TensorFlowBundle(FileFormat):
             nu_max=arrays["nu_max"],
             extra={f"average/{name}": array for name, array in arrays["averages"].items()},
             naming=dict.fromkeys(optimizer.mu, optimizer.naming),
+            ordered=optimizer.ordered,
             not_read=tuple(name for name in bundle.entries if name not in bundle.read),
             notes=tuple(optimizer.notes),
         )
