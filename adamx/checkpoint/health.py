@@ -28,6 +28,7 @@ _Arrays = Mapping[str, np.ndarray]
 _SLACK, _SLACK_IF_NARROW, _UNDERFLOW, _SMALLEST = 1.001, 2.0, 1e-36, 1e-17
 _OUTLIER, _LARGE = 1e6, 1e4  # times the next largest sqrt(v); and at least so large
 _MANY_STEPS = 10
+_LOW_BITS = np.uint64((1 << 42) - 1)  # of a float64 that bfloat16 and float16 have not
 
 
 class Problem(NamedTuple):
@@ -63,7 +64,7 @@ def find_problems(
       nu_max: AMSGrad's maxima by name.
       is_quantised: whether moments were kept in 8 bits, whose errors have no bound.
     """
-    problems, are_fresh = [], []
+    problems, are_fresh, are_zero = [], [], []
     for group in groups:
         for name in (name for name in group.names if name in mu):
             moments = {"mu": mu[name], "nu": nu[name]}
@@ -71,12 +72,16 @@ def find_problems(
             found = list(_check_values(name, moments))
             if not found and not is_quantised:
                 found = list(_check_together(name, group, mu[name], nu[name]))
-                are_fresh.append(group.count > 1 and _is_fresh(group.config, mu[name], nu[name]))
+                is_late = group.count > _MANY_STEPS
+                are_fresh.append(is_late and _is_fresh(group.config, mu[name], nu[name]))
+                are_zero.append(is_late and not mu[name].any() and not nu[name].any())
             problems += found
-    if not problems and are_fresh and all(are_fresh):
-        first, count = next(iter(mu)), groups[0].count
-        finding = f"m and v, as those of all variables, are those after 1 step, not after {count}"
-        problems.append(Problem("mu", first, finding))
+    if not problems and are_fresh and (all(are_fresh) or all(are_zero)):
+        # Of one variable it may be so: there are some without gradients, and unused at first.
+        steps = groups[0].count
+        text = f"those after 1 step, not after {steps}" if all(are_fresh) else f"0 after {steps}"
+        finding = f"m and v, as those of all variables, are {text}"
+        problems.append(Problem("mu", next(iter(mu)), finding))
     return problems
 
 
@@ -115,7 +120,7 @@ def _check_together(
     name: str, group: ParameterGroup, m: np.ndarray, v: np.ndarray
 ) -> Iterator[Problem]:
     """What m, v and the count say of each other; a block at a time."""
-    slack = _SLACK_IF_NARROW if min(m.itemsize, v.itemsize) < 4 else _SLACK
+    slack = _SLACK_IF_NARROW if _is_narrow(m) or _is_narrow(v) else _SLACK
     bound, final = (bound_ratio(group.config, count) for count in (group.count, math.inf))
     largest_m, largest_ratio, top, wrong = 0.0, 0.0, 0.0, _Found(m.shape)
     for first, second in _iterate_sizes(m, v):
@@ -128,8 +133,6 @@ def _check_together(
         yield Problem("mu", name, "not 0, though no step is done")
     elif not top and largest_m > _SMALLEST:
         yield Problem("nu", name, "all 0, under a mu that is not")
-    elif not top and not largest_m and m.size and group.count > _MANY_STEPS:
-        yield Problem("nu", name, f"all 0 after {group.count} steps, as mu is")
     elif top and wrong.count:
         why = f"its betas allow {bound:.3g} after {group.count} steps"
         if largest_ratio <= slack * final:
@@ -138,6 +141,11 @@ def _check_together(
         yield Problem("mu", name, finding)
     if group.count and top > _LARGE:
         yield from _check_outliers(name, v, top)
+
+
+def _is_narrow(array: np.ndarray) -> bool:
+    """Whether all numbers have 16 bits, in whatever dtype: those of a run come as float32."""
+    return all(not np.any(block.view(np.uint64) & _LOW_BITS) for (block,) in iterate_blocks(array))
 
 
 def _check_outliers(name: str, v: np.ndarray, top: float) -> Iterator[Problem]:

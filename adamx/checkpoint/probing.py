@@ -151,7 +151,8 @@ def _widen(leaf: Any) -> Any:
     """In float32 at least, so that rounding hides nothing."""
     if not _is_inexact(leaf):
         return leaf
-    return jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
+    dtype = jnp.result_type(leaf)
+    return jnp.asarray(leaf, jnp.float32 if dtype.itemsize < 4 else dtype)
 
 
 def _make_wave(p: jax.Array) -> jax.Array:

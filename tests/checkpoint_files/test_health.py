@@ -126,8 +126,33 @@ def test_a_count_that_is_too_large():
 
 def test_moments_that_stay_zero():
     still = run(AdamConfig(), [jnp.zeros(SHAPE)] * 11)
-    assert str(still.problems()[0]) == "nu/w: all 0 after 11 steps, as mu is"
+    [problem] = still.problems()
+    assert str(problem) == "mu/w: m and v, as those of all variables, are 0 after 11"
     assert run(AdamConfig(), [jnp.zeros(SHAPE)] * 3).problems() == []
+
+
+def test_some_variables_may_have_no_gradients():
+    """Such as what is frozen by jax.lax.stop_gradient, or is not used; or all, at first."""
+    params = {"used": jnp.zeros(SHAPE), "unused": jnp.zeros(SHAPE)}
+    tx = AdamConfig().transformation()
+    state = tx.init(params)
+    for g in make_gradients(20):
+        _, state = tx.update({"used": g, "unused": jnp.zeros(SHAPE)}, state, params)
+    assert Checkpoint.from_state(params, state, AdamConfig(), transformation=tx).problems() == []
+    late = [jnp.zeros(SHAPE), *make_gradients(1)]
+    assert run(AdamConfig(), late).problems() == []
+
+
+@pytest.mark.parametrize(("dtype", "found"), [("bfloat16", "float32"), ("float16", "float16")])
+@pytest.mark.parametrize("steps", [1, 2, 3, 30, 300])
+def test_narrow_moments_of_a_run_in_jax(dtype, found, steps):
+    """bfloat16 comes as float32, and v has lagged behind all the same."""
+    gradients = [g.astype(dtype) for g in make_gradients(steps)]
+    checkpoint = run(AdamConfig(), gradients)
+    assert checkpoint.mu["w"].dtype == found
+    assert checkpoint.problems() == []
+    [problem] = dataclasses.replace(checkpoint, mu={"w": 100 * checkpoint.mu["w"]}).problems()
+    assert "above what v allows" in str(problem)
 
 
 def test_little_memory_beside_the_moments():
