@@ -58,8 +58,7 @@ class Checkpoint:
       transformed: whether `from_state` was given a layout, so that arrays called `kernel` may not
         be in JAX's.
       ordered: whether the variables are in the order of the model, as far as the file tells. False
-        after `from_state` without `order`, and of files of JAX programs: then they are in the
-        tree's, which JAX sorts. False of files whose names are sorted, too.
+        after `from_state` without `order`, and of files of JAX programs, since JAX sorts trees.
       quantised: whether moments were kept in 8 bits, so that these are approximate.
       extra: what Adam's state has no room for: Keras's averages of the weights as
         `average/<name>`, and their `ema_momentum`.

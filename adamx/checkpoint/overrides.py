@@ -70,11 +70,13 @@ def _check_maxima(old: AdamConfig, new: AdamConfig) -> None:
 def list_contradictions(groups: Sequence[ParameterGroup], config: AdamConfig) -> list[str]:
     """What a complete configuration changes of what a file says: a text for each field."""
     texts = []
-    for name in _FIELDS:
+    idle = config.idle_fields().intersection(*(group.config.idle_fields() for group in groups))
+    idle.add("float32")  # rounds what is the same in float32
+    for name in (name for name in _FIELDS if name not in idle):
         given = getattr(config, name)
         own = [getattr(group.config, name) for group in groups]
         unlike = [value for value in own if not _is_same(value, given)]
-        if unlike and _has_effect(name, [config, *(group.config for group in groups)]):
+        if unlike:
             texts.append(f"{name} {listed(dict.fromkeys(map(repr, unlike)))}, given {given!r}")
     return texts
 
@@ -85,11 +87,3 @@ def _is_same(a: Any, b: Any) -> bool:
         with np.errstate(over="ignore"):
             return np.float32(a) == np.float32(b)
     return a is b or bool(a == b)
-
-
-def _has_effect(name: str, configs: Sequence[AdamConfig]) -> bool:
-    if name == "decoupled":
-        return any(config.weight_decay for config in configs)
-    if name == "clip_value_first":
-        return any(config.clip_value is not None for config in configs)
-    return name != "float32"  # rounds what is the same in float32

@@ -57,12 +57,8 @@ def list_fields(config: AdamConfig) -> dict[str, Any]:
 
 def list_effective(config: AdamConfig) -> dict[str, Any]:
     """The fields, without those that have no effect and that each framework sets in its way."""
-    fields = list_fields(config)
-    if not fields["weight_decay"]:
-        del fields["decoupled"]
-    if fields["clip_value"] is None:
-        del fields["clip_value_first"]
-    return fields
+    idle = config.idle_fields()
+    return {name: value for name, value in list_fields(config).items() if name not in idle}
 
 
 def show(value: Any) -> str:

@@ -206,8 +206,7 @@ class AdamConfig:
         if self.maximize:
             parts.append(optax.scale(-1.0))
         parts += self.clipping()
-        decays = not is_number(self.weight_decay) or self.weight_decay != 0
-        if decays and not self.decoupled:
+        if self.decays() and not self.decoupled:
             parts.append(add_weight_decay(self.weight_decay, mask))
         parts.append(
             scale_by_adam(
@@ -222,7 +221,7 @@ class AdamConfig:
         )
         if not self.bias_correction:
             parts.append(undo_bias_correction(self._rounded(self.b1), self._rounded(self.b2)))
-        if decays and self.decoupled:
+        if self.decays() and self.decoupled:
             parts.append(self._decoupled_weight_decay(mask))
         parts.append(scale_by_learning_rate(self._learning_rate()))
         return optax.chain(*parts)
@@ -261,6 +260,15 @@ class AdamConfig:
             is_int = isinstance(value, int) and not isinstance(value, bool)
             fields[name] = float(value) if is_int else value
         return fields
+
+    def idle_fields(self) -> set[str]:
+        """The fields that change nothing beside the others, and that each framework sets anyhow."""
+        idle = set() if self.decays() else {"decoupled"}
+        return idle if self.clip_value is not None else idle | {"clip_value_first"}
+
+    def decays(self) -> bool:
+        """Whether weights decay; True of a decay that is an array, whose value may be unknown."""
+        return not is_number(self.weight_decay) or self.weight_decay != 0
 
     def _rounded(self, x: Any) -> Any:
         """A number as the framework holds it: a Python float, rounded to float32 if it does."""

@@ -67,10 +67,11 @@ def combine_groups(
     unlike = list_unlike(groups)
     if not unlike:
         return groups[0].config.transformation()
-    decaying = {group.config for group in groups if group.config.weight_decay}
-    if set(unlike) <= {"weight_decay", "decoupled"} and len(decaying) == 1:
-        return decaying.pop().transformation(
-            mask=_map_labels(labels, lambda index: bool(groups[index].config.weight_decay))
+    decaying = [group for group in groups if group.config.decays()]
+    only_decay = set(unlike) <= {"weight_decay", "decoupled"}
+    if only_decay and decaying and not list_unlike(decaying):
+        return decaying[0].config.transformation(
+            mask=_map_labels(labels, lambda index: groups[index].config.decays())
         )
     if clipping := [field for field in unlike if field in _CLIPPING]:
         raise InvalidValue(
@@ -125,7 +126,7 @@ def _map_labels(
 
     def mark(tree: optax.Params) -> Any:
         keyed, treedef = flatten_with_path(tree)
-        # Keys of random numbers are in no group; no transformation changes them.
+        # What is in no group, such as a key of random numbers, is refused by name at the init.
         return treedef.unflatten([function(labels.get(path_name(path), 0)) for path, _ in keyed])
 
     return mark

@@ -57,6 +57,9 @@ def run_alone(checkpoint, name, steps=3):
 
 CASES = {
     "only decay": grouped(PLAIN, AdamConfig(learning_rate=1e-2)),
+    "a decay that is an array": grouped(
+        dataclasses.replace(PLAIN, weight_decay=jnp.float32(0.1)), AdamConfig(learning_rate=1e-2)
+    ),
     "two decays": grouped(PLAIN, dataclasses.replace(PLAIN, weight_decay=0.3)),
     "rates": grouped(PLAIN, dataclasses.replace(PLAIN, learning_rate=1e-3)),
     "betas": grouped(PLAIN, dataclasses.replace(PLAIN, b1=0.5, b2=0.9, convention="keras")),
