@@ -4,6 +4,7 @@ Each prints as one sentence made of its fields. Code that needs to know what fai
 never the sentence.
 """
 
+from collections.abc import Iterable
 from typing import Any, Self
 
 __all__ = ["AdamxError", "InvalidType", "InvalidValue"]
@@ -19,6 +20,7 @@ class AdamxError(Exception):
       found: what it is.
       remedy: what this caller can do.
       argument: the Python argument that answers the error (`template`, say), or None.
+      choices: the values of that argument that fit, where several do.
     """
 
     def __init__(
@@ -30,14 +32,16 @@ class AdamxError(Exception):
         found: object = "",
         remedy: str = "",
         argument: str | None = None,
+        choices: Iterable[str] = (),
     ) -> None:
         self.problem, self.where, self.expected = problem, where, expected
         self.found, self.remedy, self.argument = str(found), remedy, argument
+        self.choices = tuple(choices)
         super().__init__(self._sentence())  # so that pickles and `args` have it
 
     def replace(self, **fields: Any) -> Self:
         """A new error of the same class with other fields."""
-        names = ("problem", "where", "expected", "found", "remedy", "argument")
+        names = ("problem", "where", "expected", "found", "remedy", "argument", "choices")
         return type(self)(**({name: getattr(self, name) for name in names} | fields))
 
     def within(self, where: str) -> Self:

@@ -29,7 +29,7 @@ def convert_error(error: Exception, **fields: Any) -> CheckpointError:
     """The error of another room as one of this, with some of its fields replaced."""
     if not isinstance(error, AdamxError):
         return CheckpointError(**({"problem": str(error)} | fields))
-    own = {name: getattr(error, name) for name in (*_FIELDS, "argument")}
+    own = {name: getattr(error, name) for name in (*_FIELDS, "argument", "choices")}
     return CheckpointError(**(own | fields))
 
 

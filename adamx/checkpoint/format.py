@@ -50,7 +50,7 @@ import abc
 import dataclasses
 import glob
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self, TypeVar
@@ -195,6 +195,11 @@ class FileFormat(abc.ABC):
         Without `values` the file is a template, of which names, shapes, dtypes and the framework
         count: arrays need not be read, nor the hyperparameters be such as adamx knows.
         """
+
+    def outline(self, path: Path) -> Iterable[str]:
+        """What is in a file, a text for each part: for people, where it cannot be read."""
+        del path
+        return ()
 
     def request_config(self, source: Source) -> CheckpointError:
         """The error for a file whose format has no `holds_config`, where no `config=` was given.

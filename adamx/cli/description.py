@@ -14,8 +14,15 @@ __all__ = ["describe_variables", "make_rows"]
 _SHARES = {"below_eps": "below 10 eps", "zero": "zero"}
 
 
-def describe_variables(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """Facts about each variable of the optimizer, and then of the model's other weights."""
+def describe_variables(
+    checkpoint: Checkpoint, *, is_configured: bool = True
+) -> list[dict[str, Any]]:
+    """Facts about each variable of the optimizer, and then of the model's other weights.
+
+    Args:
+      checkpoint: what was read.
+      is_configured: whether its hyperparameters are known, by which moments make steps.
+    """
     c = checkpoint
     sources = {"m": c.mu, "sqrt_v": c.nu, "sqrt_v_max": c.nu_max, "weight": c.params}
     group_of = {name: group for group in c.groups for name in group.names}
@@ -34,7 +41,7 @@ def describe_variables(checkpoint: Checkpoint) -> list[dict[str, Any]]:
                 "nonfinite": {key: facts["nonfinite"] for key, facts in facts_of.items()},
             }
         )
-        if name in c.mu and not np.iscomplexobj(c.mu[name]):
+        if is_configured and name in c.mu and not np.iscomplexobj(c.mu[name]):
             group = group_of[name]
             variables[-1] |= measure_steps(c.mu[name], c.nu[name], group.config, group.count)
     return variables

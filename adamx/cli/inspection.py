@@ -1,18 +1,25 @@
 """`adamx inspect`: what a checkpoint holds, group by group, and what is wrong in it."""
 
 import argparse
+import contextlib
 import json
+import os
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from adamx.base.trees import listed
-from adamx.checkpoint import Checkpoint
+from adamx.checkpoint import Checkpoint, CheckpointError
+from adamx.checkpoint.api import recognise
 from adamx.checkpoint.compare import measure
 from adamx.checkpoint.frameworks import FRAMEWORKS
 from adamx.checkpoint.naming import describe_naming
 from adamx.cli.description import describe_variables, make_rows
-from adamx.cli.loading import load_file
+from adamx.cli.loading import find_config, load_file
+from adamx.cli.order_template import write_order_template
 from adamx.cli.output import (
     count_noun,
+    explain,
     list_effective,
     list_fields,
     make_printable,
@@ -20,6 +27,7 @@ from adamx.cli.output import (
     show,
 )
 from adamx.cli.picture import draw_moments
+from adamx.cli.views import View, view
 from adamx.config.adam_config import AdamConfig
 from adamx.config.groups import ParameterGroup, list_unlike
 
@@ -30,21 +38,26 @@ _ALWAYS_SHOWN = ("learning_rate", "b1", "b2", "eps", "convention")
 
 def inspect(arguments: argparse.Namespace) -> int:
     """Run the command; 1 if it was to check and something is wrong."""
-    _, checkpoint = load_file(arguments.file, arguments)
+    if arguments.order_template is not None and os.path.lexists(arguments.order_template):
+        raise CheckpointError("exists", where=str(arguments.order_template))
+    try:
+        _, checkpoint = load_file(arguments.file, arguments)
+    except CheckpointError as error:
+        _show_anyhow(arguments, error)
+        raise
     variables = describe_variables(checkpoint)
     problems = checkpoint.problems() if arguments.check else []
     if arguments.plot is not None:
         draw_moments(arguments.plot, checkpoint)
+    if arguments.order_template is not None:
+        write_order_template(arguments.order_template, checkpoint, arguments.file)
     if arguments.json:
         facts = _collect_facts(str(arguments.file), checkpoint, variables)
         if arguments.check:
             facts["problems"] = [problem._asdict() for problem in problems]
         print(json.dumps(facts, indent=2, allow_nan=False))
         return bool(problems)
-    for line in _describe_head(str(arguments.file), checkpoint):
-        print(make_printable(line))
-    print()
-    print_table(make_rows(variables) or [{"variable": "(none)"}])
+    _print_checkpoint(_describe_head(str(arguments.file), checkpoint), variables)
     if arguments.check:
         print()
         for problem in problems:
@@ -53,6 +66,57 @@ def inspect(arguments: argparse.Namespace) -> int:
         verdict = f"{count_noun(len(problems), 'finding')}: no run of Adam gives such moments"
         print(verdict if problems else f"sound: nothing was found in the moments of {count}")
     return bool(problems)
+
+
+def _print_checkpoint(head: Sequence[str], variables: list[dict[str, Any]]) -> None:
+    for line in head:
+        print(make_printable(line))
+    print()
+    print_table(make_rows(variables) or [{"variable": "(none)"}])
+
+
+def _show_anyhow(arguments: argparse.Namespace, error: CheckpointError) -> None:
+    """What can be seen of a file that cannot be read, and all that is in the way but `error`."""
+    path, form = arguments.file, recognise(arguments.file)
+    keys = {"optimizer": arguments.optimizer, "weights": arguments.weights}
+    given: dict[str, Any] = {name: key for name, key in keys.items() if key is not None}
+    with contextlib.suppress(CheckpointError):  # then it is the error
+        given["config"] = find_config(form, arguments)
+    views = list(view(path, form, **given))
+    obstacles = dict.fromkeys(explain(e) for one in views for e in one.obstacles)
+    obstacles.pop(explain(error), None)
+    if arguments.json:
+        facts = [_collect_seen(str(path), one) for one in views]
+        told = {"file": str(path), "format": form.name, "seen": facts}
+        print(json.dumps(told | {"obstacles": [explain(error), *obstacles]}, indent=2))
+        return
+    seen = [one for one in views if one.checkpoint is not None or one.outline]
+    for index, one in enumerate(seen):
+        print("\n" * (index > 0), end="")
+        chosen = [f"{name:15}{key}, one of several" for name, key in one.options.items()]
+        if one.checkpoint is None:
+            lines = [f"{'file':15}{path}", f"{'format':15}{form.description}", *chosen, ""]
+            for line in [*lines, *one.outline]:
+                print(make_printable(line))
+        else:
+            head = _describe_head(str(path), one.checkpoint, is_configured=one.is_configured)
+            variables = describe_variables(one.checkpoint, is_configured=one.is_configured)
+            _print_checkpoint([*head, *chosen], variables)
+    for text in obstacles:
+        print(f"\n{text}")
+    sys.stdout.flush()  # before the error, which goes elsewhere
+
+
+def _collect_seen(file: str, one: View) -> dict[str, Any]:
+    if one.checkpoint is None:
+        return {**one.options, "outline": one.outline}
+    variables = describe_variables(one.checkpoint, is_configured=one.is_configured)
+    facts = _collect_facts(file, one.checkpoint, variables)
+    if not one.is_configured:
+        facts.pop("config", None)
+        for group in facts["groups"]:
+            del group["config"]
+    return dict(one.options) | facts
 
 
 def _collect_facts(
@@ -86,7 +150,7 @@ def _collect_facts(
     }
 
 
-def _describe_head(file: str, checkpoint: Checkpoint) -> list[str]:
+def _describe_head(file: str, checkpoint: Checkpoint, *, is_configured: bool = True) -> list[str]:
     """The lines above the table: what all variables share, the groups, and remarks."""
     framework = FRAMEWORKS[checkpoint.framework].title
     head = {
@@ -97,7 +161,10 @@ def _describe_head(file: str, checkpoint: Checkpoint) -> list[str]:
     groups, unlike = checkpoint.groups, list_unlike(checkpoint.groups)
     if "count" not in unlike:
         head["count"] = count_noun(groups[0].count, "step")
-    head |= {k: v for k, v in _list_shown(groups[0]).items() if k not in unlike}
+    if is_configured:
+        head |= {k: v for k, v in _list_shown(groups[0]).items() if k not in unlike}
+    else:
+        head["hyperparameters"] = "not known"
     for index, group in enumerate(groups if len(groups) > 1 else ()):
         parts = [count_noun(len(group.names), "variable")]
         parts += [count_noun(group.count, "step")] * ("count" in unlike)

@@ -22,7 +22,7 @@ from adamx.cli.output import make_printable, measure_size, show_progress
 from adamx.config.adam_config import AdamConfig
 from adamx.config.keras_config import GENERATIONS
 
-__all__ = ["add_options", "load_file", "read_order"]
+__all__ = ["add_options", "find_config", "load_file", "read_order"]
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(AdamConfig))
 
@@ -69,13 +69,8 @@ def load_file(
       arguments: of the command, with the options of `add_options`.
       prefers_own: whether a file with hyperparameters of its own keeps them beside `--config`.
     """
-    settings = dict(arguments.set)
-    form = recognise(path)
-    config = None
-    if arguments.config is not None and not (prefers_own and form.holds_config):
-        config = _read_config(arguments.config, arguments.generation, form)
-    elif settings and not form.holds_config:
-        config = _make_config(settings)
+    settings, form = dict(arguments.set), recognise(path)
+    config = find_config(form, arguments, prefers_own=prefers_own)
     with (
         warnings.catch_warnings(record=True) as caught,
         show_progress(f"reading {path.name}", measure_size(path)) as progress,
@@ -103,6 +98,17 @@ def load_file(
     except CheckpointError as error:
         where = error.where.removeprefix("config").removeprefix(": ")
         raise error.replace(where=f"--set {where}".rstrip(), argument=None) from error
+
+
+def find_config(
+    form: FileFormat, arguments: argparse.Namespace, *, prefers_own: bool = False
+) -> AdamConfig | None:
+    """The hyperparameters to load a file with; None for its own. For arguments see `load_file`."""
+    if arguments.config is not None and not (prefers_own and form.holds_config):
+        return _read_config(arguments.config, arguments.generation, form)
+    if arguments.set and not form.holds_config:
+        return _make_config(dict(arguments.set))
+    return None
 
 
 def _make_config(settings: Mapping[str, Any]) -> AdamConfig:

@@ -71,6 +71,10 @@ def _make_parser() -> argparse.ArgumentParser:
     about = "look for moments that no run of Adam gives; exit code 1 if there are any"
     one.add_argument("--check", action="store_true", help=about)
 
+    about = "write the names of the variables as they are known, one a line with its shape: to be "
+    about += "edited, and given to --names"
+    one.add_argument("--order-template", type=Path, metavar="FILE", help=about)
+
     about = "draw how the moments of each variable are distributed, by matplotlib"
     one.add_argument("--plot", type=Path, metavar="PICTURE", help=about)
 

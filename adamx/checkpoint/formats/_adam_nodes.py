@@ -102,6 +102,7 @@ def choose_adams(adams: Sequence[AdamNode], tree: ArrayTree, key: str | None) ->
             found=f"{len(places)}: {listed(map(dotted, places))}",
             remedy="choose one with optimizer=, by its key",
             argument="optimizer",
+            choices=map(dotted, places),
         )
     for adam in chosen:
         _check_kind(adam, tree)

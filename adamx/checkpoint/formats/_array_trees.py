@@ -1,6 +1,6 @@
 """The arrays of a file by their paths, which are read only when they are asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -9,11 +9,11 @@ from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.formats._counts import read_count
 from adamx.checkpoint.formats._tree_paths import Path, dotted, find_boxes, find_children
 
-__all__ = ["ArrayTree", "Leaf"]
+__all__ = ["ArrayTree", "Leaf", "outline"]
 
 
-class Leaf(Protocol):
-    """An array in a file, which is read only when it is asked for."""
+class Described(Protocol):
+    """What is known of an array in a file."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -24,6 +24,10 @@ class Leaf(Protocol):
     def dtype(self) -> np.dtype:
         """Its dtype."""
         ...
+
+
+class Leaf(Described, Protocol):
+    """An array in a file, which is read only when it is asked for."""
 
     def read(self) -> np.ndarray:
         """Its numbers; their memory is charged."""
@@ -76,3 +80,9 @@ class ArrayTree:
                 remedy="save one member: jax.tree.map(lambda x: x[0], state)",
             )
         return read_count(dotted(node), self.read(path))
+
+
+def outline(leaves: Mapping[Path, Described]) -> Iterator[str]:
+    """What is at each path."""
+    for path, leaf in leaves.items():
+        yield f"{dotted(path)}: {leaf.dtype} of shape {leaf.shape}"

@@ -103,6 +103,7 @@ def _find_slots(entries: Collection[str], selected: str | None) -> str:
             found=f"{listed(sorted(kinds))}: two optimizers, or slots that are none",
             remedy=f"give optimizer= with one of {listed(sorted(kinds))}",
             argument="optimizer",
+            choices=sorted(kinds),
         )
     return kinds.pop()
 

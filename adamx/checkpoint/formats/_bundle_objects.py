@@ -103,6 +103,7 @@ def _choose(found: list[_Found], selected: str | None) -> _Found:
             found=f"{selected!r:.200}, beside {paths}" if selected else f"{len(found)}: {paths}",
             remedy="give optimizer= with one of these keys",
             argument="optimizer",
+            choices=[one.path for one in found],
         )
     return fitting[0]
 

@@ -194,6 +194,7 @@ def _find_weights(
             found=f"{len(fitting)}: {listed(map(dotted, fitting))}",
             remedy="choose one with weights=, by its key",
             argument="weights",
+            choices=map(dotted, fitting),
         )
     if not fitting:
         return {}

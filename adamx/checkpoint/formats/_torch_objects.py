@@ -5,12 +5,12 @@ from typing import Any
 
 from adamx.base.trees import listed
 from adamx.checkpoint.errors import CheckpointError
-from adamx.checkpoint.formats._torch_flat import is_flat
-from adamx.checkpoint.formats._torch_tensors import is_tensor
+from adamx.checkpoint.formats._torch_flat import is_flat, unflatten
+from adamx.checkpoint.formats._torch_tensors import describe, is_tensor
 from adamx.checkpoint.untrusted.pickle_names import refuse_object
 from adamx.checkpoint.untrusted.stand_ins import StandIn
 
-__all__ = ["choose_model", "choose_optimizer", "list_others", "list_tensors"]
+__all__ = ["choose_model", "choose_optimizer", "list_others", "list_tensors", "outline"]
 
 _DEEPEST = 32  # containers within one another
 _MOMENTS = {"exp_avg", "exp_avg_sq", "state1", "__bnb_optimizer_quant_state__"}
@@ -104,6 +104,7 @@ def choose_optimizer(saved: Any, key: str | None) -> tuple[str, _Dict]:
             found=f"{len(fitting)}: {listed(map(_show, fitting))}",
             remedy=f"give optimizer={next(iter(fitting))!r}, say",
             argument="optimizer",
+            choices=fitting,
         )
     return next(iter(fitting.items()))
 
@@ -140,6 +141,7 @@ def choose_model(
             remedy=f"give weights={next(iter(fitting))!r}, say; averages of the weights (EMA) have "
             "the same names",
             argument="weights",
+            choices=fitting,
         )
     fitting = fitting or {path: node for path, node in models.items() if may_fit(node)}
     return next(iter(fitting.items())) if len(fitting) == 1 else None
@@ -194,3 +196,34 @@ def list_others(saved: Any, chosen: Mapping[str, Any]) -> list[str]:
     if "" not in keys:
         visit(saved, ())
     return texts
+
+
+def outline(saved: Any) -> Iterator[str]:
+    """What was saved: optimizers with their settings, weights, and what else there is."""
+    for path, node in _walk(saved, (), set()):
+        name = path or "the file"
+        if _is_optimizer(node):
+            held = unflatten(node) if is_flat(node) else node
+            entries = list(held["state"].values())
+            keys = sorted(map(str, entries[0])) if entries and isinstance(entries[0], dict) else []
+            yield f"{name}: an optimizer with states of {len(entries)} parameters: {listed(keys)}"
+            for index, group in enumerate(held["param_groups"]):
+                if isinstance(group, dict):
+                    yield f"{name}, group {index}: {listed(_list_settings(group), most=12)}"
+        elif _is_model(node):
+            yield f"{name}: {len(list_tensors(node))} weights: {listed(list_tensors(node), most=3)}"
+        elif isinstance(node, Mapping):
+            single = [k for k, v in _list_children(node) if not isinstance(v, Mapping | list)]
+            if single:
+                yield f"{name}: {listed(single, most=8)}"
+        elif isinstance(node, StandIn):
+            yield f"{name}: an object of the class {node.name}"
+
+
+def _list_settings(group: _Dict) -> Iterator[str]:
+    for name, value in group.items():
+        is_plain = isinstance(value, bool | int | float | str | tuple | None)
+        if name == "params":
+            yield f"{len(value) if isinstance(value, list) else describe(value)} parameters"
+        elif isinstance(name, str):
+            yield f"{name:.40}={value!r:.40}" if is_plain else f"{name:.40}={describe(value)}"

@@ -2,14 +2,15 @@
 
 import dataclasses
 import io
-from collections.abc import Iterator
+import pathlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.format import FileFormat, Head, Source, register
-from adamx.checkpoint.formats._array_trees import Leaf
+from adamx.checkpoint.formats._array_trees import Leaf, outline
 from adamx.checkpoint.formats._state_trees import read_state
 from adamx.checkpoint.formats._tree_paths import Path
 from adamx.checkpoint.untrusted.account import Account, Progress
@@ -59,6 +60,12 @@ class FlaxMsgpack(FileFormat):
                 for path, stored in _list_arrays(tree, ())
             }
             return read_state(leaves, source)
+
+    def outline(self, path: pathlib.Path) -> Iterable[str]:
+        """The arrays of the tree."""
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            return outline(dict(_list_arrays(read_tree(file, size, Account(size)), ())))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """TensorFlow's checkpoints: of TensorFlow 1's Saver, tf.train.Checkpoint, and in a SavedModel."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,11 @@ class TensorFlowBundle(FileFormat):
             not_read=tuple(name for name in bundle.entries if name not in bundle.read),
             notes=tuple(optimizer.notes),
         )
+
+    def outline(self, path: Path) -> Iterable[str]:
+        """The entries of the index."""
+        for name, entry in Bundle(_find_prefix(path), None).entries.items():
+            yield f"{name}: {entry.dtype or 'no numbers'} of shape {entry.shape}"
 
     def request_config(self, source: Source) -> CheckpointError:
         """The error for want of `config=`, with what the file tells of it."""

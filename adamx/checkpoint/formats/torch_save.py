@@ -1,7 +1,8 @@
 """Files of torch.save: the state dict of an Adam, wherever it stands in what was saved."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from adamx.checkpoint.formats._deepspeed_files import check_whole
 from adamx.checkpoint.formats._refusals import explain_refusal
 from adamx.checkpoint.formats._torch_files import open_saved
 from adamx.checkpoint.formats._torch_flat import flatten
+from adamx.checkpoint.formats._torch_objects import outline
 from adamx.checkpoint.formats._torch_optimizers import Kind, find_kind, read_config
 from adamx.checkpoint.formats._torch_search import find_state
 from adamx.checkpoint.formats._torch_state import KEYS, read_state
@@ -76,6 +78,10 @@ class TorchSave(FileFormat):
         saved = open_saved(source.path, account).value
         check_whole(saved)
         return read_state(find_state(saved, source), account, source, values=values)
+
+    def outline(self, path: Path) -> Iterable[str]:
+        """The optimizers, models and other keys of what was saved."""
+        return outline(open_saved(path, Account(path.stat().st_size)).value)
 
     def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
         """Write an optimizer's state dict, or a copy of the template with other values."""
