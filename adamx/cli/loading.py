@@ -76,13 +76,17 @@ def load_file(
         show_progress(f"reading {path.name}", measure_size(path)) as progress,
     ):
         warnings.simplefilter("always")
-        checkpoint = load(
-            path,
-            config=config,
-            optimizer=arguments.optimizer,
-            weights=arguments.weights,
-            progress=progress,
-        )
+        keys = {"optimizer": arguments.optimizer, "weights": arguments.weights}
+        try:
+            checkpoint = load(path, config=config, progress=progress, **keys)
+        except CheckpointError as error:
+            # Of this format other files have hyperparameters, of which `--set` changes some.
+            is_bare = error.argument == "config" and error.where == f"{path}: config"
+            if config is not None or not settings or not is_bare:
+                raise
+            convention = {"convention": "torch"} if form.config_of == "torch" else {}
+            config = _make_config(convention | settings)
+            checkpoint = load(path, config=config, progress=progress, **keys)
     names = read_order(arguments.names)
     with name_file(path, form.name):
         if names is not None and not checkpoint.is_named:

@@ -18,9 +18,9 @@ KINDS = {
 }
 
 
-def write_safetensors(path, arrays):
+def write_safetensors(path, arrays, **metadata):
     """With names sorted, and the values one after another."""
-    header, values = {"__metadata__": {"format": "pt"}}, b""
+    header, values = {"__metadata__": {"format": "pt", **metadata}}, b""
     for name, array in sorted(arrays.items()):
         offsets = [len(values), len(values) + array.nbytes]
         kind = KINDS[array.dtype.name]

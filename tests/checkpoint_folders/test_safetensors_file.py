@@ -14,7 +14,7 @@ from tests.checkpoint_folders.safetensors_writer import KINDS, write_header, wri
 
 
 def read(path):
-    return read_safetensors(path, Account(path.stat().st_size))
+    return read_safetensors(path, Account(path.stat().st_size)).arrays
 
 
 def dtype_of(name):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import json
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from adamx.checkpoint.untrusted.stand_ins import Global, Size, StandIn
 from adamx.checkpoint.untrusted.torch_tensors import make_tensor
 from adamx.checkpoint.writing import torch_writer
 from adamx.checkpoint.writing.torch_writer import write_archive
+from tests.checkpoint_folders.safetensors_writer import write_safetensors
 
 __all__ = [
     "ADAMW",
@@ -18,6 +20,7 @@ __all__ = [
     "make_tree",
     "pickled",
     "write_dcp",
+    "write_shards",
     "write_universal",
     "write_zero",
 ]
@@ -64,6 +67,9 @@ def make_tree(adam, step=3.0):
     return tree | {("optimizer", "param_groups", 0, key): x for key, x in settings.items()}
 
 
+_TENSORS = (np.ndarray, Split)
+
+
 @functools.cache  # a pickle names each once
 def name_class(kind):
     return Global(*f"{_DCP}{kind}".rsplit(".", 1))
@@ -82,23 +88,47 @@ def pickled(value):
     return stream.getvalue()
 
 
-def write_dcp(folder, tree, ranks=1):
-    """Write values by path; parts go to the files of the ranks in turn."""
+def write_shards(folder, tree, ranks=1):
+    """Write tensors by path as safetensors; parts go to the files of the ranks in turn."""
+    folder.mkdir(exist_ok=True)
+    for rank in range(ranks):
+        arrays, offsets = {}, {}
+        for path, value in tree.items():
+            if isinstance(value, np.ndarray):
+                value = Split(value.shape, [((0,) * value.ndim, value)])
+            for offset, array in value.parts[rank::ranks] if isinstance(value, Split) else ():
+                name = ".".join(map(str, path))
+                arrays[name], offsets[name] = array, {"saved_offsets": list(offset)}
+        name = f"shard-{rank + 1:05}-model-00001-of-00001.safetensors"
+        write_safetensors(folder / name, arrays, DCP_SHARDING_INFO=json.dumps(offsets))
+
+
+def write_dcp(folder, tree, ranks=1, *, in_safetensors=False):
+    """Write values by path; parts go to the files of the ranks in turn.
+
+    Tensors may be written behind the others as safetensors, of which all have one place.
+    """
     folder.mkdir(exist_ok=True)
     files = [bytearray() for _ in range(ranks)]
-    described, places, paths = {}, {}, {}
+    tensors = [{} for _ in range(ranks)]
+    described, places = {}, {}
+    names = {path: ".".join(map(str, path)) for path in tree}
 
     def store(name, value, offset, rank):
-        write_archive(folder / "part", value)
-        data = (folder / "part").read_bytes()
         place = {"relative_path": f"__{rank}_0.distcp", "offset": len(files[rank])}
-        key = made("metadata.MetadataIndex", fqn=name, offset=None if offset is None else offset)
-        places[key] = made("filesystem._StorageInfo", **place, length=len(data))
-        files[rank] += data
+        key = made("metadata.MetadataIndex", fqn=name, offset=offset)
+        if in_safetensors and isinstance(value, np.ndarray):
+            tensors[rank][name], length = value, value.nbytes
+        else:
+            write_archive(folder / "part", value)
+            data = (folder / "part").read_bytes()
+            files[rank] += data
+            length = len(data)
+        places[key] = made("filesystem._StorageInfo", **place, length=length)
 
-    for path, value in tree.items():
-        name = ".".join(map(str, path))
-        paths[name] = path
+    # Tensors come last, so that their place is known.
+    for path, value in sorted(tree.items(), key=lambda item: isinstance(item[1], _TENSORS)):
+        name = names[path]
         if isinstance(value, np.ndarray):
             value = Split(value.shape, [((0,) * value.ndim, value)])
         if not isinstance(value, Split):
@@ -109,7 +139,8 @@ def write_dcp(folder, tree, ranks=1):
         for index, (offset, array) in enumerate(value.parts):
             sizes = {"offsets": Size(offset), "sizes": Size(array.shape)}
             chunks.append(made("metadata.ChunkStorageMetadata", **sizes))
-            store(name, make_tensor(array), Size(offset), index % ranks)
+            tensor = array if in_safetensors else make_tensor(array)
+            store(name, tensor, Size(offset), index % ranks)
         properties = made("metadata.TensorProperties")
         properties.state = (Global("torch", value.parts[0][1].dtype.name), None, False, None, False)
         described[name] = made(
@@ -120,11 +151,14 @@ def write_dcp(folder, tree, ranks=1):
         )
     (folder / "part").unlink()
     for rank, data in enumerate(files):
+        if in_safetensors:
+            data += write_safetensors(folder / "part", tensors[rank]).read_bytes()
+            (folder / "part").unlink()
         (folder / f"__{rank}_0.distcp").write_bytes(data)
     metadata = made(
         "metadata.Metadata",
         state_dict_metadata=described,
-        planner_data=paths,
+        planner_data={name: path for path, name in names.items()},
         storage_data=places,
     )
     (folder / ".metadata").write_bytes(pickled(metadata))

@@ -217,7 +217,21 @@ FORMATS = {
         orbax_files.as_third,
     ),
     "dcp": _of_folders(
-        ".dcp", ("dcp/dcp", "dcp_fsdp2/dcp"), rank_files.DCP_EDITS, rank_files.enlarged_dcp
+        ".dcp",
+        ("dcp/dcp", "dcp_fsdp2/dcp"),
+        rank_files.DCP_EDITS,
+        rank_files.enlarged_dcp,
+        rank_files.in_safetensors,
+    ),
+    "dcp_safetensors": Format(
+        ".shards",
+        ("../wild/dcp/dcp",),
+        folders.places,
+        rank_files.SHARD_EDITS,
+        rank_files.enlarged_shards,
+        made=(rank_files.as_shards,),
+        read=folders.pack_folder,
+        mangle=folders.mangle,
     ),
     "deepspeed": _of_folders(
         ".deepspeed",

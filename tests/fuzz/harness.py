@@ -27,7 +27,7 @@ SECONDS = 10.0  # for one file
 # 0.1 MiB of it.
 ALLOWANCE = 4 << 20
 
-_FOLDERS = {".dcp", ".deepspeed", ".hugging_face", ".orbax"}
+_FOLDERS = {".dcp", ".deepspeed", ".hugging_face", ".orbax", ".shards"}
 # Threads of tensorstore free large blocks, and glibc would keep each thread's.
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
 

@@ -1,5 +1,6 @@
 """Folders of `torch.distributed.checkpoint` and of DeepSpeed, with other structure in them."""
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,20 +19,26 @@ from tests.checkpoint_torch.rank_folders import (
     make_tree,
     pickled,
     write_dcp,
+    write_shards,
     write_universal,
     write_zero,
 )
-from tests.fuzz import folders, pickles
+from tests.fuzz import folders, hugging_face_files, pickles
 from tests.fuzz.folders import pack, pack_folder, unpack
 from tests.fuzz.mangling import pick
+from tests.golden import WILD
 
 __all__ = [
     "DCP_EDITS",
     "DEEPSPEED_EDITS",
+    "SHARD_EDITS",
+    "as_shards",
     "as_third_stage",
     "as_universal",
     "enlarged_dcp",
     "enlarged_deepspeed",
+    "enlarged_shards",
+    "in_safetensors",
 ]
 
 _STRANGE = [None, -1, 0, 1, 7, 2**40, 2**62, 1.5, "", "x", "../x", "/", "\0", "x" * 5_000, True]
@@ -58,18 +65,70 @@ def _with_adam(
         return pack_folder(new)
 
 
+def _in_halves(adam: dict[str, dict[str, np.ndarray]], name: str) -> dict[Any, Any]:
+    """A tree in which one variable's tensors are in two parts."""
+    tree: dict[Any, Any] = make_tree(adam)
+    for path, value in tree.items():
+        if name in path and value.ndim:
+            start, half = (0,) * value.ndim, len(value) // 2
+            second = (half, *start[1:])
+            tree[path] = Split(value.shape, [(start, value[:half]), (second, value[half:])])
+    return tree
+
+
 def enlarged_dcp(content: bytes, size: int) -> bytes:
     """With a large variable in two parts."""
+    return _with_adam(
+        content, lambda folder, adam: write_dcp(folder, _in_halves(adam, "large"), ranks=2), size
+    )
 
+
+def in_safetensors(content: bytes) -> bytes:
+    """With tensors behind the other values of a rank."""
+    return _with_adam(
+        content,
+        lambda folder, adam: write_dcp(folder, make_tree(adam), ranks=2, in_safetensors=True),
+    )
+
+
+def as_shards(content: bytes) -> bytes:
+    """Safetensors of two ranks, and no `.metadata`."""
+    return _as_shards(content, 0)
+
+
+def enlarged_shards(content: bytes, size: int) -> bytes:
+    del content
+    return _as_shards(pack_folder(WILD / "dcp" / "dcp"), size)
+
+
+def _as_shards(content: bytes, size: int) -> bytes:
     def write(folder: Path, adam: dict[str, dict[str, np.ndarray]]) -> None:
-        tree: dict[Any, Any] = make_tree(adam)
-        for path, value in tree.items():
-            if "large" in path and value.ndim:
-                half = len(value) // 2
-                tree[path] = Split(value.shape, [((0,), value[:half]), ((half,), value[half:])])
-        write_dcp(folder, tree, ranks=2)
+        tree = _in_halves(adam, "large" if size else next(iter(adam)))
+        tensors = {path: x for path, x in tree.items() if "param_groups" not in path}
+        write_shards(folder, tensors, ranks=2)
 
     return _with_adam(content, write, size)
+
+
+def strange_offsets(content: bytes, rng: np.random.RandomState) -> bytes:
+    """Parts that begin elsewhere, or nowhere."""
+    files = unpack(content)
+    name = pick(rng, files)
+    end = 8 + int.from_bytes(files[name][:8], "little")
+    header = json.loads(files[name][8:end])
+    told = json.loads(header["__metadata__"]["DCP_SHARDING_INFO"])
+    strange = [None, [], {}, [2**62], [-1, 0], [0, 1], [1, 0], ["x"], [0] * 70, 2**70, "x" * 60_000]
+    _set_strange(told, pick(rng, list(told)), pick(rng, strange), rng)
+    header["__metadata__"]["DCP_SHARDING_INFO"] = json.dumps(told)
+    text = json.dumps(header).encode()
+    return pack({**files, name: len(text).to_bytes(8, "little") + text + files[name][end:]})
+
+
+def _set_strange(told: Any, name: str, value: Any, rng: np.random.RandomState) -> None:
+    if rng.rand() < 0.2:
+        told[name] = value
+    else:
+        told[name]["saved_offsets"] = value
 
 
 def enlarged_deepspeed(content: bytes, size: int) -> bytes:
@@ -182,4 +241,5 @@ def _list_holders(node: Any, depth: int) -> Iterator[Any]:
 
 
 DCP_EDITS = (*folders.EDITS, strange_metadata, other_segments, many_names, harmful_metadata)
+SHARD_EDITS = (*hugging_face_files.EDITS, strange_offsets, strange_offsets)
 DEEPSPEED_EDITS = (*folders.EDITS, strange_file, strange_file, strange_file)

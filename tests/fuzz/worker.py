@@ -28,7 +28,14 @@ ADDRESS_SPACE = 4 << 30
 LONGEST_MESSAGE = 2_000
 CONFIG = AdamConfig(learning_rate=0.01, eps=1e-7, convention="keras")
 
-_BARE = (".weights.h5", ".npz", ".msgpack", ".orbax", ".index")  # without hyperparameters
+_BARE = (
+    ".weights.h5",
+    ".npz",
+    ".msgpack",
+    ".orbax",
+    ".index",
+    ".shards",
+)  # without hyperparameters
 
 Answer = dict[str, Any]
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adamx.checkpoint import load
@@ -30,3 +31,10 @@ def test_the_same_state_from_any_number_of_ranks(tmp_path):
         assert len(list(folder.glob("*.distcp"))) == ranks
         assert set(split.naming.values()) == {"file"}
         assert_equal(split, whole)
+        assert_equal(load(f"{folder}_behind"), whole)
+        shards = load(f"{folder}_shards", config=whole.config)
+        assert shards.names == tuple(sorted(whole.names))
+        assert (shards.count, shards.ordered) == (whole.count, False)
+        for field in ("params", "mu", "nu"):
+            for name, array in getattr(whole, field).items():
+                np.testing.assert_array_equal(getattr(shards, field)[name], array, strict=True)

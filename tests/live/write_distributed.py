@@ -18,6 +18,8 @@ def train(rank: int, ranks: int, folder: Path) -> None:
     import torch
     import torch.distributed as dist
     from torch import nn
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter, SerializationFormat
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict import get_state_dict
     from torch.distributed.checkpoint.state_dict_saver import save
     from torch.distributed.device_mesh import init_device_mesh
@@ -42,11 +44,20 @@ def train(rank: int, ranks: int, folder: Path) -> None:
         optimizer.step()
     weights, state = get_state_dict(model, optimizer)
     save({"model": weights, "optimizer": state}, checkpoint_id=folder)
+    behind = FileSystemWriter(
+        f"{folder}_behind", serialization_format=SerializationFormat.SAFETENSORS
+    )
+    save({"model": weights, "optimizer": state}, storage_writer=behind)
+    shards = HuggingFaceStorageWriter(f"{folder}_shards", save_distributed=True)
+    save({"model": weights, "optimizer": {"state": state["state"]}}, storage_writer=shards)
     dist.destroy_process_group()
 
 
 def main() -> None:
-    """One folder `ranks_N` for each number."""
+    """One folder `ranks_N` for each number, and two with safetensors, which hold tensors alone.
+
+    `ranks_N_behind` has them behind the groups of the optimizer, `ranks_N_shards` in place of all.
+    """
     import torch.distributed.checkpoint  # noqa: F401 - for all processes, before they are forked
 
     fork = multiprocessing.get_context("fork")

@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.errors import CheckpointError, name_file
 from adamx.checkpoint.formats._dcp_metadata import METADATA, Chunk, Entry, Segment
 from adamx.checkpoint.formats._folders import list_names
 from adamx.checkpoint.formats._torch_tensors import describe
 from adamx.checkpoint.untrusted.account import Account, Progress
+from adamx.checkpoint.untrusted.safetensors_file import (
+    HEADER_START,
+    Held,
+    read_safetensors,
+)
 from adamx.checkpoint.untrusted.torch_archive import read_archive, read_pickle, read_tensors
 from adamx.checkpoint.untrusted.torch_tensors import Tensor, find_dtype
 from adamx.checkpoint.untrusted.zip_reader import SIGNATURE
@@ -27,6 +32,7 @@ class Store:
     def __init__(self, folder: Path, account: Account, progress: Progress | None) -> None:
         self._folder, self._account, self._progress = folder, account, progress
         self._sizes: dict[str, int] = {}
+        self._held: dict[tuple[str, int], Held] = {}
 
     def read_value(self, name: str, entry: Entry) -> Any:
         """A value that is no tensor."""
@@ -61,7 +67,10 @@ class Store:
         return whole
 
     def _read_part(self, name: str, chunk: Chunk, dtype: np.dtype[Any]) -> Tensor:
-        part = self._read_archive(name, chunk.segment)
+        if self._begins_safetensors(name, chunk.segment):
+            part = self._read_safetensors(name, chunk.segment)
+        else:
+            part = self._read_archive(name, chunk.segment)
         if not isinstance(part, Tensor):
             raise CheckpointError(where=name, expected="a dense tensor", found=describe(part))
         if (part.shape, part.dtype) != (chunk.shape, dtype):
@@ -71,6 +80,20 @@ class Store:
                 found=f"{part.shape} and {part.dtype} in {chunk.segment.file}",
             )
         return part
+
+    def _begins_safetensors(self, name: str, segment: Segment) -> bool:
+        """Whether the place is that of all tensors of the file, which have their names there."""
+        with self._find(name, segment).open("rb") as file:
+            file.seek(segment.start)
+            start = file.read(HEADER_START + 1)
+        return not start.startswith(SIGNATURE) and start.endswith(b"{")
+
+    def _read_safetensors(self, name: str, segment: Segment) -> Tensor | None:
+        path, key = self._find(name, segment), (segment.file, segment.start)
+        if key not in self._held:
+            with name_file(Path(segment.file), "safetensors"):
+                self._held[key] = read_safetensors(path, self._account, segment.start)
+        return self._held[key].arrays.get(name)
 
     def _read_archive(self, name: str, segment: Segment) -> Any:
         path = self._find(name, segment)

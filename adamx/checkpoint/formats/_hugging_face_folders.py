@@ -8,6 +8,7 @@ from typing import Any
 
 from adamx.base.trees import listed
 from adamx.checkpoint.errors import CheckpointError, name_file
+from adamx.checkpoint.formats._dcp_safetensors import has_state
 from adamx.checkpoint.formats._torch_files import open_saved
 from adamx.checkpoint.formats._torch_objects import list_tensors
 from adamx.checkpoint.untrusted.account import Account, parse_json
@@ -49,6 +50,8 @@ def is_folder(folder: Path) -> bool:
     names = {child.name for child in folder.iterdir()}
     if any(_OTHERS.fullmatch(name) for name in names):
         return False
+    if not any(_OPTIMIZER.fullmatch(name) for name in names) and has_state(folder):
+        return False  # torch.distributed.checkpoint calls its files so, too
     return _is_saved(names) or bool(_list_steps(folder))
 
 
@@ -163,7 +166,7 @@ def _read_file(file: Path, account: Account) -> dict[str, Any]:
         )
     with name_file(Path(file.name), "file"):
         if file.suffix == ".safetensors":
-            return dict(read_safetensors(file, account))
+            return dict(read_safetensors(file, account).arrays)
         saved = open_saved(file, account).value
     if not isinstance(saved, dict):
         raise CheckpointError(where=file.name, expected="weights by name", found="something else")

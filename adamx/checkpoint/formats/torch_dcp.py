@@ -1,9 +1,13 @@
 """Folders of `torch.distributed.checkpoint`, with the state of one Adam in them."""
 
+import dataclasses
+from pathlib import Path
+
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, register
 from adamx.checkpoint.formats._dcp_metadata import METADATA, read_metadata
+from adamx.checkpoint.formats._dcp_safetensors import has_state, read_shards
 from adamx.checkpoint.formats._dcp_segments import Store
 from adamx.checkpoint.formats._dcp_tree import build_tree, fill
 from adamx.checkpoint.formats._folders import list_names, measure
@@ -33,11 +37,15 @@ class TorchDcp(FileFormat):
     def matches(self, head: Head) -> bool:
         """Whether a folder has its files, or it is one of them."""
         names = head.entries if head.path.is_dir() else {head.path.name} if head.start else ()
-        return METADATA in names or any(name.endswith(_SUFFIX) for name in names)
+        if METADATA in names or any(name.endswith(_SUFFIX) for name in names):
+            return True
+        return head.path.is_dir() and head.examine(has_state)
 
     def read(self, source: Source, *, values: bool) -> Checkpoint:
         """Read the state of the optimizer, and the weights that are its."""
         folder = source.path if source.path.is_dir() else source.path.parent
+        if has_state(folder) and not (folder / METADATA).is_file():
+            return _read_safetensors(folder, source, values)
         if not (folder / METADATA).is_file():
             raise CheckpointError(
                 expected=f"a folder with {METADATA}, which rank 0 writes last",
@@ -54,6 +62,20 @@ class TorchDcp(FileFormat):
         fill(found.model or {}, described, store, within=False)
         # Once more: a flat state dict was copied before its tensors were there.
         return read_state(find_state(saved, source), account, source, values=values)
+
+
+def _read_safetensors(folder: Path, source: Source, values: bool) -> Checkpoint:
+    account = Account(measure(folder))
+    found = find_state(read_shards(folder, account, source.progress), source, in_order=False)
+    if source.config is None:
+        raise CheckpointError(
+            where="config",
+            expected="an AdamConfig, since safetensors hold no hyperparameters",
+            remedy="give config=AdamConfig.from_torch({...}), with a parameter group of the run",
+            argument="config",
+        )
+    checkpoint = read_state(found, account, source, values=values)
+    return dataclasses.replace(checkpoint, ordered=False)  # names are sorted
 
 
 register(TorchDcp())

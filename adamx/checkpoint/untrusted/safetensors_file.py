@@ -6,9 +6,9 @@ its NumPy arrays cannot be bfloat16 or float8.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from adamx.checkpoint.untrusted.account import Account, charge_json
 from adamx.checkpoint.untrusted.torch_archive import Region
 from adamx.checkpoint.untrusted.torch_tensors import Storage, Tensor, find_dtype
 
-__all__ = ["HEADER_START", "read_header", "read_safetensors"]
+__all__ = ["HEADER_START", "Held", "read_header", "read_safetensors"]
 
 HEADER_START = 8  # bytes before the header, which say how long it is
 _PER_ARRAY = 4_000  # bytes of memory, beside the values
@@ -45,16 +45,34 @@ _DTYPES = {
 }
 
 
-def read_header(path: Path, account: Account) -> bytes:
+class Held(NamedTuple):
+    """What is in a file.
+
+    Attributes:
+      arrays: by name, in the file's order: read-only maps of the file, which `read_tensors` reads.
+      metadata: texts by name.
+    """
+
+    arrays: dict[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path, account: Account, start: int = 0) -> bytes:
     """The header, charged to the account: JSON that describes the arrays.
+
+    Args:
+      path: the file.
+      account: what the header is charged to.
+      start: where safetensors begin in it.
 
     Raises:
       ValueError: it is not in the file.
       CheckpointError: it takes too much memory.
     """
     with path.open("rb") as file:
+        file.seek(start)
         length = int.from_bytes(file.read(HEADER_START), "little")
-        if length > path.stat().st_size - HEADER_START:
+        if length > path.stat().st_size - start - HEADER_START:
             raise ValueError(f"its header is said to have {length} bytes")
         header = file.read(length)
     # As many as there may be; an entry is longer than this in the file, too.
@@ -63,26 +81,21 @@ def read_header(path: Path, account: Account) -> bytes:
     return header
 
 
-def read_safetensors(path: Path, account: Account) -> dict[str, Tensor]:
-    """The arrays in a safetensors file by name, in the file's order.
-
-    Args:
-      path: the file.
-      account: what the header is charged to.
-
-    Returns:
-      Read-only maps of the file, which `read_tensors` reads.
+def read_safetensors(path: Path, account: Account, start: int = 0) -> Held:
+    """The arrays in a safetensors file, or in what follows `start` in a file.
 
     Raises:
       CheckpointError, ValueError: it is damaged, or holds numbers that NumPy cannot.
     """
-    header = read_header(path, account)
-    size, length = path.stat().st_size, len(header)
+    header = read_header(path, account, start)
+    size = path.stat().st_size
     entries = json.loads(header.decode(), object_pairs_hook=_refuse_twice)
     if not isinstance(entries, dict):
         raise ValueError("its header is no object")
-    entries.pop(_METADATA, None)
-    region, start = Region(path, False), HEADER_START + length
+    metadata = entries.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
+        raise ValueError(f"its {_METADATA} are no texts")
+    region, start = Region(path, False), start + HEADER_START + len(header)
     places = []
     arrays: dict[str, Tensor] = {}
     for name, entry in entries.items():
@@ -98,7 +111,7 @@ def read_safetensors(path: Path, account: Account) -> dict[str, Tensor]:
         begin != end for (begin, _), end in zip(places, ends, strict=False)
     ):
         raise ValueError("its arrays do not fill the file, each byte once")
-    return arrays
+    return Held(arrays, metadata)
 
 
 def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
