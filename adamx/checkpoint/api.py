@@ -20,7 +20,7 @@ from adamx.checkpoint.matching import Order
 from adamx.checkpoint.naming import check_told
 from adamx.checkpoint.overrides import Override, check_override, list_contradictions, override
 from adamx.checkpoint.untrusted.account import Progress
-from adamx.checkpoint.writing.atomic import check_place, replace_file
+from adamx.checkpoint.writing.atomic import check_place, make_folder, replace_file
 from adamx.config.adam_config import AdamConfig
 
 __all__ = ["Format", "find_target", "load", "recognise", "save", "write"]
@@ -119,7 +119,7 @@ def save(
     """Write an optimizer state to a file. A crash leaves the file as it was.
 
     Args:
-      path: where to.
+      path: where to. Where the format is of folders, nothing may be there.
       checkpoint: what to write.
       format: one of `FORMATS`; None to tell it from the suffix of `path`.
       template: an existing file of the model in this format. A copy of it is written, with the
@@ -165,7 +165,7 @@ def write(
     weights: str | None = None,
 ) -> tuple[str, ...]:
     """`save`, and use the checkpoint up: it loses its arrays, so that none is in memory twice."""
-    form = find_target(path, format)
+    form = find_target(path, format, template)
     # Of a template's hyperparameters only those count that tell which variables there are.
     config, source = checkpoint.groups[0].config, None
     if template is not None:
@@ -175,13 +175,16 @@ def write(
     new, left = _fit(form, checkpoint, source, order)
     for field in ("params", "mu", "nu", "nu_max", "extra"):
         dict(checkpoint.drain(field))
-    with _naming_extra(form), replace_file(path) as temporary:
+    place = make_folder if form.is_folder else replace_file
+    with _naming_extra(form), place(path) as temporary:
         left += form.write(Target(temporary, progress), new, source)
     return tuple(left)
 
 
-def find_target(path: Path, format: Format | None) -> FileFormat:
-    """The format of a file that is to be written.
+def find_target(
+    path: Path, format: Format | None, template: str | os.PathLike[str] | None = None
+) -> FileFormat:
+    """The format of a file that is to be written; that of the template where this is a folder.
 
     Raises:
       CheckpointError: neither the suffix nor `format` tells, or adamx only reads the format.
@@ -190,7 +193,10 @@ def find_target(path: Path, format: Format | None) -> FileFormat:
     """
     if format is not None:
         check_choice("format", format, tuple(FORMATS))
-    form = _find_by_suffix(path) if format is None else FORMATS[format]
+    if format is None and template is not None and Path(template).is_dir():
+        form = recognise(Path(template))
+    else:
+        form = _find_by_suffix(path) if format is None else FORMATS[format]
     if not form.writable:
         raise CheckpointError(
             where=str(path),
@@ -199,7 +205,7 @@ def find_target(path: Path, format: Format | None) -> FileFormat:
             remedy=form.instead,
             argument="format",
         )
-    check_place(path)
+    check_place(path, is_folder=form.is_folder)
     with _naming_extra(form):
         for package in form.packages:
             importlib.import_module(package)

@@ -235,9 +235,14 @@ class FileFormat(abc.ABC):
         """Raise a CheckpointError for what no file of the format can hold, before all else."""
 
     @property
+    def is_folder(self) -> bool:
+        """Whether it is one of folders."""
+        return not self.suffixes
+
+    @property
     def description(self) -> str:
         """What it is, for people, and what tells it."""
-        return f"{self.title} ({self.suffixes[0] if self.suffixes else 'folder'})"
+        return f"{self.title} ({'folder' if self.is_folder else self.suffixes[0]})"
 
 
 _REGISTRY: dict[str, FileFormat] = {}

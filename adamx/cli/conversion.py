@@ -27,8 +27,10 @@ def convert(arguments: argparse.Namespace) -> int:
     """Run the command."""
     target: Path = arguments.target
     if os.path.lexists(target) and not arguments.force:
-        raise CheckpointError("exists", where=str(target), remedy="--force replaces it")
-    find_target(target, arguments.to)  # what is wrong with it is told before a large file is read
+        remedy = "" if target.is_dir() else "--force replaces it"
+        raise CheckpointError("exists", where=str(target), remedy=remedy)
+    # What is wrong with it is told before a large file is read.
+    find_target(target, arguments.to, arguments.template)
     order = read_order(arguments.order)
     old, checkpoint = load_file(arguments.source, arguments)
     changes = _list_changes(old, checkpoint)

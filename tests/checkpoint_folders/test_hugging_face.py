@@ -208,9 +208,3 @@ def test_files_without_an_optimizer_say_what_to_give(tmp_path, monkeypatch):
 def test_two_files_of_one_name(folder):
     shutil.copy(folder / "optimizer.pt", folder / "optimizer.bin")
     refuse(folder, r"one file called optimizer, found optimizer\.bin, optimizer\.pt")
-
-
-def test_it_is_not_written(folder, tmp_path):
-    with pytest.raises(CheckpointError, match="a format that adamx writes") as caught:
-        save(tmp_path / "new", load(folder), format="hugging_face")
-    assert caught.value.argument == "format"

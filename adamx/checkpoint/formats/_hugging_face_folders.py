@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from adamx.base.trees import listed
 from adamx.checkpoint.errors import CheckpointError, name_file
@@ -14,7 +14,16 @@ from adamx.checkpoint.formats._torch_objects import list_tensors
 from adamx.checkpoint.untrusted.account import Account, parse_json
 from adamx.checkpoint.untrusted.safetensors_file import read_safetensors
 
-__all__ = ["CONFIG", "SCALER", "TRAINER", "Folder", "find_folder", "is_folder", "read_weights"]
+__all__ = [
+    "CONFIG",
+    "SCALER",
+    "TRAINER",
+    "Folder",
+    "Weights",
+    "find_folder",
+    "is_folder",
+    "read_weights",
+]
 
 CONFIG, SCALER, TRAINER = "config.json", "scaler.pt", "trainer_state.json"
 _OPTIMIZER = re.compile(r"(optimizer(?:_\d{1,6})?)\.(?:pt|bin)")
@@ -124,14 +133,27 @@ def _list_files(path: Path, names: Collection[str], pattern: re.Pattern[str]) ->
     return found
 
 
-def read_weights(file: Path, account: Account) -> tuple[dict[str, Any], bool, set[str]]:
-    """A model's weights, as maps of the file or of those that an index lists.
+class Weights(NamedTuple):
+    """A model's weights, as maps of their files.
 
-    Returns:
-      The weights; whether they are in the model's order; and the names of the files.
+    Attributes:
+      arrays: by name.
+      in_order: whether they are in the model's order.
+      files: by name of each file of weights, the names in it.
+      listing: the name of the file that lists several; or None.
     """
+
+    arrays: dict[str, Any]
+    in_order: bool
+    files: dict[str, list[str]]
+    listing: str | None
+
+
+def read_weights(file: Path, account: Account) -> Weights:
+    """The weights in a file, or in those that an index lists."""
     if not file.name.endswith(_INDEX):
-        return _read_file(file, account), file.suffix == ".bin", {file.name}
+        arrays = _read_file(file, account)
+        return Weights(arrays, file.suffix == ".bin", {file.name: list(arrays)}, None)
     if file.stat().st_size > account.size:
         raise ValueError(f"{file.name} is too large")
     told = parse_json(file.read_bytes(), account)
@@ -141,8 +163,8 @@ def read_weights(file: Path, account: Account) -> tuple[dict[str, Any], bool, se
     ):
         raise ValueError(f"{file.name} has no weight_map of files beside it")
     weights: dict[str, Any] = {}
-    shards = sorted(set(weight_map.values()))
-    for shard in shards:
+    files: dict[str, list[str]] = {}
+    for shard in sorted(set(weight_map.values())):
         own = _read_file(file.parent / shard, account)
         if wrong := [name for name in own if weight_map.get(name) != shard]:
             raise CheckpointError(
@@ -151,12 +173,13 @@ def read_weights(file: Path, account: Account) -> tuple[dict[str, Any], bool, se
                 found=listed(wrong),
             )
         weights |= own
+        files[shard] = list(own)
     if missing := [name for name in weight_map if name not in weights]:
         raise CheckpointError(
             where=file.name, expected="files with all weights", found=f"none with {listed(missing)}"
         )
     # A weight larger than a file may be gets one of its own, before those that precede it.
-    return weights, False, {file.name, *shards}
+    return Weights(weights, False, files, file.name)
 
 
 def _read_file(file: Path, account: Account) -> dict[str, Any]:

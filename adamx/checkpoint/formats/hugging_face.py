@@ -1,15 +1,14 @@
 """Folders of Hugging Face's Trainer and of Accelerate's save_state."""
 
 import dataclasses
-import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError, name_file
-from adamx.checkpoint.format import FileFormat, Head, Source, register
+from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
 from adamx.checkpoint.formats._hugging_face_folders import (
     CONFIG,
     SCALER,
@@ -20,15 +19,15 @@ from adamx.checkpoint.formats._hugging_face_folders import (
     read_weights,
 )
 from adamx.checkpoint.formats._hugging_face_order import HOW_TO_NAME, name_by_model
+from adamx.checkpoint.formats._hugging_face_writing import STEP, Opened, count_steps, write_folder
 from adamx.checkpoint.formats._torch_files import open_saved
 from adamx.checkpoint.formats._torch_search import find_state
 from adamx.checkpoint.formats._torch_state import read_state
+from adamx.checkpoint.formats._torch_template import check_expressible, replace_state
 from adamx.checkpoint.untrusted.account import Account, parse_json
+from adamx.checkpoint.untrusted.torch_archive import Saved
 
 __all__ = ["HuggingFace"]
-
-# As Trainer writes it: its history may be long, and is not needed.
-_STEP = re.compile(rb'^  "global_step": (\d{1,18}),?$', re.MULTILINE)
 
 _CONV1D = (
     "the kernels of GPT-2's Conv1D stand as in Flax, (in, out), not as those of torch's Linear: "
@@ -44,11 +43,7 @@ class HuggingFace(FileFormat):
     names = "inferred, or unknown"
     config_of = "torch"
     has_selectors = True
-    writable = False
-    instead = (
-        'save the optimizer alone, with format="torch" and its optimizer.pt as template, and the '
-        "weights with the program that reads them"
-    )
+    template = "required"
 
     def matches(self, head: Head) -> bool:
         """Whether a folder has files of these names, or a folder `checkpoint-N` in it has."""
@@ -56,36 +51,51 @@ class HuggingFace(FileFormat):
 
     def read(self, source: Source, *, values: bool) -> Checkpoint:
         """Read the optimizer's state, and the weights beside it."""
-        folder = find_folder(source.path)
-        account = Account(_measure(folder.path))
-        tree: dict[str, Any] = {}
-        for key, file in folder.optimizers.items():
-            tree[key] = _open(file, account)
-        used: set[str] = set()
-        in_order = True
-        for key, file in folder.models.items():
-            tree[key], is_in_order, files = read_weights(file, account)
-            in_order &= is_in_order
-            used |= files
-        notes: list[str] = []
-        found = find_state(tree, source, in_order=in_order)
-        if found.naming == "unknown":
-            names = name_by_model(found, folder.path / CONFIG, account, notes)
-            if names is None:
-                notes.append(HOW_TO_NAME)
-            else:
-                found = found._replace(names=names, naming="inferred")
-        checkpoint = read_state(found, account, source, values=values)
+        opened = _open_folder(source)
+        folder, notes = opened.folder, opened.notes
+        checkpoint = read_state(opened.found, opened.account, source, values=values)
         if any(map(_is_conv1d, checkpoint.params.items())):
             notes.append(_CONV1D)
-        notes += _check_steps(folder, checkpoint, account)
-        used |= {CONFIG, TRAINER}
+        notes += _check_steps(folder, checkpoint, opened.account)
+        used = {CONFIG, TRAINER}.union(*(held.files for held in opened.models.values()))
+        used |= {held.listing for held in opened.models.values() if held.listing}
         others = [name for name in folder.others if name not in used]
         return dataclasses.replace(
             checkpoint,
             not_read=[*checkpoint.not_read, *others],
             notes=[*checkpoint.notes, *notes],
         )
+
+    def check(self, checkpoint: Checkpoint, template: Source | None) -> None:
+        """Raise unless torch can express the configuration, the count and the moments."""
+        check_expressible(checkpoint, has_template=template is not None)
+
+    def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
+        """Write a copy of the template's folder with other weights, moments and steps."""
+        assert template is not None  # it is required
+        old = count_steps(self.read(template, values=False))
+        opened = _open_folder(template)
+        replace_state(opened.found, new)
+        return write_folder(target, opened, old, count_steps(new))
+
+
+def _open_folder(source: Source) -> Opened:
+    folder = find_folder(source.path)
+    account = Account(_measure(folder.path))
+    saved = {key: _open(file, account) for key, file in folder.optimizers.items()}
+    models = {key: read_weights(file, account) for key, file in folder.models.items()}
+    tree = {key: one.value for key, one in saved.items()}
+    tree |= {key: held.arrays for key, held in models.items()}
+    notes: list[str] = []
+    in_order = all(held.in_order for held in models.values())
+    found = find_state(tree, source, in_order=in_order)
+    if found.naming == "unknown":
+        names = name_by_model(found, folder.path / CONFIG, account, notes)
+        if names is None:
+            notes.append(HOW_TO_NAME)
+        else:
+            found = found._replace(names=names, naming="inferred")
+    return Opened(folder, account, saved, models, found, notes)
 
 
 def _is_conv1d(item: tuple[str, np.ndarray]) -> bool:
@@ -98,9 +108,9 @@ def _measure(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 
-def _open(file: Path, account: Account) -> Any:
+def _open(file: Path, account: Account) -> Saved:
     with name_file(Path(file.name), "file"):
-        return open_saved(file, account).value
+        return open_saved(file, account)
 
 
 def _check_steps(folder: Folder, checkpoint: Checkpoint, account: Account) -> list[str]:
@@ -115,9 +125,9 @@ def _check_steps(folder: Folder, checkpoint: Checkpoint, account: Account) -> li
     if path.stat().st_size > account.size:
         raise ValueError(f"{TRAINER} is too large")
     text = path.read_bytes()
-    match = _STEP.search(text)
-    steps = int(match[1]) if match else _parse_steps(text, account)
-    count = max(group.count for group in checkpoint.groups)
+    match = STEP.search(text)
+    steps = int(match[2]) if match else _parse_steps(text, account)
+    count = count_steps(checkpoint)
     if steps == count:
         return []
     if SCALER in folder.others and count < steps:

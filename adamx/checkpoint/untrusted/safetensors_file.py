@@ -17,12 +17,12 @@ from adamx.checkpoint.untrusted.account import Account, charge_json
 from adamx.checkpoint.untrusted.torch_archive import Region
 from adamx.checkpoint.untrusted.torch_tensors import Storage, Tensor, find_dtype
 
-__all__ = ["HEADER_START", "Held", "read_header", "read_safetensors"]
+__all__ = ["DTYPES", "HEADER_START", "Held", "read_header", "read_safetensors"]
 
 HEADER_START = 8  # bytes before the header, which say how long it is
 _PER_ARRAY = 4_000  # bytes of memory, beside the values
 _METADATA = "__metadata__"
-_DTYPES = {
+DTYPES = {
     "BOOL": "bool",
     "U8": "uint8",
     "U16": "uint16",
@@ -130,7 +130,7 @@ def _read_entry(name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], 
         if not isinstance(numbers, list) or any(type(n) is not int or n < 0 for n in numbers):
             raise ValueError(f"{name:.200}: its shape or place is no list of sizes")
     told = entry["dtype"]
-    dtype = find_dtype(_DTYPES.get(told)) if isinstance(told, str) else None
+    dtype = find_dtype(DTYPES.get(told)) if isinstance(told, str) else None
     if dtype is None:
         raise CheckpointError(
             where=f"{name:.200}",

@@ -3,15 +3,21 @@
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["check_place", "replace_file"]
+__all__ = ["check_place", "make_folder", "replace_file"]
 
 
-def check_place(path: Path) -> None:
-    """Raise the OSError for a path where no file can be: its folder is missing, or it is one."""
+def check_place(path: Path, *, is_folder: bool = False) -> None:
+    """Raise the OSError for a path where no file can be: its folder is missing, or it is one.
+
+    Where a folder is to be, nothing may be: a folder cannot be replaced at once.
+    """
+    if is_folder and os.path.lexists(path):
+        raise _name_target(errno.EEXIST, path)
     if path.is_dir():
         raise _name_target(errno.EISDIR, path)
     if not path.parent.is_dir():
@@ -44,6 +50,27 @@ def replace_file(path: Path) -> Iterator[Path]:
         raise _name_target(error.errno, path) from error
     finally:
         temporary.unlink(missing_ok=True)
+    if os.name == "posix":
+        _sync(path.parent, os.O_RDONLY)
+
+
+@contextlib.contextmanager
+def make_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, which becomes `path` when all went well."""
+    check_place(path, is_folder=True)
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    except OSError as error:
+        raise _name_target(error.errno, path) from error
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_read_umask())
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file, os.O_RDWR)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     if os.name == "posix":
         _sync(path.parent, os.O_RDONLY)
 

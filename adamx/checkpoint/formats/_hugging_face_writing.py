@@ -1,0 +1,126 @@
+"""A folder of Trainer or Accelerate with other values, made from one of the same model."""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adamx.checkpoint.checkpoint import Checkpoint
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.format import Target
+from adamx.checkpoint.formats._hugging_face_folders import TRAINER, Folder, Weights
+from adamx.checkpoint.formats._torch_files import open_saved
+from adamx.checkpoint.formats._torch_search import Found
+from adamx.checkpoint.untrusted.account import Account, Progress
+from adamx.checkpoint.untrusted.safetensors_file import read_safetensors
+from adamx.checkpoint.untrusted.torch_archive import Saved, read_tensors
+from adamx.checkpoint.writing.safetensors_writer import write_safetensors
+from adamx.checkpoint.writing.torch_writer import write_archive
+
+__all__ = ["STEP", "Opened", "count_steps", "write_folder"]
+
+# As Trainer writes it: its history may be long, and is not needed.
+STEP = re.compile(rb'^(  "global_step": )(\d{1,18})(,?)$', re.MULTILINE)
+
+_SCHEDULERS = ("scheduler.pt", "scheduler.bin")
+
+
+class Opened(NamedTuple):
+    """A folder, and what is in its files.
+
+    Attributes:
+      folder: its files.
+      account: what reading them is charged to.
+      saved: optimizers by key.
+      models: weights by key.
+      found: the one optimizer and its weights: parts of `saved` and `models`.
+      notes: remarks on the names.
+    """
+
+    folder: Folder
+    account: Account
+    saved: Mapping[str, Saved]
+    models: Mapping[str, Weights]
+    found: Found
+    notes: list[str]
+
+
+def count_steps(checkpoint: Checkpoint) -> int:
+    """The steps of the run; groups that were added late have done fewer."""
+    return max(group.count for group in checkpoint.groups)
+
+
+def write_folder(target: Target, opened: Opened, old: int, new: int) -> Sequence[str]:
+    """Write a folder like the one that was opened, with the values that were put into it since.
+
+    Args:
+      target: the folder, which is empty.
+      opened: its optimizer and weights are written, all else is copied.
+      old: the steps of the template, as the counts of Trainer and of the scheduler follow them.
+      new: those of the values.
+
+    Returns:
+      What stays as it was, though it should have changed.
+    """
+    folder, written = opened.folder, set[str]()
+    for key, file in folder.optimizers.items():
+        value, protocol = opened.saved[key]
+        write_archive(target.path / file.name, value, protocol=protocol, progress=target.progress)
+        written.add(file.name)
+    for weights in opened.models.values():
+        for name, own in weights.files.items():
+            arrays = {key: weights.arrays[key] for key in own}
+            _write_weights(target.path / name, folder.path / name, arrays, target.progress)
+            written.add(name)
+    for file in folder.path.iterdir():
+        if file.name not in written and file.is_file():
+            shutil.copy2(file, target.path)
+    if old == new:
+        return []
+    _advance_trainer(target.path / TRAINER, new - old)
+    found = [target.path / name for name in _SCHEDULERS if name in folder.others]
+    return [path.name for path in found if not _advance_scheduler(path, opened, old, new)]
+
+
+def _write_weights(
+    path: Path, template: Path, arrays: Mapping[str, Any], progress: Progress | None
+) -> None:
+    account = Account(template.stat().st_size)
+    if template.suffix == ".safetensors":
+        metadata = read_safetensors(template, account).metadata
+        values = dict(zip(arrays, read_tensors(list(arrays.values())), strict=True))
+        write_safetensors(path, values, metadata, progress)
+        return
+    saved, protocol = open_saved(template, account)
+    saved.update(arrays)  # beside what is no tensor
+    write_archive(path, saved, protocol=protocol, progress=progress)
+
+
+def _advance_trainer(path: Path, more: int) -> None:
+    """Let Trainer's count of updates differ from the template's by as much as the optimizer's."""
+    if not path.is_file():
+        return
+    text, count = STEP.subn(
+        lambda match: match[1] + str(int(match[2]) + more).encode() + match[3], path.read_bytes()
+    )
+    if count != 1:
+        raise CheckpointError(
+            where=path.name,
+            expected="one global_step on a line of its own, as Trainer writes it",
+            found=f"{count}",
+            argument="template",
+        )
+    path.write_bytes(text)
+
+
+def _advance_scheduler(path: Path, opened: Opened, old: int, new: int) -> bool:
+    """The same for a scheduler of torch that counts the optimizer's steps; False for others."""
+    saved, protocol = open_saved(path, Account(path.stat().st_size))
+    if not isinstance(saved, dict) or saved.get("last_epoch") != old:
+        return False
+    rates = [group.get("lr") for group in opened.found.state_dict["param_groups"]]
+    saved |= {"last_epoch": new, "_step_count": new + 1, "_last_lr": rates}
+    path.unlink()
+    write_archive(path, saved, protocol=protocol)
+    return True
