@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.resolve()
 nox.options.envdir = str(ROOT / ".nox")  # sessions leave this folder
 WHEELS = tempfile.TemporaryDirectory(prefix="adamx-wheel-")
 TORCH = "torch==2.13.0"  # the CPU build is enough
+ASKS_FOR_TORCH = 'importorskip("torch"'
 TF11 = (
     "tensorflow==1.1.0",
     "numpy==1.16.6",
@@ -209,8 +210,11 @@ def torch(session: nox.Session) -> None:
     """The files of torch, the comparison with it, and its column in the table of accuracy."""
     install(session, "test,examples", TORCH)
     session.run("python", "-m", "benchmarks.accuracy")
-    files = ("tests/checkpoint", "tests/checkpoint_torch", "tests/cli")
-    session.run(*PYTEST, *files, *session.posargs)
+    # All others ran without it, and do not ask for it.
+    files = [
+        path for path in glob("tests/c*/test_*.py") if ASKS_FOR_TORCH in Path(path).read_text()
+    ]
+    session.run(*PYTEST, *sorted(files), *session.posargs)
     run_live(session, "test_torch*.py")
 
 
