@@ -1,4 +1,5 @@
 import atexit
+import collections
 import os
 import shutil
 import tempfile
@@ -28,8 +29,19 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def pytest_collection_modifyitems():
-    """With ADAMX_TEST_KERNEL=1, as in CI, fail where tests of the kernel would be skipped."""
+@pytest.hookimpl(tryfirst=True)  # before slow tests are left out
+def pytest_collection_modifyitems(items):
+    """Mark what is sampled, and check that tests of the kernel are not skipped.
+
+    With ADAMX_TEST_KERNEL=1, as in CI, these fail where they would be.
+    """
+    counts = collections.Counter()
+    for item in items:
+        if (marker := item.get_closest_marker("sampled")) is not None:
+            function = item.nodeid.partition("[")[0]
+            if counts[function] % marker.args[0]:
+                item.add_marker(pytest.mark.slow)
+            counts[function] += 1
     if os.environ.get("ADAMX_TEST_KERNEL") == "1" and not adamx.native.status():
         reason = adamx.native.status().reason
         raise pytest.UsageError(f"ADAMX_TEST_KERNEL=1, and there is no kernel: {reason}")

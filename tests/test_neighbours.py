@@ -62,6 +62,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrapped_like_optax(wrapper):
     expected = train(WRAPPERS[wrapper](optax.adam))

@@ -23,6 +23,7 @@ GRADIENTS = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("b1", "b2"), [(0.0, 0.0), (0.1, 0.1), (0.5, 0.5), (0.9, 0.4), (0.4, 0.999), (0.9, 0.999)]
 )

@@ -30,6 +30,7 @@ def with_config(checkpoint, **fields):
     return dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, **fields))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "file",
     ["keras3_model.keras", "tfkeras_model.h5", "tfkeras_model.keras", "tf11_model.h5"],

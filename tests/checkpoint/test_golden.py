@@ -55,6 +55,7 @@ def test_continues_as_the_framework_did(recorded, checkpoint):
     assert difference(weights, final) <= min(2e-6, 2 * recorded.measured)
 
 
+@pytest.mark.sampled(3)
 def test_without_moments_it_ends_elsewhere(recorded, checkpoint):
     arrays = recording(recorded)
     is_torch = checkpoint.framework == "torch"

@@ -92,6 +92,7 @@ def test_attributes():
     assert_same(written(edit))
 
 
+@pytest.mark.slow
 def test_groups_with_thousands_of_links_some_of_them_deleted():
     def edit(file):
         for index in range(3_000):

@@ -123,6 +123,7 @@ def low_precision():
     )
 
 
+@pytest.mark.slow
 def test_a_chain_of_ones_own(tmp_path):
     """Rounding at random is in no configuration: told, and the same bits with the same chain."""
     params = {"b": jnp.linspace(0, 1, 9), "w": jnp.linspace(0.5, 1, 99, dtype=jnp.bfloat16)}

@@ -82,6 +82,7 @@ NARROW = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "scale"), NARROW)
 def test_narrow_and_large_parameters_hide_nothing(name, scale):
     """The step is compared in float32, however little of it reaches the parameters."""

@@ -22,6 +22,7 @@ TORCH = ["adam_defaults", "adam_amsgrad", "adam_l2"]
 TORCH += ["adamw_defaults", "adamw_amsgrad", "adamw_weight_decay"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", TF11)
 def test_tf11(case):
     config = recorded(f"tf11_{case}")[0]["config"]

@@ -111,6 +111,7 @@ BOUNDARIES = [0, 7, 8, 11, 20, 24, 38, 49, 56, 60, 70, 98, 147, 490, 504, 1016, 
 COUNTS = sorted({max(b + d, 0) for b in BOUNDARIES for d in (-1, 0, 1)})
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_formulas_of_keras(name, jit):

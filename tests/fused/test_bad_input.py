@@ -87,6 +87,7 @@ TREES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("params", TREES.values(), ids=TREES)
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("packed", [False, True])

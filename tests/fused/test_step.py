@@ -51,6 +51,7 @@ def check_steps(case, wide=None, steps=3, scale=1.0):
         assert not all(map(np.array_equal, jax.tree.leaves(before), jax.tree.leaves(params)))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_option(case):
     check_steps(case)
@@ -71,6 +72,7 @@ def cases_in(dtypes, number):
 DTYPE_CASES = [c for number, dtypes in enumerate(DTYPES) for c in cases_in(dtypes, number)]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", DTYPE_CASES, ids=str)
 def test_dtypes(case):
     """With a reference that computes as widely, and also rounds only at the end."""
@@ -78,6 +80,7 @@ def test_dtypes(case):
         check_steps(case, "float64" if "float64" in case else "float32")
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", [c for c in DTYPE_CASES if "float64" not in c][::2], ids=str)
 def test_dtypes_in_which_optax_rounds(case):
     check_steps(case)
@@ -141,6 +144,7 @@ def test_float64_is_clipped_in_double_precision(packed):
             np.testing.assert_allclose(moment, exact[name] * (0.1 / norm), rtol=1e-14)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
     ("arguments", "dtype"),
@@ -217,6 +221,7 @@ def any_numbers(pair):
     return check
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("case", [Case(), Case("torch", True), Case("keras", decay="decoupled")])
 def test_any_numbers(case, packed):

@@ -127,6 +127,7 @@ def test_clipped_gradients():
         assert optimizer.state is None
 
 
+@pytest.mark.slow
 def test_same_as_its_transformation():
     optimizer = Adam(**EVERYTHING)
     through_facade = train(optimizer, steps=200, constraints=None)

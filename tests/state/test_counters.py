@@ -172,6 +172,7 @@ def values(state, *kinds):
     return {path: int(leaves[path]) for path in paths}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", KNOWN)
 def test_kinds(name):
     tx, follow, stay = KNOWN[name]

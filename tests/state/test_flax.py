@@ -89,6 +89,7 @@ def scalars(tree):
     return [int(x) for x in jax.tree.leaves(tree) if x.shape == () and x.dtype in ("i4", "u4")]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_every_form_has_the_same_arrays(holder):
     """Those of a state of plain arrays, and they go back into each form."""

@@ -45,6 +45,7 @@ X = np.array([0.0, 0.7, -0.4, 0.3, 0.0])
 DATA = np.array([[1.0, 0.0, 1.0, -0.5, 0.0], [1.0, 2.0, 0.0, 0.8, 0.0]])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_agrees_with_finite_differences(options):
     tx = adamx.adam(0.1, eps=EPS, eps_root=0.0, **options)

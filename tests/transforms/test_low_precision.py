@@ -66,6 +66,7 @@ def test_zero_gradients_stay_finite(dtype, convention):
     assert bool(jnp.isnan(optax_updates).all()) == (dtype == "float16")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("options", [{}, {"mu_dtype": "float32"}, {"mu_dtype": "bfloat16"}])
 @pytest.mark.parametrize("nu_dtype", [None, "float32", "bfloat16"])

@@ -50,6 +50,7 @@ def scheduled_config(number):
     ).transformation()
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "complex64"])
 @pytest.mark.parametrize("number", [np.float32, np.longdouble, np.array, jnp.float32])
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ def test_around_a_wrapper_that_computes_the_parameters():
         assert 3 * mine.std() / np.sqrt(size) < 0.02 * (1 - wide.mean())
 
 
+@pytest.mark.slow
 def test_a_small_weight_decay_needs_gradients_in_float32():
     """The same run with and without decay; the difference is what the decay did."""
     size, steps, rate, decay, start = 20_000, 100, 1e-3, 0.01, 0.05

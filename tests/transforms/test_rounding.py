@@ -25,6 +25,7 @@ DTYPES = ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"]
 # ---- The bits ------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("shape", [(), (1,), (1000,), (7, 5), (2, 0, 3), (2, 3, 4, 5)])
 @pytest.mark.parametrize("x64", [False, True])
 def test_bits_are_those_of_jax(shape, x64):
@@ -69,6 +70,7 @@ def test_bits_of_huge_arrays(shape):
 # ---- Rounding ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(x=finite, dtype=st.sampled_from(["bfloat16", "float16"]))
 @settings(max_examples=200, deadline=None)
 def test_probabilities_are_exact(x, dtype):
@@ -92,6 +94,7 @@ VALUES = [1.0001, -1.0001, 1.003, -3.14159, 0.1, -1e-3, 65000.5, 7.7e-6, -3.3e-8
 DRAWN = [(x, d) for d in DTYPES for x in VALUES if abs(x) < jnp.finfo(d).max]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("value", "dtype"), DRAWN)
 def test_the_mean_of_many_draws_is_right(value, dtype):
     """The number rounded up is binomial. The key is fixed: all are within 3 deviations."""
@@ -153,6 +156,7 @@ def test_the_bias_below_the_smallest_normal_number_is_bounded(dtype, share):
     np.testing.assert_array_equal(rounded / spacing, [1, 1, 0, 0])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("shape", ["n", "n, 3", "2, n, m"])
 def test_bits_of_symbolic_shapes(shape):
     """A program that is exported for all sizes draws what it draws for one."""

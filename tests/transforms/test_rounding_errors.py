@@ -63,6 +63,7 @@ def widen(params, updates):
     return jax.tree.map(lambda p, u: p.astype(u.dtype) + u, params, updates)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("is_jitted", [False, True])
 def test_parameters_that_were_widened(dtype, is_jitted):
@@ -91,6 +92,7 @@ def test_a_state_of_an_earlier_version_is_taken():
     assert after.narrow is None
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "after",
     [

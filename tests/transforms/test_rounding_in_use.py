@@ -95,6 +95,7 @@ def test_any_sharding_gives_the_same_bits(spec, axis_type):
         np.testing.assert_array_equal(as_bits(mine), as_bits(other))
 
 
+@pytest.mark.slow
 def test_an_ensemble_with_a_key_each():
     values = jnp.asarray(np.random.default_rng(0).standard_normal((3, 50)), jnp.float32)
 

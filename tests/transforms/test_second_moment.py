@@ -38,6 +38,7 @@ def test_a_second_moment_in_bfloat16_does_not_stall():
     assert 1.9 < np.median(nearest / exact) < 2.2
 
 
+@pytest.mark.slow
 def test_the_second_moment_is_rounded_and_nothing_else():
     grads = {"a": jnp.linspace(0.1, 2, 99), "b": None, "c": jnp.full(99, 1.003, jnp.bfloat16)}
     options = {"nu_dtype": "bfloat16", "amsgrad": True, "b2": 0.9}

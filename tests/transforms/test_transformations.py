@@ -35,6 +35,7 @@ def make_step(tx, loss):
     return step
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", VARIANTS)
 def test_jit(options):
     params, loss = problem()
@@ -46,6 +47,7 @@ def test_jit(options):
     chex.assert_trees_all_close(plain, compiled, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", VARIANTS)
 def test_scan_over_1000_steps(options):
     params, loss = problem()
@@ -59,6 +61,7 @@ def test_scan_over_1000_steps(options):
     assert loss(scanned[0]) < 0.7 * loss(params)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", VARIANTS)
 def test_vmap_over_an_ensemble(options):
     """Each member has its own parameters, learning rate, b1 and count."""
