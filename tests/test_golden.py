@@ -133,6 +133,7 @@ def check(name, tx, arguments, *, params, moments, counted=True, **order):
             assert np.abs(ours - theirs).max() <= moments * np.abs(theirs).max(), f"step {t}"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "case",
     ["defaults", "betas", "decay", "large_epsilon", "sparse_gradients", "tiny_gradients"],

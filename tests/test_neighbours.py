@@ -72,6 +72,7 @@ def test_wrapped_like_optax(wrapper):
     chex.assert_trees_all_close(found, expected, rtol=5e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_lookahead():
     def final(adam):
         tx = optax.lookahead(adam(1e-1), sync_period=3, slow_step_size=0.5)
@@ -158,6 +159,7 @@ def test_equinox():
     chex.assert_trees_all_close(ours, theirs, rtol=5e-5, atol=1e-6)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("saved_by", "restored_by"), [(optax, adamx), (adamx, optax)])
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}])
 def test_orbax_carries_a_run_over(tmp_path, saved_by, restored_by, options):

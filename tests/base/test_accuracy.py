@@ -10,6 +10,7 @@ def errors():
     return accuracy.measure(["adamx", "optax"], size=256)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", accuracy.STEPS)
 def test_median_error(errors, step):
     assert errors["adamx"][step][0] <= 4e-7

@@ -43,6 +43,7 @@ def test_every_count_is_the_saved_one(recorded, checkpoint):
     assert [int(count) for count in counts] == [30] * (2 if has_schedule else 1)
 
 
+@pytest.mark.sampled(2)
 def test_continues_as_the_framework_did(recorded, checkpoint):
     arrays = recording(recorded)
     is_torch = checkpoint.framework == "torch"

@@ -44,6 +44,7 @@ def blank(checkpoint):
     return dataclasses.replace(checkpoint, groups=groups, **fields)
 
 
+@pytest.mark.sampled(2)
 def test_through_adamx_and_back(recorded, tmp_path):
     """Into a template in which every number was another."""
     original = loaded(recorded.file)
@@ -97,6 +98,7 @@ def test_a_template_keeps_the_groups_that_one_configuration_cannot_tell(tmp_path
     assert [group.count for group in copy.groups] == [9, 9]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("file", ["keras3_amsgrad.keras", "tf11_model.h5", "keras3_schedule.keras"])
 def test_jax_half_way(file, tmp_path):
     """30 steps in JAX, with a file after 15 of them, are 30 steps in JAX."""

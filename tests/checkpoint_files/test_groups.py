@@ -71,6 +71,7 @@ CASES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", CASES)
 def test_each_variable_moves_as_its_group_alone(case):
     moved = run(CASES[case])

@@ -38,6 +38,7 @@ def make_gradients(steps, kind="normal"):
     return [jnp.asarray(g) for g in gradients]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["normal", "sparse", "growing", "tiny"])
 @pytest.mark.parametrize(("b1", "b2"), [(0.9, 0.999), (0.5, 0.9), (0.0, 0.99), (0.95, 0.9)])
 @pytest.mark.parametrize("steps", [1, 2, 30])
@@ -143,6 +144,7 @@ def test_some_variables_may_have_no_gradients():
     assert run(AdamConfig(), late).problems() == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("dtype", "found"), [("bfloat16", "float32"), ("float16", "float16")])
 @pytest.mark.parametrize("steps", [1, 2, 3, 30, 300])
 def test_narrow_moments_of_a_run_in_jax(dtype, found, steps):

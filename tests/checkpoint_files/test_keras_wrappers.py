@@ -68,6 +68,7 @@ def test_continues_as_keras_did(recorded):
         np.testing.assert_allclose(weights[name], array, rtol=0, atol=NEAR)
 
 
+@pytest.mark.slow
 def test_accumulates_as_the_note_says():
     checkpoint, truth = load(WILD / SUMMED / "m.keras"), read_truth(SUMMED)
     weights = {name: jnp.asarray(array) for name, array in truth["param"].items()}

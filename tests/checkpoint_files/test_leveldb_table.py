@@ -115,6 +115,7 @@ def test_keys_out_of_order(entries):
         read(write_table(entries))
 
 
+@pytest.mark.slow
 def test_keys_that_unfold_take_no_memory():
     """A long beginning, which many keys share; a block has four of them."""
     key = b"k" * (1 << 16)
@@ -208,6 +209,7 @@ def test_damaged_graphs(name, tmp_path):
         load(index, config=CONFIG)
 
 
+@pytest.mark.slow
 def test_large_graphs_take_no_time_and_little_memory(tmp_path):
     """Lists that many share, and objects within one another without end."""
     shared, nested = Objects(), Objects()

@@ -49,12 +49,14 @@ def run(tx, steps=20):
     return state
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", MADE_BY_ADAM)
 def test_what_makes_the_steps_of_the_configuration(name):
     tx, config = MADE_BY_ADAM[name]
     assert Checkpoint.from_state(PARAMS, run(tx), config, transformation=tx).count == 20
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", SAME_CLASS)
 def test_what_makes_other_steps(name):
     """Optax keeps their states in the class of Adam's."""
@@ -109,6 +111,7 @@ def test_epsilon_counts_where_gradients_are_small():
         Checkpoint.from_state(PARAMS, state, RATE, transformation=tx)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("calls", [4, 8])
 def test_accumulated_gradients(calls):
     tx = optax.MultiSteps(optax.adam(1e-3), 4)

@@ -64,6 +64,7 @@ AROUND = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ONE_ADAM)
 @pytest.mark.parametrize("around", AROUND, ids=["named", "tuple", "tuple within"])
 def test_one_adam(name, around, tmp_path):

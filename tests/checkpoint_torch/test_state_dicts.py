@@ -108,6 +108,7 @@ def test_a_group_of_the_template_takes_one_set_of_hyperparameters(tmp_path):
         save(tmp_path / "x.pt", load(source), template=template)
 
 
+@pytest.mark.slow
 def test_layer_wise_groups_take_no_time(tmp_path):
     """One group for each of many parameters of one shape, beside a model that has another head."""
     path = save_state(tmp_path / "x.pt", [({"lr": 0.1 / i}, [(3, 3)]) for i in range(1, 15)])

@@ -47,6 +47,7 @@ def read(name):
         return case, load(case.path, **keys)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", READ)
 def test_arrays_names_and_steps_are_the_recorded_ones(name):
     case, checkpoint = read(name)

@@ -112,6 +112,7 @@ def test_progress_is_for_who_waits_at_a_terminal(monkeypatch, tmp_path):
     assert shown("without_rich.safetensors", Terminal()) == ""
 
 
+@pytest.mark.slow
 def test_as_a_module_for_a_reader_that_leaves():
     command = [sys.executable, "-m", "adamx", "inspect", str(KERAS)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

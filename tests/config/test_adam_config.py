@@ -32,6 +32,7 @@ def test_tf11(case):
     check(f"tf11_{case}", tx, config, params=params, moments=2.5e-6)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", LEGACY)
 def test_tf_keras_legacy(case):
     config = recorded(f"tfkeras_legacy_{case}")[0]["config"]
@@ -39,6 +40,7 @@ def test_tf_keras_legacy(case):
     check(f"tfkeras_legacy_{case}", tx, config, params=CLOSE, moments=1e-6)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", KERAS3)
 def test_keras3(case):
     config = recorded(f"keras3_{case}")[0]["config"]
@@ -47,6 +49,7 @@ def test_keras3(case):
     check(f"keras3_{case}", tx, config, params=OUTER, moments=1e-6, **order)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", TORCH)
 def test_torch(case):
     group = recorded(f"torch_{case}")[0]["config"]

@@ -39,6 +39,7 @@ def assert_same(mine, other):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize(
     ("dtypes", "mu_dtype", "names"),

@@ -51,6 +51,7 @@ def test_a_run_changes_over_at_any_step():
         np.testing.assert_allclose(mine, other, rtol=0, atol=40 * 2**-24)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 def test_numbers_may_change_without_recompiling(packed, amsgrad):

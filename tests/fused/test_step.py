@@ -110,6 +110,7 @@ def test_packed_is_the_same(case):
 MIXED = [("bfloat16", "float32"), ("float32", "bfloat16", "float16"), ("float64", "bfloat16")]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtypes", MIXED, ids=str)
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_packed_leaves_of_several_dtypes(dtypes, amsgrad):

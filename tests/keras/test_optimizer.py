@@ -61,6 +61,7 @@ def linear(params, grads):
     return sum(jnp.sum(p * g) for p, g in zip(params, grads, strict=True))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", TF11)
 def test_recorded_runs_of_tensorflow(name):
     meta, data = recorded(name)
@@ -279,6 +280,7 @@ with open(sys.argv[1] + "/resumed.pickle", "wb") as file:
 """
 
 
+@pytest.mark.slow
 def test_restored_in_a_new_process(tmp_path):
     optimizer = Adam(**EVERYTHING)
     params = jax.tree.map(np.asarray, train(optimizer))

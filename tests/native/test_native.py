@@ -40,6 +40,7 @@ def run(program, **environment):
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_turned_off():
     in_use, reason, called, after = run(PROGRAM, ADAMX_NATIVE="0")
     assert (in_use, called) == (False, False)

@@ -83,6 +83,7 @@ def test_shardings_of_gradients():
         scattered(w, {"w": given["w"]})
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("over", [("replica", "data"), "data", "replica"])
 @pytest.mark.parametrize("split", [None, "data", ("data", "replica")])
 def test_a_batch_over_two_axes(over, split):

@@ -34,6 +34,7 @@ def sharded_params(mesh):
     return jax.tree.map(jax.device_put, values, shardings), values
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "options", [{}, {"amsgrad": True}, {"nesterov": True}, {"convention": "keras"}]
 )

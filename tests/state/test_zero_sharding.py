@@ -81,6 +81,7 @@ def array(shape):
     return f"f32[{','.join(map(str, shape))}]"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "kind", "scattered"),
     [

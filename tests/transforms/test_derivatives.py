@@ -62,6 +62,7 @@ def test_agrees_with_finite_differences(options):
     np.testing.assert_allclose(compiled, exact, rtol=2e-5, atol=1e-8)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_finite_with_default_eps(options, dtype):

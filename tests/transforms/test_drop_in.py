@@ -54,6 +54,7 @@ def gradients(rng, params):
     return jax.tree.map(random, params)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("option", OPTIONS)
 def test_same_structure_and_results(pair, option):

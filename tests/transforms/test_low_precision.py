@@ -18,6 +18,7 @@ def second_moment(tx, grads):
     return np.asarray(step(state, grads).nu, np.float64)
 
 
+@pytest.mark.slow
 def test_bfloat16_second_moment_does_not_stall():
     steps, size = 10_000, 64
     grads = np.random.default_rng(0).standard_normal((steps, size)).astype(jnp.bfloat16)
@@ -28,6 +29,7 @@ def test_bfloat16_second_moment_does_not_stall():
     assert np.median(theirs / exact.v) > 2  # what this is about: 2.6 times too large
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("convention", ["optax", "torch", "keras"])
 def test_bfloat16_parameters_move(convention):
     """As far as the rounding of the parameters themselves lets them: 1 to 0 in steps of 2**-8."""

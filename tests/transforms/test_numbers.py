@@ -69,6 +69,7 @@ def test_numbers_promote_no_update(build, number, dtype):
     np.testing.assert_array_equal(updates["w"], expected["w"])
 
 
+@pytest.mark.slow
 def test_numbers_promote_no_update_in_double_precision():
     with jax.enable_x64(True):
         params = jnp.ones(3, "float32")

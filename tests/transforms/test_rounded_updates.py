@@ -63,6 +63,7 @@ def test_apply_updates_gives_the_rounded_sum(rows, dtype, seed):
     assert np.all(np.where(small, (found == below) | (found == above), found == nearest))
 
 
+@pytest.mark.slow
 def test_a_stalled_parameter_moves_by_the_right_mean():
     """1 + 1e-4 is 1 in bfloat16. At random it moves; 10,000 parameters, 20 steps, one key."""
     steps, size, u = 20, 10_000, 1e-4
@@ -82,6 +83,7 @@ def test_a_stalled_parameter_moves_by_the_right_mean():
     assert abs(moved.mean() - steps * u) < 3 * deviation
 
 
+@pytest.mark.slow
 def test_around_a_wrapper_that_computes_the_parameters():
     """The mean of 4,000 parameters is that of the run in float32; inside a third would be lost."""
     size, steps, grads = 4000, 60, jnp.full(4000, 0.1)
@@ -170,6 +172,7 @@ def test_derivatives_are_those_of_the_sum():
     np.testing.assert_array_equal(np.asarray(by_params, float), 1.0)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("nu_key", [None, 0])
 def test_steps_are_exported_for_all_sizes(nu_key):
     adam = adamx.adam(0.1, nu_dtype="bfloat16", nu_key=nu_key)

@@ -48,6 +48,7 @@ def test_keys_are_those_of_jax():
     np.testing.assert_array_equal(found, np.stack(expected), strict=True)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("shape", [(), (5,), (3, 2, 4), (2, 2, 2, 2), (1, 8), (8, 1)])
 @pytest.mark.parametrize("limit", [1, 4, 8, 12, 2**32])
 def test_no_two_elements_have_the_same_counters(shape, limit):
@@ -143,6 +144,7 @@ def test_what_is_not_finite_is_rounded_to_nearest(dtype):
         )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", ["float16", "float8_e4m3fn", "float8_e5m2"])
 @pytest.mark.parametrize("share", [2.0**-40, 3 * 2.0**-26, 0.3, 1 - 2.0**-23])
 def test_the_bias_below_the_smallest_normal_number_is_bounded(dtype, share):
