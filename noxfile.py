@@ -243,6 +243,14 @@ def hugging_face(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
+def deepspeed(session: nox.Session) -> None:
+    """The folders of DeepSpeed's own runs, of all stages; .ci/run leaves it out, for its time."""
+    install(session, "test", TORCH, "setuptools", "wheel")
+    session.install("--no-build-isolation", "deepspeed==0.19.8", env={"DS_BUILD_OPS": "0"})
+    run_live(session, "test_deepspeed.py")
+
+
+@nox.session(python="3.11")
 def keras3(session: nox.Session) -> None:
     """The comparison with Keras 3, which runs on JAX, and its way with the files written for it."""
     install(session, "test", "keras>=3.15")
