@@ -225,4 +225,6 @@ def test_parameters_that_cannot_be_packed():
     split = jax.device_put(jnp.ones(16), NamedSharding(mesh, PartitionSpec("data")))
     with pytest.raises(ValueError, match=r"a: expected a parameter that is not sharded"):
         optimizer.init({"a": split})
+    with pytest.raises(ValueError, match=r"b: expected a parameter that is not sharded"):
+        optimizer.init({"a": np.ones(3, np.float32), "b": split})
     optimizer.init({"a": jax.device_put(jnp.ones(16), NamedSharding(mesh, PartitionSpec()))})
