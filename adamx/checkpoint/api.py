@@ -193,7 +193,8 @@ def find_target(
     """
     if format is not None:
         check_choice("format", format, tuple(FORMATS))
-    if format is None and template is not None and Path(template).is_dir():
+    is_bare = not any(path.name.lower().endswith(s) for f in FORMATS.values() for s in f.suffixes)
+    if format is None and is_bare and template is not None and Path(template).is_dir():
         form = recognise(Path(template))
     else:
         form = _find_by_suffix(path) if format is None else FORMATS[format]

@@ -8,7 +8,7 @@ import numpy as np
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.frameworks import FRAMEWORKS, Framework
-from adamx.checkpoint.grouping import fit_groups, rename_groups
+from adamx.checkpoint.grouping import fit_groups, rename_groups, reorder_groups
 from adamx.checkpoint.matching import (
     Order,
     apply_order,
@@ -159,9 +159,10 @@ def fit_moments(
       left out.
     """
     names = checkpoint.names
-    new = {name: name for name in names}
+    groups, new = checkpoint.groups, {name: name for name in names}
     if not checkpoint.ordered and len(names) > 1:
         names = _put_in_order(order, names, framework)
+        groups = reorder_groups(groups, names)
     else:
         if FRAMEWORKS[checkpoint.framework].kernel == "in, out":  # tf1's files sort variables
             in_model = [name for name in checkpoint.params if name in names]
@@ -180,7 +181,7 @@ def fit_moments(
     result = dataclasses.replace(
         checkpoint,
         framework=framework,
-        groups=rename_groups(checkpoint.groups, names, new),
+        groups=rename_groups(groups, names, new),
         naming={new[name]: how for name, how in checkpoint.naming.items()},
         ordered=True,
         params={},

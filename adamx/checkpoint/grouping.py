@@ -1,13 +1,14 @@
 """The groups of one checkpoint in the names of another."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 from adamx.base.trees import listed
 from adamx.checkpoint.errors import CheckpointError
 from adamx.config.groups import ParameterGroup, list_unlike
 
-__all__ = ["fit_groups", "rename_groups"]
+__all__ = ["fit_groups", "rename_groups", "reorder_groups"]
 
 _Groups = Sequence[ParameterGroup]
 
@@ -51,6 +52,28 @@ def fit_groups(
             )
         fitted.append(dataclasses.replace(own[0], names=target.names))
     return tuple(fitted), True
+
+
+def reorder_groups(groups: _Groups, names: Sequence[str]) -> tuple[ParameterGroup, ...]:
+    """The groups, each in the order that `names` has.
+
+    Those that differ in counts alone were one, which is divided anew where its counts change.
+    """
+    place = {name: index for index, name in enumerate(names)}
+    alike: list[list[ParameterGroup]] = []
+    for group in groups:
+        own = next((own for own in alike if set(list_unlike([own[0], group])) <= {"count"}), None)
+        if own is None:
+            alike.append([group])
+        else:
+            own.append(group)
+    divided = []
+    for own in alike:
+        count_of = {name: group.count for group in own for name in group.names}
+        in_order = sorted(count_of, key=place.__getitem__)
+        for count, part in itertools.groupby(in_order, count_of.__getitem__):
+            divided.append(dataclasses.replace(own[0], names=tuple(part), count=count))
+    return tuple(divided)
 
 
 def rename_groups(

@@ -82,17 +82,18 @@ def _show_anyhow(arguments: argparse.Namespace, error: CheckpointError) -> None:
     given: dict[str, Any] = {name: key for name, key in keys.items() if key is not None}
     with contextlib.suppress(CheckpointError):  # then it is the error
         given["config"] = find_config(form, arguments)
-    views = list(view(path, form, **given))
-    obstacles = dict.fromkeys(explain(e) for one in views for e in one.obstacles)
-    obstacles.pop(explain(error), None)
-    if arguments.json:
-        facts = [_collect_seen(str(path), one) for one in views]
-        told = {"file": str(path), "format": form.name, "seen": facts}
-        print(json.dumps(told | {"obstacles": [explain(error), *obstacles]}, indent=2))
-        return
-    seen = [one for one in views if one.checkpoint is not None or one.outline]
-    for index, one in enumerate(seen):
-        print("\n" * (index > 0), end="")
+    obstacles = {explain(error): None}
+    facts: list[dict[str, Any]] = []
+    separator = ""
+    for one in view(path, form, **given):  # one after the other, since each holds all arrays
+        obstacles |= dict.fromkeys(map(explain, one.obstacles))
+        if arguments.json:
+            facts.append(_collect_seen(str(path), one))
+            continue
+        if one.checkpoint is None and not one.outline:
+            continue
+        print(separator, end="")
+        separator = "\n"
         chosen = [f"{name:15}{key}, one of several" for name, key in one.options.items()]
         if one.checkpoint is None:
             lines = [f"{'file':15}{path}", f"{'format':15}{form.description}", *chosen, ""]
@@ -102,7 +103,12 @@ def _show_anyhow(arguments: argparse.Namespace, error: CheckpointError) -> None:
             head = _describe_head(str(path), one.checkpoint, is_configured=one.is_configured)
             variables = describe_variables(one.checkpoint, is_configured=one.is_configured)
             _print_checkpoint([*head, *chosen], variables)
-    for text in obstacles:
+        del one
+    if arguments.json:
+        told = {"file": str(path), "format": form.name, "seen": facts}
+        print(json.dumps(told | {"obstacles": list(obstacles)}, indent=2))
+        return
+    for text in list(obstacles)[1:]:  # the first is raised
         print(f"\n{text}")
     sys.stdout.flush()  # before the error, which goes elsewhere
 

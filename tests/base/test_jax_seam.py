@@ -113,3 +113,11 @@ def test_is_traced():
     assert seen == [True]
     assert not is_traced(jnp.ones(2))
     assert not is_traced(1.0)
+
+
+def test_a_weak_type_is_stripped_and_nothing_else_is_touched():
+    weak, strong = jnp.asarray(0.5), jnp.asarray(0.5, jnp.float32)
+    assert weak.weak_type
+    stripped = jax_seam.strip_weak_type(weak)
+    assert (stripped.weak_type, stripped.dtype, float(stripped)) == (False, jnp.float32, 0.5)
+    assert jax_seam.strip_weak_type(strong) is strong

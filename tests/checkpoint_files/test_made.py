@@ -129,6 +129,15 @@ def test_accumulated_gradients(calls):
         Checkpoint.from_state(PARAMS, waiting, RATE, transformation=tx)
 
 
+def test_accumulation_that_makes_no_step():
+    """Of moments of zero and gradients of zero, or of more gradients than are tried."""
+    tx = optax.MultiSteps(optax.adam(1e-3), 4)
+    assert Checkpoint.from_state(PARAMS, tx.init(PARAMS), RATE, transformation=tx).count == 0
+    slow = optax.MultiSteps(optax.adam(1e-3), 5_000)
+    with pytest.warns(UserWarning, match="more than 1,000 gradients away"):
+        Checkpoint.from_state(PARAMS, slow.init(PARAMS), RATE, transformation=slow)
+
+
 def test_a_schedule_that_has_counted_other_steps():
     schedule = optax.linear_schedule(1e-3, 0.0, 100)
     tx = optax.adam(schedule)
@@ -152,7 +161,7 @@ def test_keys_and_integers_beside_parameters():
 def test_a_step_of_0_cannot_be_compared():
     tx = optax.adam(optax.linear_schedule(0.0, 1e-3, 10))
     config = AdamConfig(learning_rate=0.0)
-    with pytest.warns(UserWarning, match="its next step is 0, so that it cannot be") as caught:
+    with pytest.warns(UserWarning, match="its next step is 0, or more than 1,000") as caught:
         Checkpoint.from_state(PARAMS, tx.init(PARAMS), config, transformation=tx)
     assert caught[0].filename == __file__
 

@@ -17,6 +17,7 @@ from adamx.checkpoint import CheckpointError, load, save
 from adamx.checkpoint.formats import _hugging_face_writing
 from adamx.checkpoint.formats._torch_files import open_saved
 from adamx.checkpoint.untrusted.account import Account
+from adamx.checkpoint.untrusted.torch_tensors import make_tensor
 from adamx.checkpoint.writing.torch_writer import write_archive
 from adamx.cli.main import main
 from tests.checkpoint.checkpoint_runs import assert_equal
@@ -116,6 +117,60 @@ def test_a_scheduler_that_counts_otherwise_is_told(tmp_path):
     left = save(tmp_path / "new", advance(load(folder), 1), template=folder)
     assert left == ("scheduler.bin",)
     assert files_of(tmp_path / "new")["scheduler.bin"] == files_of(folder)["scheduler.bin"]
+
+
+def with_scheduler(folder, name="scheduler.bin", **more):
+    told = read_saved(folder / "scheduler.bin") | more
+    write_archive(folder / "x", told)
+    (folder / "x").replace(folder / name)
+
+
+@pytest.mark.parametrize("more", [{"T_cur": 5}, {"_schedulers": []}, {"num_bad_epochs": 0}])
+def test_schedulers_that_keep_more_than_a_count(more, tmp_path):
+    """Of restarts, of schedulers within, or of evaluations."""
+    folder = shutil.copytree(read_case("accelerate").path, tmp_path / "old")
+    with_scheduler(folder, **more)
+    assert save(tmp_path / "new", advance(load(folder), 1), template=folder) == ("scheduler.bin",)
+    assert files_of(tmp_path / "new")["scheduler.bin"] == files_of(folder)["scheduler.bin"]
+
+
+def test_the_scheduler_is_that_of_the_optimizer(tmp_path):
+    folder = shutil.copytree(read_case("accelerate").path, tmp_path / "old")
+    with_scheduler(folder, "scheduler_1.bin")
+    shutil.copy(folder / "optimizer.bin", folder / "optimizer_1.bin")
+    keys = {"optimizer": "optimizer_1"}
+    checkpoint = advance(load(folder, **keys), 1)
+    assert save(tmp_path / "new", checkpoint, template=folder, **keys) == ("scheduler.bin",)
+    old, new = files_of(folder), files_of(tmp_path / "new")
+    assert {name for name in old if old[name] != new[name]} == {
+        "optimizer_1.bin",
+        "scheduler_1.bin",
+        "model.safetensors",
+    }
+    assert read_saved(tmp_path / "new" / "scheduler_1.bin")["last_epoch"] == checkpoint.count
+
+
+def test_what_is_beside_is_copied_and_told(tmp_path):
+    """A second copy of the weights, and folders."""
+    folder = shutil.copytree(read_case("accelerate").path, tmp_path / "old")
+    weights = {name: make_tensor(array) for name, array in load(folder).params.items()}
+    write_archive(folder / "pytorch_model.bin", weights)
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "x").write_text("kept")
+    (folder / "optimizer.bin").chmod(0o444)
+    keys = {"weights": "model"}
+    left = save(folder / "new", load(folder, **keys), template=folder, **keys)
+    assert left == ("pytorch_model.bin", "adapter")
+    assert (folder / "new" / "adapter" / "x").read_text() == "kept"
+    assert not (folder / "new" / "new").exists()
+
+
+def test_a_suffix_comes_before_a_template(tmp_path):
+    folder = read_case("accelerate").path
+    with pytest.raises(CheckpointError, match="expected a torch file as template") as caught:
+        save(tmp_path / "x.pt", load(folder), template=folder)
+    assert caught.value.argument == "template"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_in_jax_goes_back(tmp_path):

@@ -147,3 +147,42 @@ def test_another_optimizer(tmp_path):
     write_shards(tmp_path, tree)
     with pytest.raises(CheckpointError, match="found the state of Adan"):
         load(tmp_path, config=CONFIG)
+
+
+def test_a_module_that_is_called_state(tmp_path):
+    adam = make_adam({"state.proj.weight": (3, 2), "w": (3,)})
+    write_shards(tmp_path, make_tree(adam))
+    check_adam(load(tmp_path, config=CONFIG), adam)
+
+
+def test_what_nothing_tells_is_noted(tmp_path):
+    """RAdam keeps the same; and without the last rank's file tensors are shorter."""
+    write_shards(tmp_path, make_tree(make_adam(SHAPES)))
+    notes = load(tmp_path, config=CONFIG).notes
+    assert any("RAdam" in note for note in notes)
+    assert any("how many files" in note for note in notes)
+
+
+def test_names_of_safetensors_that_are_no_files(tmp_path):
+    (tmp_path / "x.safetensors").mkdir()
+    (tmp_path / "y.safetensors").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="expected a checkpoint of"):
+        load(tmp_path)
+
+
+def test_an_order_across_counts(tmp_path):
+    """Variables at different steps are one group of torch, in the order that was given."""
+    adam = make_adam({"a": (2,), "b": (2,), "c": (2,)})
+    tree = make_tree(adam)
+    tree["optimizer", "state", "b", "step"] = np.asarray(2.0, np.float32)
+    write_shards(tmp_path / "from", tree)
+    checkpoint = load(tmp_path / "from", config=CONFIG)
+    assert [group.count for group in checkpoint.groups] == [3, 2, 3]
+    for order in (["c", "b", "a"], ["b", "c", "a"], ["a", "c", "b"]):
+        save(tmp_path / "x.pt", checkpoint, order=order)
+        found = load(tmp_path / "x.pt")
+        assert found.names == tuple(order)
+        counts = {name: group.count for group in found.groups for name in group.names}
+        assert counts == {"a": 3, "b": 2, "c": 3}
+        for name in order:
+            np.testing.assert_array_equal(found.mu[name], adam[name]["exp_avg"])

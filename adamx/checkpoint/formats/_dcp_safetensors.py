@@ -31,7 +31,11 @@ _Part = tuple[tuple[int, ...], Tensor]
 
 def has_state(folder: Path) -> bool:
     """Whether a folder has safetensors with moments of an Adam, or with archives before them."""
-    return any(map(_holds_state, folder.glob(f"*{_SUFFIX}")))
+    return any(map(_holds_state, _list_files(folder)))
+
+
+def _list_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(f"*{_SUFFIX}") if path.is_file())
 
 
 def _holds_state(path: Path) -> bool:
@@ -71,10 +75,13 @@ def read_shards(folder: Path, account: Account, progress: Progress | None) -> di
     store = _Shards(folder, account, progress, parts)
     weights: dict[str, Entry] = {}
     optimizers: dict[str, dict[str, dict[str, Any]]] = {}
+    places = {name: match for name in parts if (match := _STATE.fullmatch(name))}
+    # A module of a model may be called state, too.
+    adams = {match[1] for match in places.values() if match[3] == "exp_avg"}
     for name, own in parts.items():
         entry = _describe(name, own)
-        if match := _STATE.fullmatch(name):
-            key, parameter, field = match.groups(default="optimizer")
+        if name in places and places[name][1] in adams:
+            key, parameter, field = places[name].groups(default="optimizer")
             state = optimizers.setdefault(key, {}).setdefault(parameter, {})
             state[field] = store.read_tensor(name, entry)
         else:
@@ -85,7 +92,8 @@ def read_shards(folder: Path, account: Account, progress: Progress | None) -> di
         tree[key] = {"state": state, "param_groups": [group]}
     models = {start for state in optimizers.values() for start in _find_models(weights, state)}
     for start in sorted(models):
-        tree[start.removesuffix(".") or "weights"] = {
+        key = start.removesuffix(".") or "weights"
+        tree[f"{key}.weights" if key in tree else key] = {
             name.removeprefix(start): store.read_tensor(name, entry)
             for name, entry in weights.items()
             if name.startswith(start)
@@ -96,7 +104,7 @@ def read_shards(folder: Path, account: Account, progress: Progress | None) -> di
 def _list_parts(folder: Path, account: Account) -> dict[str, list[_Part]]:
     """By name the parts of each tensor, with where they begin in it."""
     parts: dict[str, list[_Part]] = {}
-    for path in sorted(folder.glob(f"*{_SUFFIX}")):
+    for path in _list_files(folder):
         with name_file(Path(path.name), "safetensors file"):
             with path.open("rb") as file:
                 if file.read(len(SIGNATURE)) == SIGNATURE:

@@ -23,7 +23,9 @@ __all__ = ["STEP", "Opened", "count_steps", "write_folder"]
 # As Trainer writes it: its history may be long, and is not needed.
 STEP = re.compile(rb'^(  "global_step": )(\d{1,18})(,?)$', re.MULTILINE)
 
-_SCHEDULERS = ("scheduler.pt", "scheduler.bin")
+# What those of torch's schedulers keep whose rate follows from the count of steps alone.
+_COUNTED = {"base_lrs", "last_epoch", "_step_count", "_is_initial", "verbose", "_last_lr"}
+_COUNTED |= {"_get_lr_called_within_step", "lr_lambdas", "T_max", "eta_min", "step_size", "gamma"}
 
 
 class Opened(NamedTuple):
@@ -56,31 +58,47 @@ def write_folder(target: Target, opened: Opened, old: int, new: int) -> Sequence
 
     Args:
       target: the folder, which is empty.
-      opened: its optimizer and weights are written, all else is copied.
+      opened: its optimizer and that one's weights are written, all else is copied.
       old: the steps of the template, as the counts of Trainer and of the scheduler follow them.
       new: those of the values.
 
     Returns:
-      What stays as it was, though it should have changed.
+      What stays as it was, though it may be of what was written.
     """
-    folder, written = opened.folder, set[str]()
-    for key, file in folder.optimizers.items():
+    folder, found = opened.folder, opened.found
+    shutil.copytree(
+        folder.path,
+        target.path,
+        ignore=lambda *_: [target.path.name],  # which may be within
+        copy_function=shutil.copyfile,
+        ignore_dangling_symlinks=True,
+        dirs_exist_ok=True,
+    )
+    left: list[str] = []
+    # The optimizer is all of its file, or somewhere in one.
+    keys = [key for key, saved in opened.saved.items() if saved.value is found.held]
+    for key in keys or opened.saved:
         value, protocol = opened.saved[key]
-        write_archive(target.path / file.name, value, protocol=protocol, progress=target.progress)
-        written.add(file.name)
+        path = target.path / folder.optimizers[key].name
+        write_archive(path, value, protocol=protocol, progress=target.progress)
     for weights in opened.models.values():
-        for name, own in weights.files.items():
-            arrays = {key: weights.arrays[key] for key in own}
-            _write_weights(target.path / name, folder.path / name, arrays, target.progress)
-            written.add(name)
-    for file in folder.path.iterdir():
-        if file.name not in written and file.is_file():
-            shutil.copy2(file, target.path)
+        if weights.arrays is not found.model:
+            left += weights.files
+            continue
+        for file, own in weights.files.items():
+            arrays = {name: weights.arrays[name] for name in own}
+            _write_weights(target.path / file, folder.path / file, arrays, target.progress)
+    folders = (child.name for child in folder.path.iterdir() if child.is_dir())
+    left += sorted(name for name in folders if name != target.path.name)
     if old == new:
-        return []
+        return left
     _advance_trainer(target.path / TRAINER, new - old)
-    found = [target.path / name for name in _SCHEDULERS if name in folder.others]
-    return [path.name for path in found if not _advance_scheduler(path, opened, old, new)]
+    own = [key.replace("optimizer", "scheduler") for key in keys]
+    for name in (name for name in folder.others if name.startswith("scheduler")):
+        is_own = name.partition(".")[0] in own
+        if not is_own or not _advance_scheduler(target.path / name, opened, old, new):
+            left.append(name)
+    return left
 
 
 def _write_weights(
@@ -115,9 +133,14 @@ def _advance_trainer(path: Path, more: int) -> None:
 
 
 def _advance_scheduler(path: Path, opened: Opened, old: int, new: int) -> bool:
-    """The same for a scheduler of torch that counts the optimizer's steps; False for others."""
+    """The same for a scheduler of torch that counts the optimizer's steps; False for others.
+
+    Others keep more than a count: of restarts, say, or of schedulers within.
+    """
     saved, protocol = open_saved(path, Account(path.stat().st_size))
-    if not isinstance(saved, dict) or saved.get("last_epoch") != old:
+    if not isinstance(saved, dict) or not saved.keys() <= _COUNTED:
+        return False
+    if saved.get("last_epoch") != old:
         return False
     rates = [group.get("lr") for group in opened.found.state_dict["param_groups"]]
     saved |= {"last_epoch": new, "_step_count": new + 1, "_last_lr": rates}

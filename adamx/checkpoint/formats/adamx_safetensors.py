@@ -95,7 +95,7 @@ class Safetensors(FileFormat):
             groups=read_groups(described),
             naming=described.get("naming") or _guess_naming(described),
             transformed=described["transformed"],
-            ordered=described.get("ordered", True),
+            ordered=described.get("ordered", described["framework"] != "jax"),
             quantised=described.get("quantised", False),
             not_read=described.get("not_read", ()),
             notes=described.get("notes", ()),

@@ -18,6 +18,10 @@ from adamx.checkpoint.untrusted.account import Account
 __all__ = ["TorchDcp"]
 
 _SUFFIX = ".distcp"
+_UNTOLD = (
+    "safetensors do not tell which optimizer wrote the state: RAdam keeps the same tensors as Adam",
+    "nothing tells how many files there were: without the last rank's, tensors are shorter",
+)
 
 
 class TorchDcp(FileFormat):
@@ -75,7 +79,8 @@ def _read_safetensors(folder: Path, source: Source, values: bool) -> Checkpoint:
             argument="config",
         )
     checkpoint = read_state(found, account, source, values=values)
-    return dataclasses.replace(checkpoint, ordered=False)  # names are sorted
+    # Names are sorted.
+    return dataclasses.replace(checkpoint, ordered=False, notes=[*checkpoint.notes, *_UNTOLD])
 
 
 register(TorchDcp())

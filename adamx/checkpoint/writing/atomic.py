@@ -65,9 +65,9 @@ def make_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_read_umask())
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file, os.O_RDWR)
+        for file in (*temporary.rglob("*"), temporary):
+            if file.is_file() or os.name == "posix":  # where folders can be, too
+                _sync(file, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
