@@ -165,6 +165,7 @@ def test_gradient_of_another_shape():
     updates = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(1)}}
     fails(updates, r"dense/bias: expected a gradient of shape \(3,\), .* found \(1,\)")
     fails(jnp.ones((2, 1)), r"the only leaf .* shape \(2,\), .* found \(2, 1\)", params=jnp.ones(2))
+    fails({"dense": {"bias": None, "kernel": jnp.ones(3)}}, r"dense/kernel: .* found \(3,\)")
 
 
 def test_gradients_of_another_structure():
@@ -294,6 +295,17 @@ def test_masks_that_are_none(mask, error, message):
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+@pytest.mark.parametrize("truth", [np.array, jnp.array, np.bool_])
+def test_masks_of_arrays(truth):
+    masks = {"dense": {"kernel": truth(True), "bias": truth(False)}}
+    expected = {"dense": {"kernel": True, "bias": False}}
+    results = [
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS)[0]
+        for tx in (adamx.adamw(0.1, mask=mask) for mask in (masks, expected))
+    ]
+    chex.assert_trees_all_equal(*results)
 
 
 def test_precise_numbers_of_numpy():
