@@ -273,7 +273,7 @@ def tf11(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def frameworks(session: nox.Session) -> None:
-    """The five above, one after the other in one environment."""
+    """Five of the above, one after the other in one environment."""
     for part in (torch, fuzz, keras3, tf11, hugging_face):
         part(session)
 
