@@ -75,8 +75,8 @@ def hard_link_web(file: h5py.File, rng: np.random.RandomState) -> None:
     """Groups with two ways to the next, 40 times: 2 ** 40 paths."""
     group = file[pick(rng, groups(file))]
     for _ in range(40):
-        group = group.create_group("a")
-        group.parent["b"] = group
+        group = group.create_group("one way")
+        group.parent["another"] = group
 
 
 def overlapping(file: h5py.File, rng: np.random.RandomState) -> None:
@@ -93,7 +93,7 @@ def overlapping(file: h5py.File, rng: np.random.RandomState) -> None:
 def deep(file: h5py.File, rng: np.random.RandomState) -> None:
     group = file[pick(rng, groups(file))]
     for _ in range(rng.randint(50, 500)):
-        group = group.create_group("g")
+        group = group.create_group("deeper")
     group["x"] = np.zeros(3)
 
 
