@@ -125,9 +125,19 @@ def with_scheduler(folder, name="scheduler.bin", **more):
     (folder / "x").replace(folder / name)
 
 
-@pytest.mark.parametrize("more", [{"T_cur": 5}, {"_schedulers": []}, {"num_bad_epochs": 0}])
+MORE = [
+    {"T_cur": 5},
+    {"_schedulers": []},
+    {"num_bad_epochs": 0},
+    {"gamma": 0.5, "step_size": 3},  # of which each rate is made of the last one
+    {"lr_lambdas": [{"warmup": 3}]},
+    {"lr_lambdas": None},
+]
+
+
+@pytest.mark.parametrize("more", MORE, ids=lambda more: next(iter(more)))
 def test_schedulers_that_keep_more_than_a_count(more, tmp_path):
-    """Of restarts, of schedulers within, or of evaluations."""
+    """Of restarts, of schedulers within, of evaluations, or of what a function keeps."""
     folder = shutil.copytree(read_case("accelerate").path, tmp_path / "old")
     with_scheduler(folder, **more)
     assert save(tmp_path / "new", advance(load(folder), 1), template=folder) == ("scheduler.bin",)

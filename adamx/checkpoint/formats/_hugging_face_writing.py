@@ -23,9 +23,10 @@ __all__ = ["STEP", "Opened", "count_steps", "write_folder"]
 # As Trainer writes it: its history may be long, and is not needed.
 STEP = re.compile(rb'^(  "global_step": )(\d{1,18})(,?)$', re.MULTILINE)
 
-# What those of torch's schedulers keep whose rate follows from the count of steps alone.
+# What torch's LambdaLR keeps, whose rate follows from the count of steps alone: others compute each
+# rate of the last one.
 _COUNTED = {"base_lrs", "last_epoch", "_step_count", "_is_initial", "verbose", "_last_lr"}
-_COUNTED |= {"_get_lr_called_within_step", "lr_lambdas", "T_max", "eta_min", "step_size", "gamma"}
+_COUNTED |= {"_get_lr_called_within_step", "lr_lambdas"}
 
 
 class Opened(NamedTuple):
@@ -133,14 +134,13 @@ def _advance_trainer(path: Path, more: int) -> None:
 
 
 def _advance_scheduler(path: Path, opened: Opened, old: int, new: int) -> bool:
-    """The same for a scheduler of torch that counts the optimizer's steps; False for others.
-
-    Others keep more than a count: of restarts, say, or of schedulers within.
-    """
+    """The same for a LambdaLR of torch that counts the optimizer's steps; False for others."""
     saved, protocol = open_saved(path, Account(path.stat().st_size))
     if not isinstance(saved, dict) or not saved.keys() <= _COUNTED:
         return False
-    if saved.get("last_epoch") != old:
+    # Functions are not saved, but what objects that are called keep.
+    functions = saved.get("lr_lambdas")
+    if saved.get("last_epoch") != old or not isinstance(functions, list) or any(functions):
         return False
     rates = [group.get("lr") for group in opened.found.state_dict["param_groups"]]
     saved |= {"last_epoch": new, "_step_count": new + 1, "_last_lr": rates}
