@@ -10,9 +10,10 @@ import os
 import sys
 from pathlib import Path
 
+from forked_ranks import run
+
 STEPS = 3
 BATCH = 4
-SECONDS = 60
 
 
 def make() -> tuple:
@@ -90,16 +91,8 @@ def main() -> None:
         target = folder / f"stage{stage}_ranks{ranks}"
         arguments = [(rank, ranks, stage, target, port) for rank in range(ranks)]
         runs.append([fork.Process(target=train, args=own) for own in arguments])
-    for processes in runs:
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(SECONDS)
-        failed = [process.exitcode for process in processes if process.exitcode != 0]
-        for process in processes:
-            process.kill()
-        if failed:
-            sys.exit(f"{len(failed)} of {len(processes)} ranks failed: {failed}")
+    for ranks in runs:
+        run(ranks)
 
 
 if __name__ == "__main__":

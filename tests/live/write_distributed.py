@@ -9,8 +9,9 @@ import multiprocessing
 import sys
 from pathlib import Path
 
+from forked_ranks import run
+
 STEPS = 3
-SECONDS = 60
 
 
 def train(rank: int, ranks: int, folder: Path) -> None:
@@ -63,16 +64,7 @@ def main() -> None:
     fork = multiprocessing.get_context("fork")
     for ranks in map(int, sys.argv[2:]):
         folder = Path(sys.argv[1], f"ranks_{ranks}")
-        own = [fork.Process(target=train, args=(rank, ranks, folder)) for rank in range(ranks)]
-        for process in own:
-            process.start()
-        for process in own:
-            process.join(SECONDS)
-        failed = [process.exitcode for process in own if process.exitcode != 0]
-        for process in own:
-            process.kill()
-        if failed:
-            sys.exit(f"{len(failed)} of {ranks} ranks failed: {failed}")
+        run([fork.Process(target=train, args=(rank, ranks, folder)) for rank in range(ranks)])
 
 
 if __name__ == "__main__":
