@@ -125,12 +125,11 @@ def save(
       template: an existing file of the model in this format. A copy of it is written, with the
         checkpoint's values instead of its weights, moments, iterations and hyperparameters, in its
         own order and names. Some formats need one (Keras), some take none (adamx's own); for torch,
-        None writes an optimizer's state dict, with the variables in the checkpoint's order. torch
-        takes them by position alone: where `checkpoint.ordered` is False, `order` is needed.
+        None writes an optimizer's state dict, with the variables in the checkpoint's order.
       order: the file's names of the checkpoint's `params`, in their order, where they differ; or of
         those of `names`. Or, with a template, a mapping from its names, of weights and of the
-        optimizer's variables, to those of the checkpoint. Without a template, and where
-        `checkpoint.ordered` is False: `checkpoint.names`, in the order of the model's parameters().
+        optimizer's variables, to those of the checkpoint. torch goes by position alone: without a
+        template, if `checkpoint.ordered` is False, give `checkpoint.names` in the model's order.
       optimizer: which of several optimizers in the template: its dotted key.
       weights: which of several models' weights in the template: their dotted key.
       progress: called with the number of bytes just written.
@@ -139,6 +138,7 @@ def save(
 
     Returns:
       What the file has no room for: names such as `params/hidden/kernel`; empty if all is in it.
+      Of a folder, also what of the template stays as it was, such as `scheduler.pt`.
 
     Raises:
       CheckpointError: the format cannot express the configuration; names or shapes do not fit the
@@ -184,17 +184,15 @@ def write(
 def find_target(
     path: Path, format: Format | None, template: str | os.PathLike[str] | None = None
 ) -> FileFormat:
-    """The format of a file that is to be written; that of the template where this is a folder.
+    """The format to write: that of `format`, of the suffix, or of a template that is a folder.
 
     Raises:
-      CheckpointError: neither the suffix nor `format` tells, or adamx only reads the format.
-      OSError: there can be no file at `path`.
-      ImportError: a package is missing that writes the format.
+      CheckpointError: none of them tells, or adamx only reads the format.
+      OSError, ImportError: there can be no file at `path`; a package is missing.
     """
     if format is not None:
         check_choice("format", format, tuple(FORMATS))
-    is_bare = not any(path.name.lower().endswith(s) for f in FORMATS.values() for s in f.suffixes)
-    if format is None and is_bare and template is not None and Path(template).is_dir():
+    if format is None and not _list_by_suffix(path) and template and Path(template).is_dir():
         form = recognise(Path(template))
     else:
         form = _find_by_suffix(path) if format is None else FORMATS[format]
@@ -224,12 +222,11 @@ def recognise(path: Path) -> FileFormat:
         for form in FORMATS.values():
             if form.matches(head):
                 return form
-        is_empty = not head.start and not head.entries
-        known = sorted(form.description for form in FORMATS.values())
         kind = "folder" if path.is_dir() else "file"
+        known = sorted(form.description for form in FORMATS.values())
         raise CheckpointError(
             expected=f"a checkpoint of {'; '.join(known)}",
-            found=f"an empty {kind}" if is_empty else "something else",
+            found="something else" if head.start or head.entries else f"an empty {kind}",
         )
 
 
@@ -290,9 +287,13 @@ def _check_template(
         )
 
 
-def _find_by_suffix(path: Path) -> FileFormat:
+def _list_by_suffix(path: Path) -> list[tuple[str, FileFormat]]:
     name = path.name.lower()
-    fitting = [(s, form) for form in FORMATS.values() for s in form.suffixes if name.endswith(s)]
+    return [(s, form) for form in FORMATS.values() for s in form.suffixes if name.endswith(s)]
+
+
+def _find_by_suffix(path: Path) -> FileFormat:
+    fitting = _list_by_suffix(path)
     if not fitting:
         known = [s for form in FORMATS.values() if form.writable for s in form.suffixes]
         raise CheckpointError(

@@ -182,12 +182,12 @@ class Checkpoint:
           A checkpoint with framework "jax", and the paths as names. bfloat16 comes as float32.
 
         Raises:
-          ValueError: as `adamx.to_numpy`; the state of an ensemble; moments of no parameter; an
-            order that is not of all paths; another state or other steps than those of `config`.
+          ValueError: as `adamx.to_numpy`; an ensemble; moments of no parameter; an order not of all
+            paths; another state or steps than `config`'s; other counters; gradients that wait.
 
         Warns:
-          UserWarning: no `transformation` was given, and a state does not tell Adam from Adamax;
-            or parameters were rounded by `adamx.stochastic_round`, which no configuration says.
+          UserWarning: no `transformation` was given, or its next step is 0, so that nothing tells
+            Adam from Adamax; or `adamx.stochastic_round` rounded, which no configuration says.
         """
         layout = choose_layout(layout, transform)
         check_made(transformation, params, state, config)

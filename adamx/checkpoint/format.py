@@ -29,6 +29,7 @@ What a format need not do, since `checkpoint/api.py` does it for all of them:
 - Name the file in errors. Raise `CheckpointError` with what is wrong; any other exception becomes
   "truncated or damaged". A missing package becomes an ImportError that names `extra`.
 - Ask for `config=` where the file has none (`holds_config`), and for a template.
+- Show a file that cannot be read, if it has an `outline`.
 - Match names, transpose kernels, check precision. `write` gets a checkpoint that fits the template.
 - Replace a file atomically. `write` writes a temporary file.
 
@@ -225,7 +226,8 @@ class FileFormat(abc.ABC):
           template: the file of which a copy with other values is written, if there is one.
 
         Returns:
-          What the format has no room for: `params/<name>`, names of `extra`, "config".
+          What the format has no room for: `params/<name>`, names of `extra`, "config"; and files
+          of the template that stay as they were, though they may be of what was written.
         """
         raise NotImplementedError(f"{self.name} is not writable")
 

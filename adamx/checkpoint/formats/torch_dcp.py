@@ -48,9 +48,9 @@ class TorchDcp(FileFormat):
     def read(self, source: Source, *, values: bool) -> Checkpoint:
         """Read the state of the optimizer, and the weights that are its."""
         folder = source.path if source.path.is_dir() else source.path.parent
-        if has_state(folder) and not (folder / METADATA).is_file():
-            return _read_safetensors(folder, source, values)
         if not (folder / METADATA).is_file():
+            if has_state(folder):
+                return _read_safetensors(folder, source, values)
             raise CheckpointError(
                 expected=f"a folder with {METADATA}, which rank 0 writes last",
                 found=list_names(folder),
