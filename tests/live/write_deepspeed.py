@@ -10,8 +10,6 @@ import os
 import sys
 from pathlib import Path
 
-from forked_ranks import run
-
 STEPS = 3
 BATCH = 4
 
@@ -83,6 +81,7 @@ def train(rank: int, ranks: int, stage: int, folder: Path, port: int) -> None:
 def main() -> None:
     """`alone.pt`, and one folder `stageS_ranksN` for each stage and number of ranks."""
     import deepspeed  # noqa: F401 - for all processes, before they are forked
+    from forked_ranks import run  # beside this script, which is run by its path
 
     folder = Path(sys.argv[1])
     fork = multiprocessing.get_context("fork")

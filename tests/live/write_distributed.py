@@ -9,8 +9,6 @@ import multiprocessing
 import sys
 from pathlib import Path
 
-from forked_ranks import run
-
 STEPS = 3
 
 
@@ -60,6 +58,7 @@ def main() -> None:
     `ranks_N_behind` has them behind the groups of the optimizer, `ranks_N_shards` in place of all.
     """
     import torch.distributed.checkpoint  # noqa: F401 - for all processes, before they are forked
+    from forked_ranks import run  # beside this script, which is run by its path
 
     fork = multiprocessing.get_context("fork")
     for ranks in map(int, sys.argv[2:]):
