@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from adamx.checkpoint import CheckpointError, load, save
+from adamx.checkpoint import CheckpointError, load
 from tests.checkpoint_files.wild_cases import (
     WILD,
     check_arrays,
@@ -234,10 +234,3 @@ def test_one_byte_changed_is_noticed(folder):
             path.write_bytes(data)
     with pytest.raises(CheckpointError, match="checksum is wrong"):
         load(folder)
-
-
-def test_saving_says_what_to_do(tmp_path):
-    with pytest.raises(CheckpointError, match=r"format='torch'.*torch.distributed") as caught:
-        save(tmp_path / "new", load(WILD / CASES[0] / "dcp"), format="dcp")
-    assert caught.value.argument == "format"
-    assert list(tmp_path.iterdir()) == []

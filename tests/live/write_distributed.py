@@ -36,11 +36,15 @@ def train(rank: int, ranks: int, folder: Path) -> None:
             own = distribute_tensor(whole.detach(), mesh, [Shard(0)])
             module.register_parameter(name, nn.Parameter(own))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(STEPS):
-        for parameter in model.parameters():
-            gradient = torch.randn(parameter.shape)
-            parameter.grad = distribute_tensor(gradient, mesh, [Shard(0)])
-        optimizer.step()
+
+    def advance() -> None:
+        for _ in range(STEPS):
+            for parameter in model.parameters():
+                gradient = torch.randn(parameter.shape)
+                parameter.grad = distribute_tensor(gradient, mesh, [Shard(0)])
+            optimizer.step()
+
+    advance()
     weights, state = get_state_dict(model, optimizer)
     save({"model": weights, "optimizer": state}, checkpoint_id=folder)
     behind = FileSystemWriter(
@@ -49,13 +53,17 @@ def train(rank: int, ranks: int, folder: Path) -> None:
     save({"model": weights, "optimizer": state}, storage_writer=behind)
     shards = HuggingFaceStorageWriter(f"{folder}_shards", save_distributed=True)
     save({"model": weights, "optimizer": {"state": state["state"]}}, storage_writer=shards)
+    advance()
+    weights, state = get_state_dict(model, optimizer)
+    save({"model": weights, "optimizer": state}, checkpoint_id=f"{folder}_later")
     dist.destroy_process_group()
 
 
 def main() -> None:
-    """One folder `ranks_N` for each number, and two with safetensors, which hold tensors alone.
+    """One folder `ranks_N` for each number, and `ranks_N_later`, which has gone on from there.
 
-    `ranks_N_behind` has them behind the groups of the optimizer, `ranks_N_shards` in place of all.
+    Two have safetensors, which hold tensors alone: `ranks_N_behind` has them behind the groups of
+    the optimizer, `ranks_N_shards` in place of all.
     """
     import torch.distributed.checkpoint  # noqa: F401 - for all processes, before they are forked
     from forked_ranks import run  # beside this script, which is run by its path

@@ -13,7 +13,15 @@ from adamx.checkpoint.untrusted.stand_ins import Global, StandIn
 from adamx.checkpoint.untrusted.torch_archive import read_pickle
 from adamx.checkpoint.untrusted.torch_tensors import is_shape
 
-__all__ = ["METADATA", "Chunk", "Described", "Entry", "Segment", "read_metadata"]
+__all__ = [
+    "METADATA",
+    "Chunk",
+    "Described",
+    "Entry",
+    "Segment",
+    "open_metadata",
+    "read_metadata",
+]
 
 METADATA = ".metadata"
 _MODULE = "torch.distributed.checkpoint."
@@ -70,7 +78,7 @@ class Described(NamedTuple):
 def read_metadata(folder: Path, account: Account) -> Described:
     """The entries of a checkpoint."""
     with account.lend():
-        told = _read_object(folder, account)
+        told = open_metadata(folder, account).attributes
     try:
         places = _read_places(told["storage_data"], account)
         entries: dict[str, Entry] = {}
@@ -84,12 +92,13 @@ def read_metadata(folder: Path, account: Account) -> Described:
     return Described(entries, _read_paths(told.get("planner_data"), entries))
 
 
-def _read_object(folder: Path, account: Account) -> Mapping[str, Any]:
-    """The attributes of the whole."""
+def open_metadata(folder: Path, account: Account) -> StandIn:
+    """The object that was saved, of which nothing but the class is checked."""
     data = (folder / METADATA).read_bytes()
     try:
         account.spend(len(data))
-        return _read_attributes(read_pickle(data, account), "metadata.Metadata")
+        whole = read_pickle(data, account)
+        _read_attributes(whole, "metadata.Metadata")
     except CheckpointError as error:
         if error.expected:
             raise
@@ -97,6 +106,7 @@ def _read_object(folder: Path, account: Account) -> Mapping[str, Any]:
             remedy=f"It has {len(data)} bytes. If the tensors are in many small parts, save the "
             "full state dict of the optimizer with torch.save"
         ) from error
+    return whole
 
 
 def _read_attributes(value: Any, kind: str) -> Mapping[str, Any]:

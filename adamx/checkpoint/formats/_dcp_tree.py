@@ -9,7 +9,7 @@ from adamx.checkpoint.formats._dcp_segments import Store
 from adamx.checkpoint.untrusted.stand_ins import Global
 from adamx.checkpoint.untrusted.torch_tensors import TensorStandIn
 
-__all__ = ["build_tree", "fill"]
+__all__ = ["build_tree", "fill", "find_value"]
 
 _STATE, _GROUPS = "state", "param_groups"
 _FUNCTION = Global("torch.distributed.checkpoint", "tensor")
@@ -61,6 +61,14 @@ def fill(node: Any, described: Described, store: Store, *, within: bool) -> None
             node[key] = store.read_tensor(value.entry, described.entries[value.entry])
         elif within and isinstance(value, dict | list):
             fill(value, described, store, within=True)
+
+
+def find_value(tree: Any, path: _Path) -> Any:
+    """What stands at a path of the tree, whose keys may have become numbers."""
+    node = tree
+    for key in path:
+        node = node[key if isinstance(node, list) or key in node else int(key)]
+    return node
 
 
 def _find_optimizer(path: _Path) -> _Path | None:

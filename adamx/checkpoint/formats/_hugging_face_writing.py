@@ -1,7 +1,6 @@
 """A folder of Trainer or Accelerate with other values, made from one of the same model."""
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import Target
+from adamx.checkpoint.formats._folders import copy_folder
 from adamx.checkpoint.formats._hugging_face_folders import TRAINER, Folder, Weights
 from adamx.checkpoint.formats._torch_files import open_saved
 from adamx.checkpoint.formats._torch_search import Found
@@ -67,14 +67,7 @@ def write_folder(target: Target, opened: Opened, old: int, new: int) -> Sequence
       What stays as it was, though it may be of what was written.
     """
     folder, found = opened.folder, opened.found
-    shutil.copytree(
-        folder.path,
-        target.path,
-        ignore=lambda *_: [target.path.name],  # which may be within
-        copy_function=shutil.copyfile,
-        ignore_dangling_symlinks=True,
-        dirs_exist_ok=True,
-    )
+    copy_folder(folder.path, target.path)
     left: list[str] = []
     # The optimizer is all of its file, or somewhere in one.
     keys = [key for key, saved in opened.saved.items() if saved.value is found.held]

@@ -1,18 +1,21 @@
 """Folders of `torch.distributed.checkpoint`, with the state of one Adam in them."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
-from adamx.checkpoint.format import FileFormat, Head, Source, register
+from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
 from adamx.checkpoint.formats._dcp_metadata import METADATA, read_metadata
 from adamx.checkpoint.formats._dcp_safetensors import has_state, read_shards
 from adamx.checkpoint.formats._dcp_segments import Store
 from adamx.checkpoint.formats._dcp_tree import build_tree, fill
+from adamx.checkpoint.formats._dcp_writing import check_room, list_values, write_folder
 from adamx.checkpoint.formats._folders import list_names, measure
 from adamx.checkpoint.formats._torch_search import find_state
 from adamx.checkpoint.formats._torch_state import read_state
+from adamx.checkpoint.formats._torch_template import check_expressible, replace_state
 from adamx.checkpoint.untrusted.account import Account
 
 __all__ = ["TorchDcp"]
@@ -31,11 +34,7 @@ class TorchDcp(FileFormat):
     title = "torch.distributed.checkpoint"
     names = "told"
     config_of = "torch"
-    writable = False
-    instead = (
-        "save with format='torch', load that file with torch.load, and save its "
-        "state with torch.distributed.checkpoint"
-    )
+    template = "required"
     has_selectors = True
 
     def matches(self, head: Head) -> bool:
@@ -47,7 +46,7 @@ class TorchDcp(FileFormat):
 
     def read(self, source: Source, *, values: bool) -> Checkpoint:
         """Read the state of the optimizer, and the weights that are its."""
-        folder = source.path if source.path.is_dir() else source.path.parent
+        folder = _find_folder(source.path)
         if not (folder / METADATA).is_file():
             if has_state(folder):
                 return _read_safetensors(folder, source, values)
@@ -66,6 +65,37 @@ class TorchDcp(FileFormat):
         fill(found.model or {}, described, store, within=False)
         # Once more: a flat state dict was copied before its tensors were there.
         return read_state(find_state(saved, source), account, source, values=values)
+
+    def check(self, checkpoint: Checkpoint, template: Source | None) -> None:
+        """Raise unless torch can express the configuration, the count and the moments."""
+        check_expressible(checkpoint, has_template=template is not None)
+        if template is not None and not (_find_folder(template.path) / METADATA).is_file():
+            raise CheckpointError(
+                where="template",
+                expected=f"a folder with {METADATA}",
+                found="safetensors alone, which adamx reads and does not write",
+                remedy="give a template in the usual format of torch.distributed.checkpoint",
+                argument="template",
+            )
+
+    def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
+        """Write a copy of the template's folder with another state and other weights."""
+        assert template is not None  # it is required
+        folder = _find_folder(template.path)
+        account = Account(measure(folder))
+        described = read_metadata(folder, account)
+        saved = build_tree(described, Store(folder, account, None), template.optimizer)
+        found, before = find_state(saved, template), list_values(saved, described)
+        replace_state(found, new)
+        values = list_values(saved, described)
+        check_room(found.state_dict["state"], values)
+        changed = {name: value for name, value in values.items() if value is not before[name]}
+        write_folder(target, folder, described.entries, changed)
+        return found.others
+
+
+def _find_folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
 
 
 def _read_safetensors(folder: Path, source: Source, values: bool) -> Checkpoint:

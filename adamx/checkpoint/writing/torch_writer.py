@@ -9,7 +9,7 @@ import pickle
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.untrusted.account import Progress
@@ -17,7 +17,7 @@ from adamx.checkpoint.untrusted.stand_ins import FactoryDict, Global, Size, Stan
 from adamx.checkpoint.untrusted.torch_archive import read_storage
 from adamx.checkpoint.untrusted.torch_tensors import Storage, Tensor, TensorStandIn
 
-__all__ = ["write_archive"]
+__all__ = ["write_archive", "write_pickle"]
 
 _FOLDER = "archive"
 _VERSION = b"3\n"  # of the form of archives
@@ -29,12 +29,16 @@ _BLOCK = 1 << 22
 
 
 def write_archive(
-    path: Path, value: Any, *, protocol: int = 2, progress: Progress | None = None
+    file: Path | IO[bytes],
+    value: Any,
+    *,
+    protocol: int = 2,
+    progress: Progress | None = None,
 ) -> None:
     """Write an object that `torch.load` reads.
 
     Args:
-      path: the file.
+      file: where it is to be; nothing may be before it there.
       value: what `torch_archive` returns, with tensors of `make_tensor` in it.
       protocol: of the pickle. `torch.load(weights_only=True)` reads 2 alone.
       progress: called with the number of bytes just written.
@@ -42,19 +46,32 @@ def write_archive(
     Raises:
       CheckpointError: a part of it has no values to write, or a checksum of it is wrong.
     """
+    content, storages = _pickle(value, protocol)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        _write_member(archive, "data.pkl", content, None)
+        _write_member(archive, "byteorder", memoryview(sys.byteorder.encode()), None)
+        for key, storage in enumerate(storages):
+            memory = read_storage(storage)
+            _write_member(archive, f"data/{key}", memory.data, progress)
+        _write_member(archive, "version", memoryview(_VERSION), None)
+
+
+def write_pickle(path: Path, value: Any, *, protocol: int) -> None:
+    """Write an object without tensors as `pickle.dump` does."""
+    content, storages = _pickle(value, protocol)
+    assert not storages
+    path.write_bytes(content)
+
+
+def _pickle(value: Any, protocol: int) -> tuple[memoryview, list[Storage]]:
+    """A pickle, and the storages that it refers to, in the order of their numbers."""
     stream = io.BytesIO()
     pickler = _Pickler(stream, protocol)
     try:
         pickler.dump(value)
     except RecursionError as error:
         raise CheckpointError("too many containers within one another") from error
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        _write_member(archive, "data.pkl", stream.getbuffer(), None)
-        _write_member(archive, "byteorder", memoryview(sys.byteorder.encode()), None)
-        for key, storage in enumerate(pickler.storages):
-            memory = read_storage(storage)
-            _write_member(archive, f"data/{key}", memory.data, progress)
-        _write_member(archive, "version", memoryview(_VERSION), None)
+    return stream.getbuffer(), list(pickler.storages)
 
 
 def _write_member(

@@ -1,0 +1,160 @@
+"""A folder of `torch.distributed.checkpoint` with other values, made from one of the same model.
+
+Which rank's file has which part of a tensor stays as it is. Values take other places in the files,
+since their lengths differ, and `.metadata` says where.
+"""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from adamx.checkpoint.errors import CheckpointError
+from adamx.checkpoint.format import Target
+from adamx.checkpoint.formats._dcp_metadata import METADATA, Described, Entry, open_metadata
+from adamx.checkpoint.formats._dcp_tree import find_value
+from adamx.checkpoint.formats._folders import copy_folder, measure
+from adamx.checkpoint.formats._torch_tensors import is_tensor
+from adamx.checkpoint.untrusted.account import Account
+from adamx.checkpoint.untrusted.stand_ins import StandIn
+from adamx.checkpoint.untrusted.torch_tensors import find_dtype, make_tensor
+from adamx.checkpoint.untrusted.zip_reader import SIGNATURE
+from adamx.checkpoint.writing.torch_writer import write_archive, write_pickle
+
+__all__ = ["check_room", "list_values", "write_folder"]
+
+_PROTOCOL = 4  # of the pickle that torch writes
+_BLOCK = 1 << 22  # bytes
+
+
+class _Place(NamedTuple):
+    """Where the part of a value is; its place is an object of `.metadata`."""
+
+    start: int
+    length: int
+    name: str
+    offset: tuple[int, ...]
+    told: StandIn
+
+
+def list_values(saved: Any, described: Described) -> dict[str, Any]:
+    """What stands under each name in a tree that `build_tree` has made."""
+    values: dict[str, Any] = {}
+    for name, path in described.paths.items():
+        try:
+            values[name] = find_value(saved, path)
+        except (IndexError, KeyError, TypeError, ValueError):
+            raise CheckpointError(
+                where=f"template: {name}",
+                expected="a state that has this, too",
+                found="one without",
+                remedy="give a template of an optimizer with the same settings",
+                argument="template",
+            ) from None
+    return values
+
+
+def check_room(state: Mapping[Any, Mapping[str, Any]], values: Mapping[str, Any]) -> None:
+    """Raise unless all of an optimizer's state is among the values that have a name."""
+    there = {id(value) for value in values.values()}
+    for parameter, entry in state.items():
+        for key in (key for key, value in entry.items() if id(value) not in there):
+            raise CheckpointError(
+                where="template",
+                expected=f"room for {key} of {parameter}",
+                found="an optimizer without it",
+                remedy="give a template of an optimizer with the same settings",
+                argument="template",
+            )
+
+
+def write_folder(
+    target: Target, folder: Path, entries: Mapping[str, Entry], values: Mapping[str, Any]
+) -> None:
+    """Write a copy of a folder.
+
+    Args:
+      target: the copy, which is empty, and may be within the folder.
+      folder: what is copied.
+      entries: what is in it, by name.
+      values: what is to be there instead, by name; tensors are whole.
+    """
+    whole = open_metadata(folder, Account(measure(folder)))
+    files: dict[str, list[_Place]] = {}
+    for index, told in whole.attributes["storage_data"].items():
+        key, place = index.attributes, told.attributes
+        own = files.setdefault(place["relative_path"], [])
+        offset = tuple(key.get("offset") or ())
+        own.append(_Place(place["offset"], place["length"], key["fqn"], offset, told))
+    copy_folder(folder, target.path, (METADATA, *files))
+    for file, places in files.items():
+        with (folder / file).open("rb") as old, (target.path / file).open("wb") as new:
+            for place in sorted(places, key=lambda place: place.start):
+                start = new.tell()
+                old.seek(place.start)
+                if (part := _find_part(place, entries, values)) is not None:
+                    _write_part(old, new, place, part)
+                else:
+                    _copy(old, new, place.length)
+                length = new.tell() - start
+                place.told.state = place.told.attributes | {"offset": start, "length": length}
+                if target.progress:
+                    target.progress(length)
+    write_pickle(target.path / METADATA, whole, protocol=_PROTOCOL)
+
+
+def _find_part(place: _Place, entries: Mapping[str, Entry], values: Mapping[str, Any]) -> Any:
+    """What is to be at a place; None for what stays."""
+    if place.name not in values:
+        return None
+    entry, value = entries[place.name], values[place.name]
+    if entry.dtype is None:
+        return value
+    shapes = {chunk.offset: chunk.shape for chunk in entry.chunks}
+    if place.offset not in shapes:  # a part without elements
+        return None
+    array = _convert(place.name, value, entry)
+    region = zip(place.offset, shapes[place.offset], strict=True)
+    return make_tensor(array[tuple(slice(start, start + count) for start, count in region)])
+
+
+def _convert(name: str, value: np.ndarray, entry: Entry) -> np.ndarray:
+    """The array in the shape and the dtype that `.metadata` tells."""
+    dtype = find_dtype(entry.dtype.qualname) if entry.dtype else None
+    array = np.asarray(value)
+    if dtype != array.dtype and dtype is not None:
+        array = array.astype(dtype)
+    if array.shape != entry.shape or array.dtype != dtype or not _is_same(array, value):
+        raise CheckpointError(
+            where=f"template: {name}",
+            expected=f"shape {value.shape} and dtype {value.dtype}",
+            found=f"{entry.shape} and {entry.dtype}",
+            argument="template",
+        )
+    return array
+
+
+def _is_same(array: np.ndarray, value: np.ndarray) -> bool:
+    return array.dtype == value.dtype or bool(np.array_equal(array, value))
+
+
+def _write_part(old: IO[bytes], new: IO[bytes], place: _Place, part: Any) -> None:
+    if is_tensor(part) and old.read(len(SIGNATURE)) != SIGNATURE:
+        raise CheckpointError(
+            where=f"template: {place.name}",
+            expected="tensors that are stored as torch.save does",
+            found="safetensors behind other values, which torch cannot load either",
+            remedy="give a template in the usual format of torch.distributed.checkpoint",
+            argument="template",
+        )
+    stream = io.BytesIO()
+    write_archive(stream, part)
+    new.write(stream.getbuffer())
+
+
+def _copy(old: IO[bytes], new: IO[bytes], length: int) -> None:
+    while block := old.read(min(length, _BLOCK)):
+        length -= len(block)
+        new.write(block)
