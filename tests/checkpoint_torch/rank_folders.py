@@ -8,6 +8,7 @@ import json
 import numpy as np
 
 from adamx.checkpoint.untrusted.stand_ins import Global, Size, StandIn
+from adamx.checkpoint.untrusted.torch_archive import read_archive
 from adamx.checkpoint.untrusted.torch_tensors import make_tensor
 from adamx.checkpoint.writing import torch_writer
 from adamx.checkpoint.writing.torch_writer import write_archive
@@ -16,6 +17,8 @@ from tests.checkpoint_folders.safetensors_writer import write_safetensors
 __all__ = [
     "ADAMW",
     "Split",
+    "advance",
+    "edit",
     "make_adam",
     "make_tree",
     "pickled",
@@ -53,6 +56,29 @@ def make_adam(shapes, seed=0):
         name: {field: np.asarray(abs(rng.standard_normal(shape, np.float32))) for field in fields}
         for name, shape in shapes.items()
     }
+
+
+def advance(checkpoint, **settings):
+    """As after four steps more, with other values everywhere."""
+    groups = [
+        dataclasses.replace(
+            group, count=group.count + 4, config=dataclasses.replace(group.config, **settings)
+        )
+        for group in checkpoint.groups
+    ]
+    fields = {
+        field: {name: array + 1 for name, array in getattr(checkpoint, field).items()}
+        for field in ("params", "mu", "nu")
+    }
+    return dataclasses.replace(checkpoint, groups=groups, **fields)
+
+
+def edit(path, change):
+    """Change what torch saved in a file."""
+    saved = read_archive(path)
+    change(saved)
+    write_archive(path.with_suffix(".new"), saved)
+    path.with_suffix(".new").replace(path)
 
 
 def make_tree(adam, step=3.0):

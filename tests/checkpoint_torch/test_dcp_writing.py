@@ -1,6 +1,5 @@
 """Folders of `torch.distributed.checkpoint` with other values, from one of the same model."""
 
-import dataclasses
 import itertools
 import shutil
 import sys
@@ -20,6 +19,7 @@ from tests.checkpoint_files.wild_cases import read_case
 from tests.checkpoint_torch.rank_folders import (
     ADAMW,
     Split,
+    advance,
     make_adam,
     make_tree,
     write_dcp,
@@ -33,21 +33,6 @@ SHAPES = {"a.weight": (4, 6), "a.bias": (4,), "b.weight": (4, 6), "b.scale": (),
 @pytest.fixture(autouse=True)
 def without_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-
-
-def advance(checkpoint, **settings):
-    """As after four steps more, with other values everywhere."""
-    groups = [
-        dataclasses.replace(
-            group, count=group.count + 4, config=dataclasses.replace(group.config, **settings)
-        )
-        for group in checkpoint.groups
-    ]
-    fields = {
-        field: {name: 3 * array for name, array in getattr(checkpoint, field).items()}
-        for field in ("params", "mu", "nu")
-    }
-    return dataclasses.replace(checkpoint, groups=groups, **fields)
 
 
 def describe(folder):

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from adamx.checkpoint import CheckpointError, load
-from adamx.checkpoint.untrusted.torch_archive import read_archive
 from adamx.checkpoint.untrusted.torch_tensors import make_tensor
-from adamx.checkpoint.writing.torch_writer import write_archive
 from tests.checkpoint_files.wild_cases import (
     WILD,
     check_arrays,
@@ -16,7 +14,7 @@ from tests.checkpoint_files.wild_cases import (
     check_steps,
     read_case,
 )
-from tests.checkpoint_torch.rank_folders import make_adam, write_universal, write_zero
+from tests.checkpoint_torch.rank_folders import edit, make_adam, write_universal, write_zero
 
 CASES = ("deepspeed_zero2", "deepspeed_zero2_2ranks")
 STEP = "global_step5"
@@ -40,13 +38,6 @@ def test_recorded(name, entry):
 @pytest.fixture
 def folder(tmp_path):
     return shutil.copytree(WILD / CASES[1], tmp_path / "run")
-
-
-def edit(path, change):
-    saved = read_archive(path)
-    change(saved)
-    write_archive(path.with_suffix(".new"), saved)
-    path.with_suffix(".new").replace(path)
 
 
 def check_adam(checkpoint, adam, count=5):

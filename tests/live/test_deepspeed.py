@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adamx.checkpoint import load
+from adamx.checkpoint import load, save
 from tests.checkpoint.checkpoint_runs import assert_equal
 
 pytest.importorskip("torch")
@@ -27,10 +27,14 @@ ROUNDING = 5e-7  # of sums over ranks, relative to the largest; 3.3e-7 measured
 def folder(tmp_path_factory):
     """A folder for each stage and number of ranks, and what was trained without DeepSpeed."""
     path = tmp_path_factory.mktemp("deepspeed")
-    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, str(SCRIPT), str(path)]
-    subprocess.run(command, check=True, timeout=300, env=environment)
+    run(SCRIPT, path)
     return path
+
+
+def run(*arguments):
+    command = [sys.executable, *map(str, arguments)]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
+    subprocess.run(command, check=True, timeout=300, env=environment)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -47,22 +51,36 @@ def test_every_stage_has_the_state_of_one_process(folder, stage, ranks):
             np.testing.assert_allclose(getattr(found, field)[name], array, rtol=0, atol=limit)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_universal_checkpoints_are_the_same(folder, stage):
-    source = folder / f"stage{stage}_ranks2"
-    target = folder / f"universal{stage}"
-    module = "deepspeed.checkpoint.ds_to_universal"
-    step = (source / "latest").read_text()
-    arguments = ["--input_folder", str(source / step), "--output_folder", str(target)]
-    arguments += [
-        "--num_extract_workers",
-        "1",
-        "--num_merge_workers",
-        "1",
-        "--inject_missing_state",
-    ]
-    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
-    subprocess.run(
-        [sys.executable, "-m", module, *arguments], check=True, timeout=120, env=environment
-    )
-    assert_equal(load(target), load(source))
+@pytest.fixture(scope="module")
+def universal(folder):
+    """Universal Checkpoints by the names of the folders of two ranks that they are of."""
+    made = {}
+    options = ("--num_extract_workers", 1, "--num_merge_workers", 1, "--inject_missing_state")
+    for name in (f"stage{stage}_ranks2{end}" for stage in (2, 3) for end in ("", "_later")):
+        made[name] = folder / f"universal_{name}"
+        step = (folder / name / "latest").read_text()
+        folders = ("--input_folder", folder / name / step, "--output_folder", made[name])
+        run("-m", "deepspeed.checkpoint.ds_to_universal", *folders, *options)
+    return made
+
+
+def test_universal_checkpoints_are_the_same(folder, universal):
+    for name, path in universal.items():
+        assert_equal(load(path), load(folder / name))
+
+
+def test_deepspeed_goes_on_with_written_folders(folder, universal):
+    """The state of a later step in the folder of an earlier one is that step's own folder.
+
+    DeepSpeed's count of a Universal Checkpoint of stage 3 grows by one for each group at each step,
+    from its own folder, too.
+    """
+    names = [f"stage{stage}_ranks{ranks}" for stage in STAGES for ranks in RANKS]
+    names += [path.name for name, path in universal.items() if not name.endswith("_later")]
+    for name in names:
+        save(folder / f"{name}_written", load(folder / f"{name}_later"), template=folder / name)
+    run(SCRIPT, folder, *(f"{name}_{end}" for name in names for end in ("later", "written")))
+    for name in names:
+        found = load(folder / f"{name}_written_resumed")
+        assert found.count == (12 if name == "universal_stage3_ranks2" else 9), name
+        assert_equal(found, load(folder / f"{name}_later_resumed"))

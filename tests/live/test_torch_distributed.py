@@ -50,8 +50,8 @@ def resume(folder):
     """What torch has in its place, and the weights after three steps more, on one rank."""
     import torch
     from torch import nn
-    from torch.distributed.checkpoint import load as load_into
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load as load_into
 
     model = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 5))
     optimizer = torch.optim.AdamW(model.parameters())

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 
-__all__ = ["read_count"]
+__all__ = ["count_steps", "read_count"]
 
 
 def read_count(name: str, array: np.ndarray) -> int:
@@ -12,3 +13,8 @@ def read_count(name: str, array: np.ndarray) -> int:
     if array.size != 1 or not np.isfinite(array).all() or array.item() != int(array.item()):
         raise CheckpointError(where=name, expected="a whole number", found=f"{array!r:.80}")
     return int(array.item())
+
+
+def count_steps(checkpoint: Checkpoint) -> int:
+    """The steps of the run; groups that were added late have done fewer."""
+    return max(group.count for group in checkpoint.groups)

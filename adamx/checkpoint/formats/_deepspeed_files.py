@@ -1,7 +1,6 @@
 """Which files are in a folder of DeepSpeed, and what each of them holds."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ __all__ = [
     "find_files",
     "find_folder",
     "is_checkpoint",
+    "list_steps",
     "read_file",
 ]
 
@@ -59,7 +59,7 @@ def find_folder(folder: Path) -> Path:
     """The folder of the step that is to be read."""
     if _is_step(folder):
         return folder
-    steps = sorted(path.name for path in folder.iterdir() if path.is_dir() and _is_step(path))
+    steps = list_steps(folder)
     for name in _LATEST:
         if (folder / name).is_file():
             with (folder / name).open("rb") as file:
@@ -77,6 +77,11 @@ def find_folder(folder: Path) -> Path:
         found=list_names(folder),
         remedy=f"give the folder of a step, {steps[0]}, say",
     )
+
+
+def list_steps(folder: Path) -> list[str]:
+    """The names of the folders of steps in one."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and _is_step(path))
 
 
 def find_files(folder: Path) -> Files:
@@ -139,7 +144,7 @@ def check_whole(saved: Any) -> None:
         )
 
 
-def read_file(path: Path, account: Account) -> Mapping[str, Any]:
+def read_file(path: Path, account: Account) -> dict[str, Any]:
     """The dictionary in a file; its tensors are maps of the file."""
     try:
         saved = read_archive(path, account=account)

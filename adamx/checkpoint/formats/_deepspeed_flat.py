@@ -11,9 +11,9 @@ from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.formats._torch_tensors import describe
 from adamx.checkpoint.untrusted.account import Account, Progress
 from adamx.checkpoint.untrusted.torch_archive import read_tensors
-from adamx.checkpoint.untrusted.torch_tensors import Tensor
+from adamx.checkpoint.untrusted.torch_tensors import Tensor, make_tensor
 
-__all__ = ["Piece", "Shapes", "assemble", "check_pieces", "split_each", "split_evenly"]
+__all__ = ["Piece", "Shapes", "assemble", "check_pieces", "scatter", "split_each", "split_evenly"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -92,6 +92,7 @@ def assemble(
     account: Account,
     progress: Progress | None,
     *,
+    values: bool,
     is_padded_with_zeros: bool,
 ) -> dict[str, np.ndarray]:
     """The parameters' arrays.
@@ -103,6 +104,7 @@ def assemble(
       pieces: where their elements are.
       account: what the values are charged to.
       progress: called with the number of bytes just read.
+      values: whether they are read; without, arrays of zeros take no memory.
       is_padded_with_zeros: whether elements of no parameter have to be 0.
     """
     for rank, vector in enumerate(vectors):
@@ -114,30 +116,48 @@ def assemble(
                 where=f"rank {rank}: {where}", expected="a vector as of rank 0", found=found
             )
     dtype = vectors[0].dtype
+    if not values:
+        return {name: np.broadcast_to(np.zeros((), dtype), own) for name, own in shapes.items()}
     account.spend(sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize)
     arrays = {name: np.empty(math.prod(shape), dtype) for name, shape in shapes.items()}
     filled = dict.fromkeys(shapes, 0)
     for rank, vector in enumerate(vectors):
         with account.lend():  # it is forgotten after this
-            [values] = read_tensors([vector], account, progress)
+            [read] = read_tensors([vector], account, progress)
         own = [(piece, name) for name in shapes for piece in pieces[name] if piece.rank == rank]
         at = 0
         for piece, name in sorted(own):
             end = piece.start + piece.length
-            if piece.start < at or end > values.size:
+            if piece.start < at or end > read.size:
                 raise CheckpointError(
                     where=f"rank {rank}: {where}: {name}",
-                    expected=f"{piece.length} elements of its own within {values.size}",
+                    expected=f"{piece.length} elements of its own within {read.size}",
                     found=f"those from {piece.start}",
                 )
-            if is_padded_with_zeros and values[at : piece.start].any():
+            if is_padded_with_zeros and read[at : piece.start].any():
                 raise _refuse_padding(rank, where)
             start = filled[name]
-            arrays[name][start : start + piece.length] = values[piece.start : end]
+            arrays[name][start : start + piece.length] = read[piece.start : end]
             filled[name], at = start + piece.length, end
-        if is_padded_with_zeros and values[at:].any():
+        if is_padded_with_zeros and read[at:].any():
             raise _refuse_padding(rank, where)
     return {name: arrays[name].reshape(shape) for name, shape in shapes.items()}
+
+
+def scatter(
+    arrays: Mapping[str, np.ndarray],
+    pieces: Mapping[str, Sequence[Piece]],
+    vectors: Sequence[np.ndarray],
+) -> list[Tensor]:
+    """The vectors of the ranks, with the parameters' elements in them: as `assemble` takes them."""
+    made = [np.zeros_like(vector, subok=False) for vector in vectors]
+    for name, array in arrays.items():
+        at, flat = 0, array.reshape(-1)
+        for piece in pieces[name]:
+            end = at + piece.length
+            made[piece.rank][piece.start : piece.start + piece.length] = flat[at:end]
+            at = end
+    return [make_tensor(vector) for vector in made]
 
 
 def _refuse_padding(rank: int, where: str) -> CheckpointError:

@@ -5,17 +5,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adamx.base.trees import listed
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.formats._deepspeed_files import read_file
 from adamx.checkpoint.formats._deepspeed_flat import Shapes
-from adamx.checkpoint.formats._deepspeed_zero import State, name_groups
+from adamx.checkpoint.formats._deepspeed_state import State, name_groups, replace_groups
 from adamx.checkpoint.formats._torch_tensors import describe
 from adamx.checkpoint.untrusted.account import Account
 from adamx.checkpoint.untrusted.torch_archive import read_archive
-from adamx.checkpoint.untrusted.torch_tensors import Tensor
+from adamx.checkpoint.untrusted.torch_tensors import Tensor, make_tensor
+from adamx.checkpoint.writing.torch_writer import write_archive
 
-__all__ = ["read_universal"]
+__all__ = ["read_universal", "write_universal"]
 
 _COMMON = "optimizer_state.pt"
 _FIELDS = ("fp32", "exp_avg", "exp_avg_sq")
@@ -62,6 +65,48 @@ def read_universal(folder: Path, shapes: Sequence[Shapes], account: Account) -> 
             if step is not None:
                 made.state[name]["step"] = step
     return made
+
+
+def write_universal(
+    old: Path,
+    new: Path,
+    shapes: Sequence[Shapes],
+    state: Mapping[str, Mapping[str, Any]],
+    groups: Sequence[Mapping[str, Any]],
+    weights: Mapping[str, np.ndarray],
+    account: Account,
+) -> None:
+    """Write other values into a copy of such a folder.
+
+    Args:
+      old: the folder, whose files tell the form in which each array is.
+      new: the copy.
+      shapes: of the parameters.
+      state: of the optimizer, by name.
+      groups: hyperparameters.
+      weights: by name.
+      account: what reading is charged to.
+    """
+    common = read_file(old / _COMMON, account)
+    replace_groups(common["param_groups"], groups)
+    held = common.get("optimizer_state_dict")
+    for index, own in enumerate(shapes):
+        for name in own:
+            arrays = {**state[name], "fp32": weights[name]}
+            for key in _FIELDS:
+                saved = _read(old / name / f"{key}.pt", account)
+                tensor = saved["param"] if isinstance(saved, dict) else saved
+                made = make_tensor(arrays[key].reshape(tensor.shape))
+                saved = saved | {"param": made} if isinstance(saved, dict) else made
+                write_archive(new / name / f"{key}.pt", saved)
+            if (old / name / "step.pt").is_file():
+                write_archive(new / name / "step.pt", state[name]["step"])
+        entry = held["state"].get(index) if isinstance(held, dict) else None
+        if isinstance(entry, dict) and "step" in entry:
+            entry["step"] = state[next(iter(own))]["step"]
+    if isinstance(held, dict) and isinstance(held.get("param_groups"), list):
+        replace_groups(held["param_groups"], groups)
+    write_archive(new / _COMMON, common)
 
 
 def _read_parameter(path: Path, shape: tuple[int, ...], account: Account) -> Any:

@@ -17,137 +17,128 @@ from adamx.checkpoint.formats._deepspeed_flat import (
     split_each,
     split_evenly,
 )
+from adamx.checkpoint.formats._deepspeed_state import State, name_groups
 from adamx.checkpoint.formats._torch_state import KEYS
 from adamx.checkpoint.formats._torch_tensors import describe, freeze, read_values
 from adamx.checkpoint.untrusted.account import Account, Progress
 from adamx.checkpoint.untrusted.stand_ins import StandIn
-from adamx.checkpoint.untrusted.torch_tensors import Tensor, is_shape
+from adamx.checkpoint.untrusted.torch_tensors import Tensor
 
-__all__ = ["State", "name_groups", "read_shapes", "read_zero"]
+__all__ = ["Zero", "open_zero", "read_zero"]
 
 
-class State(NamedTuple):
-    """An optimizer, with arrays of the parameters' shapes.
+_THIRD, _OTHERS = "fp32_flat_groups", "single_partition_of_fp32_groups"
+
+
+class Rank(NamedTuple):
+    """What the file of a rank holds.
 
     Attributes:
-      state: by name of a parameter.
-      groups: with names as `params`.
-      masters: the weights that the optimizer moves.
+      held: of the file, what ZeRO keeps.
+      optimizer: in there, the optimizer's state dict.
+      key: in there, of the float32 weights.
+      slices: where parameters are, if the file tells it.
     """
 
-    state: dict[str, dict[str, Any]]
-    groups: list[dict[str, Any]]
-    masters: dict[str, np.ndarray]
-
-
-class _Rank(NamedTuple):
-    """What the file of a rank holds: the optimizer's state dict, its weights, and the slices."""
-
-    optimizer: Mapping[str, Any]
-    masters: Sequence[Any]
+    held: dict[str, Any]
+    optimizer: dict[str, Any]
+    key: str
     slices: Sequence[Mapping[str, Any]] | None
-    is_third: bool
+
+    @property
+    def is_third(self) -> bool:
+        """Whether it is of stage 3."""
+        return self.key == _THIRD
 
 
-def read_shapes(model: Mapping[str, Any]) -> list[Shapes]:
-    """The parameters' shapes by name, of each flat vector, in its order."""
-    told = model.get("param_shapes")
-    told = [told] if isinstance(told, dict) else told  # of older versions
-    if not isinstance(told, list) or not all(isinstance(group, dict) for group in told):
-        raise CheckpointError(
-            where="param_shapes",
-            expected="the shapes of the parameters by name",
-            found=describe(told),
-        )
-    shapes: list[Shapes] = []
-    for group in told:
-        for name, shape in group.items():
-            if not isinstance(name, str) or not is_shape(shape):
-                raise CheckpointError(
-                    where=f"param_shapes: {reprlib.repr(name):.80}",
-                    expected="a shape",
-                    found=describe(shape),
-                )
-        shapes.append({name: tuple(shape) for name, shape in group.items()})
-    names = [name for group in shapes for name in group]
-    if len(set(names)) != len(names) or not names:
-        raise CheckpointError(where="param_shapes", expected="every parameter once")
-    return shapes
+class Zero(NamedTuple):
+    """The files of all ranks, of one stage and of one step.
+
+    Attributes:
+      ranks: what they hold.
+      groups: hyperparameters, with the positions of vectors as `params`.
+      pieces: of each vector, by name where the elements of a parameter are.
+      steps: of each vector; None if the groups have them.
+    """
+
+    ranks: list[Rank]
+    groups: list[dict[str, Any]]
+    pieces: list[Mapping[str, Sequence[Piece]]]
+    steps: list[Any]
+
+
+def open_zero(
+    files: Sequence[Mapping[str, Any]], shapes: Sequence[Shapes], account: Account
+) -> Zero:
+    """What the files of all ranks are, of stage 1, 2 or 3; nothing but steps is read of them."""
+    ranks = [_open_rank(rank, file, len(files)) for rank, file in enumerate(files)]
+    is_third = ranks[0].is_third
+    if any(one.is_third != is_third for one in ranks):
+        raise CheckpointError(expected="files of one stage of ZeRO", found="two")
+    made = Zero(ranks, _choose_groups(ranks), [], [])
+    for index, own in enumerate(shapes):
+        entries = [_find_entry(rank, index, one) for rank, one in enumerate(ranks)]
+        made.steps.append(_choose_step(index, entries, account))
+        size = len(entries[0]["exp_avg"])
+        if is_third:
+            pieces = split_each(own, len(ranks))
+            size = sum(-(-math.prod(shape) // len(ranks)) for shape in own.values())
+        elif all(one.slices is not None for one in ranks):
+            pieces = _read_slices(index, own, ranks)
+            check_pieces(own, pieces, size)
+        else:
+            pieces = split_evenly(own, len(ranks), size)
+        made.pieces.append(pieces)
+        _check_sizes(index, _list_moments(entries), size)
+        if is_third:
+            masters = [one.held[one.key][index] for one in ranks]
+            _check_sizes(index, {"fp32": masters}, size)
+    return made
 
 
 def read_zero(
-    files: Sequence[Mapping[str, Any]],
+    zero: Zero,
     shapes: Sequence[Shapes],
     account: Account,
     progress: Progress | None,
+    *,
+    values: bool,
 ) -> State:
-    """The optimizer in the files of all ranks; of stage 1, 2 or 3."""
-    told = [_read_rank(rank, file, len(files)) for rank, file in enumerate(files)]
-    is_third = told[0].is_third
-    if any(one.is_third != is_third for one in told):
-        raise CheckpointError(expected="files of one stage of ZeRO", found="two")
-    groups = _choose_groups(told)
-    made = State({}, name_groups(groups, shapes), {})
+    """The optimizer in these files; without values, its arrays tell their shapes and dtypes."""
+    made = State({}, name_groups(zero.groups, shapes), {})
     for index, own in enumerate(shapes):
-        entries = [_read_entry(rank, index, one) for rank, one in enumerate(told)]
-        step = _choose_step(index, entries, account)
-        size = len(entries[0]["exp_avg"])
-        if is_third:
-            pieces = split_each(own, len(told))
-            size = sum(-(-math.prod(shape) // len(told)) for shape in own.values())
-        elif all(one.slices is not None for one in told):
-            pieces = _read_slices(index, own, told)
-            check_pieces(own, pieces, size)
-        else:
-            pieces = split_evenly(own, len(told), size)
-        fields: dict[str, Any] = {
-            key: [entry.get(key) for entry in entries] for key in KEYS if key in entries[0]
-        }
-        _check_sizes(index, fields, size)
-        fields["fp32"] = [one.masters[index] for one in told]
-        if is_third:
-            _check_sizes(index, {"fp32": fields["fp32"]}, size)
+        entries = [one.optimizer["state"][index] for one in zero.ranks]
+        fields = _list_moments(entries)
+        fields["fp32"] = [one.held[one.key][index] for one in zero.ranks]
         for key, vectors in fields.items():
-            where = f"group {index}: {key}"
             # ZeRO-3 does not clear what is behind a parameter's elements.
             arrays = assemble(
-                where,
+                f"group {index}: {key}",
                 vectors,
                 own,
-                pieces,
+                zero.pieces[index],
                 account,
                 progress,
-                is_padded_with_zeros=not is_third,
+                values=values,
+                is_padded_with_zeros=not zero.ranks[0].is_third,
             )
             for name, array in arrays.items():
                 if key == "fp32":
                     made.masters[name] = array
                 else:
                     made.state.setdefault(name, {})[key] = array
-        if step is not None:
+        if zero.steps[index] is not None:
             for name in own:
-                made.state[name]["step"] = step
+                made.state[name]["step"] = zero.steps[index]
     return made
 
 
-def name_groups(
-    groups: Sequence[Mapping[str, Any]], shapes: Sequence[Shapes]
-) -> list[dict[str, Any]]:
-    """The groups with the names of their parameters in place of the vectors' positions."""
-    positions = [position for group in groups for position in group.get("params") or ()]
-    if positions != list(range(len(shapes))):
-        raise CheckpointError(
-            where="param_groups",
-            expected=f"the {len(shapes)} vectors of param_shapes, in order",
-            found=listed(map(str, positions)) or "none",
-        )
-    return [
-        {**group, "params": [name for position in group["params"] for name in shapes[position]]}
-        for group in groups
-    ]
+def _list_moments(entries: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """By key the vectors of all ranks."""
+    return {key: [entry.get(key) for entry in entries] for key in KEYS if key in entries[0]}
 
 
-def _read_rank(rank: int, file: Mapping[str, Any], ranks: int) -> _Rank:
+def _open_rank(rank: int, file: Mapping[str, Any], ranks: int) -> Rank:
     where = f"rank {rank}: optimizer_state_dict"
     held = file.get("optimizer_state_dict")
     if not isinstance(held, dict):
@@ -164,12 +155,11 @@ def _read_rank(rank: int, file: Mapping[str, Any], ranks: int) -> _Rank:
         )
     stage = held.get("zero_stage")
     stage = stage.arguments[0] if isinstance(stage, StandIn) and stage.arguments else stage
-    if "fp32_flat_groups" in held:
-        optimizer, slices = held.get("optimizer_state_dict"), None
-        masters = held["fp32_flat_groups"]
-    elif "single_partition_of_fp32_groups" in held:
-        optimizer, slices = held.get("base_optimizer_state"), held.get("param_slice_mappings")
-        masters = held["single_partition_of_fp32_groups"]
+    if _THIRD in held:
+        key, optimizer, slices = _THIRD, held.get("optimizer_state_dict"), None
+    elif _OTHERS in held:
+        key, optimizer = _OTHERS, held.get("base_optimizer_state")
+        slices = held.get("param_slice_mappings")
     else:
         raise CheckpointError(
             where=where,
@@ -190,10 +180,10 @@ def _read_rank(rank: int, file: Mapping[str, Any], ranks: int) -> _Rank:
             found=describe(optimizer),
             remedy="with the state on other devices (NVMe), save it with DeepSpeed first",
         )
-    return _Rank(optimizer, masters, slices, "fp32_flat_groups" in held)
+    return Rank(held, optimizer, key, slices)
 
 
-def _choose_groups(told: Sequence[_Rank]) -> list[dict[str, Any]]:
+def _choose_groups(told: Sequence[Rank]) -> list[dict[str, Any]]:
     """The groups of hyperparameters, which are the same on all ranks."""
     groups = told[0].optimizer.get("param_groups")
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
@@ -205,17 +195,16 @@ def _choose_groups(told: Sequence[_Rank]) -> list[dict[str, Any]]:
                 expected="those of rank 0",
                 found="others: the files are not of one step",
             )
-    for group in groups:
-        if group.pop("moe", None):
-            raise CheckpointError(
-                where="param_groups",
-                expected="parameters that all ranks share",
-                found="those of experts (moe)",
-            )
-    return groups
+    if any(group.get("moe") for group in groups):
+        raise CheckpointError(
+            where="param_groups",
+            expected="parameters that all ranks share",
+            found="those of experts (moe)",
+        )
+    return [{key: x for key, x in group.items() if key != "moe"} for group in groups]
 
 
-def _read_entry(rank: int, index: int, told: _Rank) -> Mapping[str, Any]:
+def _find_entry(rank: int, index: int, told: Rank) -> Mapping[str, Any]:
     where = f"rank {rank}: group {index}"
     entry = told.optimizer["state"].get(index)
     if not isinstance(entry, dict) or not {"exp_avg", "exp_avg_sq"} <= entry.keys():
@@ -225,7 +214,8 @@ def _read_entry(rank: int, index: int, told: _Rank) -> Mapping[str, Any]:
         raise CheckpointError(
             where=where, expected="the state of Adam", found=f"{listed(unknown)} in it"
         )
-    if not isinstance(told.masters, list | tuple) or len(told.masters) <= index:
+    masters = told.held[told.key]
+    if not isinstance(masters, list | tuple) or len(masters) <= index:
         raise CheckpointError(where=where, expected="its float32 weights", found="none")
     if not isinstance(entry["exp_avg"], Tensor) or entry["exp_avg"].ndim != 1:
         raise CheckpointError(where=where, expected="a vector", found=describe(entry["exp_avg"]))
@@ -255,7 +245,7 @@ def _choose_step(index: int, entries: Sequence[Mapping[str, Any]], account: Acco
     return values[0]
 
 
-def _read_slices(index: int, shapes: Shapes, told: Sequence[_Rank]) -> dict[str, list[Piece]]:
+def _read_slices(index: int, shapes: Shapes, told: Sequence[Rank]) -> dict[str, list[Piece]]:
     """Where each parameter is, as `param_slice_mappings` says."""
     pieces: dict[str, list[Piece]] = {name: [] for name in shapes}
     for rank, one in enumerate(told):

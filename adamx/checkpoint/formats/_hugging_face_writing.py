@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import Target
 from adamx.checkpoint.formats._folders import copy_folder
@@ -18,7 +17,7 @@ from adamx.checkpoint.untrusted.torch_archive import Saved, read_tensors
 from adamx.checkpoint.writing.safetensors_writer import write_safetensors
 from adamx.checkpoint.writing.torch_writer import write_archive
 
-__all__ = ["STEP", "Opened", "count_steps", "write_folder"]
+__all__ = ["STEP", "Opened", "write_folder"]
 
 # As Trainer writes it: its history may be long, and is not needed.
 STEP = re.compile(rb'^(  "global_step": )(\d{1,18})(,?)$', re.MULTILINE)
@@ -47,11 +46,6 @@ class Opened(NamedTuple):
     models: Mapping[str, Weights]
     found: Found
     notes: list[str]
-
-
-def count_steps(checkpoint: Checkpoint) -> int:
-    """The steps of the run; groups that were added late have done fewer."""
-    return max(group.count for group in checkpoint.groups)
 
 
 def write_folder(target: Target, opened: Opened, old: int, new: int) -> Sequence[str]:

@@ -1,17 +1,15 @@
 """Folders of DeepSpeed: ZeRO of stages 1 to 3, and Universal Checkpoints."""
 
 import dataclasses
-import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from adamx.base.trees import listed
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
-from adamx.checkpoint.format import FileFormat, Head, Source, register
+from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
+from adamx.checkpoint.formats._counts import count_steps
 from adamx.checkpoint.formats._deepspeed_files import (
     UNIVERSAL,
     find_files,
@@ -19,13 +17,16 @@ from adamx.checkpoint.formats._deepspeed_files import (
     is_checkpoint,
     read_file,
 )
-from adamx.checkpoint.formats._deepspeed_flat import assemble, split_each
+from adamx.checkpoint.formats._deepspeed_state import read_shapes
 from adamx.checkpoint.formats._deepspeed_universal import read_universal
-from adamx.checkpoint.formats._deepspeed_zero import State, read_shapes, read_zero
+from adamx.checkpoint.formats._deepspeed_weights import gather_weights
+from adamx.checkpoint.formats._deepspeed_writing import Opened, write_folder
+from adamx.checkpoint.formats._deepspeed_zero import open_zero, read_zero
 from adamx.checkpoint.formats._folders import measure
 from adamx.checkpoint.formats._torch_search import find_state
 from adamx.checkpoint.formats._torch_state import read_state
-from adamx.checkpoint.untrusted.account import Account, Progress
+from adamx.checkpoint.formats._torch_template import check_expressible, replace_state
+from adamx.checkpoint.untrusted.account import Account
 from adamx.checkpoint.untrusted.stand_ins import StandIn
 
 __all__ = ["DeepSpeed"]
@@ -35,6 +36,8 @@ _OWN = {"module", "buffer_names", "optimizer", "param_shapes", "shared_params"}
 _OWN |= {"frozen_param_shapes", "frozen_param_fragments", "skipped_steps", "global_steps"}
 _OWN |= {"global_samples", "dp_world_size", "mp_world_size", "checkpoint_parallel_dimensions"}
 _OWN |= {"ds_config", "ds_version", "universal_checkpoint_info"}
+
+_MASTERS = "the weights are the float32 ones that the optimizer moves"
 
 _Model = Mapping[str, Any]
 
@@ -46,8 +49,7 @@ class DeepSpeed(FileFormat):
     title = "DeepSpeed"
     names = "told"
     config_of = "torch"
-    writable = False
-    instead = "save with format='torch', and load that file where the model is"
+    template = "required"
 
     def matches(self, head: Head) -> bool:
         """Whether a folder has its files, or a folder in it has."""
@@ -55,36 +57,72 @@ class DeepSpeed(FileFormat):
 
     def read(self, source: Source, *, values: bool) -> Checkpoint:
         """Put the optimizer together, with the float32 weights that it moves."""
-        folder = find_folder(source.path)
-        account = Account(measure(folder))
-        files = find_files(folder)
-        models = [read_file(path, account) for path in files.model]
-        _check_parallel(models[0])
-        shapes = read_shapes(models[0])
-        notes: list[str] = []
-        if (folder / UNIVERSAL).is_dir():
-            found = read_universal(folder / UNIVERSAL, shapes, account)
-        elif files.optimizer:
-            told = [read_file(path, account) for path in files.optimizer]
-            found = read_zero(told, shapes, account, source.progress)
-            notes += _note_engine(told[0])
-        else:
+        opened = _open_folder(source, values=values)
+        found = find_state(opened.saved, source)
+        checkpoint = read_state(found, opened.account, source, values=values)
+        notes = _note_engine(opened.optimizers[0]) if opened.optimizers else []
+        return dataclasses.replace(
+            checkpoint,
+            notes=[*notes, *checkpoint.notes, _MASTERS],
+            not_read=_list_others(opened.models[0]),
+        )
+
+    def check(self, checkpoint: Checkpoint, template: Source | None) -> None:
+        """Raise unless torch can express the configuration, the count and the moments."""
+        check_expressible(checkpoint, has_template=template is not None)
+
+    def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
+        """Write a copy of the template's step with another state and other weights."""
+        assert template is not None  # it is required
+        old = self.read(template, values=False)
+        if bool(old.nu_max) != bool(new.nu_max):
             raise CheckpointError(
-                expected="*_optim_states.pt, which ZeRO writes",
-                found=listed([path.name for path in files.model]),
-                remedy="without ZeRO the optimizer is in mp_rank_00_model_states.pt: give that "
-                "file",
+                where="template",
+                expected=f"an optimizer with amsgrad={bool(new.nu_max)}",
+                found=f"one with amsgrad={bool(old.nu_max)}",
+                remedy="give a template of an optimizer with the same settings",
+                argument="template",
             )
-        is_third = files.model[0].name.startswith("zero_")  # only there each rank has a file
-        saved = {
-            "optimizer": {"state": found.state, "param_groups": found.groups},
-            "module": _gather_weights(models, found, account, source.progress, is_third=is_third),
-        }
-        checkpoint = read_state(find_state(saved, source), account, source, values=values)
-        notes += checkpoint.notes
-        notes.append("the weights are the float32 ones that the optimizer moves")
-        others = [key for key, value in models[0].items() if key not in _OWN and value is not None]
-        return dataclasses.replace(checkpoint, notes=notes, not_read=others)
+        opened = _open_folder(template, values=False)
+        found = find_state(opened.saved, template)
+        replace_state(found, new)
+        more = count_steps(new) - count_steps(old)
+        write_folder(target, template.path, opened, new.params, more)
+        return _list_others(opened.models[0])
+
+
+def _open_folder(source: Source, *, values: bool) -> Opened:
+    folder = find_folder(source.path)
+    account = Account(measure(folder))
+    files = find_files(folder)
+    models = [read_file(path, account) for path in files.model]
+    _check_parallel(models[0])
+    shapes, zero = read_shapes(models[0]), None
+    optimizers: list[dict[str, Any]] = []
+    if (folder / UNIVERSAL).is_dir():
+        files = files._replace(optimizer=[])
+        found = read_universal(folder / UNIVERSAL, shapes, account)
+    elif files.optimizer:
+        optimizers = [read_file(path, account) for path in files.optimizer]
+        zero = open_zero(optimizers, shapes, account)
+        found = read_zero(zero, shapes, account, source.progress, values=values)
+    else:
+        raise CheckpointError(
+            expected="*_optim_states.pt, which ZeRO writes",
+            found=listed([path.name for path in files.model]),
+            remedy="without ZeRO the optimizer is in mp_rank_00_model_states.pt: give that file",
+        )
+    is_third = files.model[0].name.startswith("zero_")  # only there each rank has a file
+    module = gather_weights(
+        models, found, account, source.progress, values=values, is_third=is_third
+    )
+    saved = {"optimizer": {"state": found.state, "param_groups": found.groups}, "module": module}
+    return Opened(folder, files, account, models, optimizers, shapes, zero, saved)
+
+
+def _list_others(model: _Model) -> list[str]:
+    """What the trainer adds, such as `lr_scheduler`."""
+    return [key for key, value in model.items() if key not in _OWN and value is not None]
 
 
 def _check_parallel(model: _Model) -> None:
@@ -101,58 +139,6 @@ def _check_parallel(model: _Model) -> None:
             found=listed(split),
             remedy="load it with DeepSpeed, and save full tensors",
         )
-
-
-def _gather_weights(
-    models: Sequence[_Model],
-    found: State,
-    account: Account,
-    progress: Progress | None,
-    *,
-    is_third: bool,
-) -> dict[str, Any]:
-    """The weights in the model's order: those of the optimizer, buffers, and frozen ones."""
-    module = models[0].get("module")
-    module = module if isinstance(module, dict) else {}
-    shared = models[0].get("shared_params")
-    shared = shared if isinstance(shared, dict) else {}
-    frozen = _gather_frozen(models, account, progress) if is_third else {}
-    buffers = models[0].get("buffer_names")
-    buffers = buffers if isinstance(buffers, list | set | tuple) else ()
-    weights: dict[str, Any] = {}
-    for name, tensor in module.items():
-        own = found.masters.get(shared.get(name, name))
-        if own is not None:
-            weights[name] = own
-        elif name in frozen:
-            weights[name] = frozen[name]
-        elif not is_third or name in buffers:  # ZeRO-3 leaves empty ones of the others
-            weights[name] = tensor
-    return weights | {n: array for n, array in found.masters.items() if n not in weights}
-
-
-def _gather_frozen(
-    models: Sequence[_Model], account: Account, progress: Progress | None
-) -> dict[str, np.ndarray]:
-    """What ZeRO-3 splits of the weights that no optimizer moves."""
-    told = models[0].get("frozen_param_shapes") or {}
-    shapes = {name: tuple(shape) for name, shape in told.items()}
-    gathered: dict[str, np.ndarray] = {}
-    for name, shape in shapes.items():
-        if not math.prod(shape):
-            continue
-        parts = [(model.get("frozen_param_fragments") or {}).get(name) for model in models]
-        pieces = split_each({name: shape}, len(models))
-        gathered |= assemble(
-            f"frozen {name}",
-            parts,
-            {name: shape},
-            pieces,
-            account,
-            progress,
-            is_padded_with_zeros=False,
-        )
-    return gathered
 
 
 def _note_engine(file: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError, name_file
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
+from adamx.checkpoint.formats._counts import count_steps
 from adamx.checkpoint.formats._hugging_face_folders import (
     CONFIG,
     SCALER,
@@ -19,7 +20,7 @@ from adamx.checkpoint.formats._hugging_face_folders import (
     read_weights,
 )
 from adamx.checkpoint.formats._hugging_face_order import HOW_TO_NAME, name_by_model
-from adamx.checkpoint.formats._hugging_face_writing import STEP, Opened, count_steps, write_folder
+from adamx.checkpoint.formats._hugging_face_writing import STEP, Opened, write_folder
 from adamx.checkpoint.formats._torch_files import open_saved
 from adamx.checkpoint.formats._torch_search import find_state
 from adamx.checkpoint.formats._torch_state import read_state

@@ -1,0 +1,119 @@
+"""A folder of DeepSpeed with other values, made from one of the same model."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adamx.checkpoint.format import Target
+from adamx.checkpoint.formats._deepspeed_files import UNIVERSAL, Files, list_steps
+from adamx.checkpoint.formats._deepspeed_flat import Shapes, scatter
+from adamx.checkpoint.formats._deepspeed_state import replace_groups
+from adamx.checkpoint.formats._deepspeed_universal import write_universal
+from adamx.checkpoint.formats._deepspeed_weights import replace_weights
+from adamx.checkpoint.formats._deepspeed_zero import Zero
+from adamx.checkpoint.formats._folders import copy_folder
+from adamx.checkpoint.formats._torch_state import KEYS
+from adamx.checkpoint.untrusted.account import Account
+from adamx.checkpoint.writing.torch_writer import write_archive
+
+__all__ = ["Opened", "write_folder"]
+
+_Entries = Mapping[str, Mapping[str, Any]]
+
+
+class Opened(NamedTuple):
+    """The folder of a step, and what is in its files.
+
+    Attributes:
+      folder: it.
+      files: of it.
+      account: what reading them is charged to.
+      models: what the models' files hold.
+      optimizers: what the optimizer's files hold; nothing in a Universal Checkpoint.
+      shapes: of the parameters of each vector.
+      zero: where what is in the optimizer's files; None of a Universal Checkpoint.
+      saved: the optimizer and the model as state dicts.
+    """
+
+    folder: Path
+    files: Files
+    account: Account
+    models: list[dict[str, Any]]
+    optimizers: list[dict[str, Any]]
+    shapes: list[Shapes]
+    zero: Zero | None
+    saved: dict[str, dict[str, Any]]
+
+
+def write_folder(
+    target: Target, path: Path, opened: Opened, weights: Mapping[str, np.ndarray], more: int
+) -> None:
+    """Write a folder like the one that was opened, with the values that `saved` has since.
+
+    Args:
+      target: the folder, which is empty.
+      path: the template: the folder of a step, or one with that of the newest step in it.
+      opened: the step; its `saved` has the new state.
+      weights: by name.
+      more: how many steps the values have done more than those of the template.
+    """
+    state, groups = opened.saved["optimizer"]["state"], opened.saved["optimizer"]["param_groups"]
+    place = target.path
+    if opened.folder != path:
+        copy_folder(path, place, list_steps(path))
+        place /= opened.folder.name
+        place.mkdir()
+    written = [file.name for file in (*opened.files.model, *opened.files.optimizer)]
+    copy_folder(opened.folder, place, [*written, target.path.name])
+    if opened.zero is None:
+        old, new = opened.folder / UNIVERSAL, place / UNIVERSAL
+        write_universal(old, new, opened.shapes, state, groups, weights, opened.account)
+    else:
+        _replace_vectors(opened.zero, opened.shapes, state, groups, weights)
+    replace_weights(opened.models, weights)
+    for model in opened.models:
+        _advance(model, more)
+    contents = [*opened.models, *opened.optimizers]
+    for name, content in zip(written, contents, strict=True):
+        write_archive(place / name, content, progress=target.progress)
+
+
+def _replace_vectors(
+    zero: Zero,
+    shapes: Sequence[Shapes],
+    state: _Entries,
+    groups: Sequence[Mapping[str, Any]],
+    weights: Mapping[str, np.ndarray],
+) -> None:
+    for index, own in enumerate(shapes):
+        entries = [one.optimizer["state"][index] for one in zero.ranks]
+        pieces = zero.pieces[index]
+        for key in (key for key in KEYS if key in entries[0]):
+            arrays = {name: state[name][key] for name in own}
+            vectors = scatter(arrays, pieces, [entry[key] for entry in entries])
+            for entry, vector in zip(entries, vectors, strict=True):
+                entry[key] = vector
+        for entry in entries:
+            if "step" in entry:
+                entry["step"] = state[next(iter(own))]["step"]
+        masters = [one.held[one.key] for one in zero.ranks]
+        arrays = {name: weights[name] for name in own}
+        vectors = scatter(arrays, pieces, [one[index] for one in masters])
+        for rank, vector in zip(zero.ranks, vectors, strict=True):
+            held = list(rank.held[rank.key])
+            held[index] = vector
+            rank.held[rank.key] = held
+    for rank in zero.ranks:
+        replace_groups(rank.optimizer["param_groups"], groups)
+
+
+def _advance(model: dict[str, Any], more: int) -> None:
+    """Let the engine's counts differ from the template's by as much as the optimizer's."""
+    steps, samples = model.get("global_steps"), model.get("global_samples")
+    if type(steps) is not int:
+        return
+    model["global_steps"] = steps + more
+    if type(samples) is int and steps and samples % steps == 0:  # batches were of one size
+        model["global_samples"] = samples + more * (samples // steps)
