@@ -68,6 +68,13 @@ def test_bits_of_huge_arrays(shape):
     assert (found.shape, found.dtype) == (shape, "uint32")
 
 
+def test_the_first_elements_of_a_huge_array_are_not_drawn_again():
+    """What is cut out of it is computed alone."""
+    shape, key = (3, 2**31), random_bits.key_data(0)
+    cut = jax.jit(lambda key: random_bits.random_bits(key, shape)[:, :4])
+    assert np.unique(cut(key)).size == 12
+
+
 # ---- Rounding ------------------------------------------------------------------------------------
 
 
@@ -89,6 +96,18 @@ def test_probabilities_are_exact(x, dtype):
         # Below the smallest normal number 24 bits matter, of which these are the first 16.
         normal = abs(x) >= info.smallest_normal
         assert abs(share - exact) <= (0 if normal else Fraction(1, 2**16))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_dropped_bits_count(dtype):
+    """So many places of float32 above a number, so many of the draws round up."""
+    places = 2 ** (23 - jnp.finfo(dtype).nmant)
+    above = np.array([1, 3, places - 1], np.uint32)
+    one = np.float32(1).view(np.uint32)
+    x = jnp.asarray((one + above).view(np.float32))
+    for draw, up in ((places - above, True), (places - above - 1, False)):
+        rounded = random_bits._round(x, jnp.asarray(draw.astype(np.uint32)), jnp.dtype(dtype))
+        np.testing.assert_array_equal(np.asarray(rounded, np.float32) > 1, up)
 
 
 VALUES = [1.0001, -1.0001, 1.003, -3.14159, 0.1, -1e-3, 65000.5, 7.7e-6, -3.3e-8, 2.5e-7]
@@ -156,6 +175,16 @@ def test_the_bias_below_the_smallest_normal_number_is_bounded(dtype, share):
     x = jnp.full(bits.size, share * spacing, jnp.float32)
     rounded = np.asarray(random_bits._round(x, bits, jnp.dtype(dtype)), np.float32)
     np.testing.assert_array_equal(rounded / spacing, [1, 1, 0, 0])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float8_e4m3fn", "float8_e5m2"])
+def test_numbers_between_two_below_the_smallest_normal_one(dtype):
+    spacing = float(jnp.finfo(dtype).smallest_subnormal)
+    bits = np.array([0, 2**22 - 1, 2**22, 2**24 - 1], np.uint32) << 8
+    for sign in (1, -1):
+        x = jnp.full(bits.size, sign * 2.25 * spacing, jnp.float32)
+        rounded = np.asarray(random_bits._round(x, bits, jnp.dtype(dtype)), np.float32)
+        np.testing.assert_array_equal(sign * rounded / spacing, [3, 3, 2, 2])
 
 
 @pytest.mark.sampled(2)
