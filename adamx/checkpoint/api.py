@@ -138,7 +138,7 @@ def save(
 
     Returns:
       What the file has no room for: names such as `params/hidden/kernel`; empty if all is in it.
-      Of a folder, also what of the template stays as it was, such as `scheduler.pt`.
+      Also what of the template stays as it was but counts steps or may, such as `scheduler.pt`.
 
     Raises:
       CheckpointError: the format cannot express the configuration; names or shapes do not fit the

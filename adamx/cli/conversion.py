@@ -46,7 +46,8 @@ def convert(arguments: argparse.Namespace) -> int:
             **_list_keys(arguments),
         )
     last = f"{target}: carried {steps}, {_carried(names, left)}"
-    last += f"; not carried: {shorten([*left, *beside], names['params']) or 'nothing'}"
+    lost = shorten(list(dict.fromkeys([*left, *beside])), names["params"])
+    last += f"; not carried: {lost or 'nothing'}"
     print(make_printable("; ".join([last, *changes])))
     if not is_told:
         print(make_printable(f"names: {naming}"))

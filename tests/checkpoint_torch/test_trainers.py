@@ -10,6 +10,7 @@ import pytest
 
 from adamx.checkpoint import CheckpointError, load, save
 from adamx.checkpoint.untrusted.torch_archive import read_archive
+from adamx.cli.main import main
 from tests.checkpoint.checkpoint_runs import assert_equal
 from tests.checkpoint_files.wild_cases import (
     WILD,
@@ -142,6 +143,20 @@ def test_there_and_back_through_the_file_as_template(name, tmp_path):
 
 
 HEALTH = read_case("health").told["entries"]
+
+
+def test_what_counts_beside_a_later_state_is_told(tmp_path, capsys):
+    """NanoGPT's own count of steps, in a file that was the template of another step's state."""
+    path = read_case("nanogpt").path
+    checkpoint = load(path)
+    groups = [dataclasses.replace(group, count=group.count + 3) for group in checkpoint.groups]
+    later = dataclasses.replace(checkpoint, groups=groups)
+    left = save(tmp_path / "later.pt", later, template=path)
+    assert left == ("model_args", "iter_num", "best_val_loss", "config")
+    assert read_archive(tmp_path / "later.pt")["iter_num"] == read_archive(path)["iter_num"]
+    arguments = ["convert", str(tmp_path / "later.pt"), str(tmp_path / "new.pt")]
+    assert main([*arguments, "--template", str(path)]) == 0
+    assert f"not carried: {', '.join(left)}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("entry", HEALTH, ids=lambda entry: entry["entry"])

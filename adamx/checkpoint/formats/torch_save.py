@@ -7,6 +7,7 @@ from typing import Any
 
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
+from adamx.checkpoint.formats._counts import count_steps
 from adamx.checkpoint.formats._deepspeed_files import check_whole
 from adamx.checkpoint.formats._torch_files import open_saved
 from adamx.checkpoint.formats._torch_objects import outline
@@ -65,14 +66,17 @@ class TorchSave(FileFormat):
 
     def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
         """Write an optimizer's state dict, or a copy of the template with other values."""
+        left: list[str] = []
         if template is None:
             saved, protocol = _write_state_dict(new), 2
         else:
-            found = open_saved(template.path, Account(template.path.stat().st_size))
-            saved, protocol = found
-            replace_state(find_state(saved, template), new)
+            old = count_steps(self.read(template, values=False))
+            saved, protocol = open_saved(template.path, Account(template.path.stat().st_size))
+            found = find_state(saved, template)
+            replace_state(found, new)
+            left += found.others if count_steps(new) != old else []
         write_archive(target.path, saved, protocol=protocol, progress=target.progress)
-        return []
+        return left
 
 
 def _write_state_dict(new: Checkpoint) -> dict[str, Any]:
