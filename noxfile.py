@@ -143,11 +143,19 @@ def without_kernel(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
+def kernel(session: nox.Session) -> None:
+    """The two above, one after the other in one environment."""
+    for part in (without_kernel, native):
+        part(session)
+
+
+@nox.session(python="3.11")
 def mutation(session: nox.Session) -> None:
     """Small changes of the core, each of which a test has to notice. Hours; .ci/run leaves it out.
 
-    For some modules alone: `nox -s mutation -- adamx/base/numerics.py`. The report shows the
-    changes that no test noticed; `docs/house.md` tells what to do about them.
+    For some modules alone: `nox -s mutation -- adamx/base/numerics.py`. Ask so for
+    `adamx/fused/plain.py`, whose changes few tests notice where the kernel is in use. The report
+    shows the changes that no test noticed; `docs/house.md` tells what to do about them.
     """
     install(session, "test", "cosmic-ray==8.7.0")
     where = "import adamx, pathlib; print(pathlib.Path(adamx.__file__).parent)"
@@ -155,6 +163,9 @@ def mutation(session: nox.Session) -> None:
     assert isinstance(package, str)
     shutil.copytree(package.split()[-1], "adamx")  # beside the tests, with the kernel
     modules = session.posargs or ["adamx/base", "adamx/fused"]
+    if modules == ["adamx/fused/plain.py"]:
+        next(Path("adamx/native").glob("libadamx_native.*")).unlink()
+        session.env["ADAMX_TEST_KERNEL"] = "0"
     # What fails soonest comes first: a recorded run notices most changes in seconds.
     tests = "tests/test_golden.py tests/base tests/transforms tests/fused tests/config"
     Path("mutation.toml").write_text(
