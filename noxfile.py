@@ -218,9 +218,8 @@ def devices(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def torch(session: nox.Session) -> None:
-    """The files of torch, the comparison with it, and its column in the table of accuracy."""
+    """The files of torch, and the comparison with it."""
     install(session, "test,examples", TORCH)
-    session.run("python", "-m", "benchmarks.accuracy")
     # All others ran without it, and do not ask for it.
     files = [
         path for path in glob("tests/c*/test_*.py") if ASKS_FOR_TORCH in Path(path).read_text()
