@@ -1,6 +1,7 @@
 """Folders of `torch.distributed.checkpoint` with other values, from one of the same model."""
 
 import itertools
+import os
 import shutil
 import sys
 
@@ -105,7 +106,7 @@ def test_parts_and_what_is_beside(tmp_path):
     keys = {"optimizer": "optimizer2", "weights": "model2"}
     checkpoint = advance(load(folder, **keys))
     left = save(folder / "new", checkpoint, template=folder, **keys)
-    assert set(left) == {"optimizer", f"model ({len(one)} weights)", "epoch"}
+    assert set(left) == {"optimizer", f"model ({len(one)} weights)", "epoch", "beside"}
     assert_equal(load(folder / "new", **keys), checkpoint)
     same = {"optimizer": "optimizer", "weights": "model"}
     assert_equal(load(folder / "new", **same), load(folder, **same))
@@ -126,6 +127,69 @@ def test_a_flat_state_dict(tmp_path):
     assert save(tmp_path / "new", checkpoint, template=tmp_path / "old") == ()
     assert_equal(load(tmp_path / "new"), checkpoint)
     assert describe(tmp_path / "new")["optimizer.param_groups.a.bias.lr"] == 0.5
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_hyperparameters_and_steps_in_tensors(shape, tmp_path):
+    """They stay tensors, of the dtype and the shape that they had."""
+    tree = make_tree(make_adam(SHAPES))
+    tree["optimizer", "param_groups", 0, "lr"] = np.full(shape, 1e-3, np.float32)
+    del tree["optimizer", "param_groups", 0, "betas"]
+    for index, number in enumerate((0.9, 0.999)):
+        tree["optimizer", "param_groups", 0, "betas", index] = np.full(shape, number, np.float32)
+    for path in tree:
+        if path[-1] == "step":
+            tree[path] = np.full(shape, 3, np.int64)
+    write_dcp(tmp_path / "old", tree)
+    checkpoint = load(tmp_path / "old")
+    save(tmp_path / "new", checkpoint, template=tmp_path / "old")
+    assert_equal(load(tmp_path / "new"), checkpoint)
+    later = advance(checkpoint, learning_rate=0.3)
+    save(tmp_path / "later", later, template=tmp_path / "old")
+    found = load(tmp_path / "later")
+    assert found.count == 7
+    assert found.config.learning_rate == np.float32(0.3)
+    assert (found.config.b1, found.config.weight_decay) == (later.config.b1, ADAMW["weight_decay"])
+    assert describe(tmp_path / "later") == describe(tmp_path / "old")
+
+
+def test_steps_in_states_and_in_groups(tmp_path):
+    """As DeepSpeed's FusedAdam: that of the group stays 0."""
+    tree = make_tree(make_adam(SHAPES)) | {("optimizer", "param_groups", 0, "step"): 0}
+    write_dcp(tmp_path / "old", tree)
+    checkpoint = advance(load(tmp_path / "old"))
+    save(tmp_path / "new", checkpoint, template=tmp_path / "old")
+    assert_equal(load(tmp_path / "new"), checkpoint)
+    assert describe(tmp_path / "new")["optimizer.param_groups.0.step"] == 0
+
+
+def test_values_beside_that_are_cut_off(tmp_path):
+    """They would be copied, and be whole by what `.metadata` says then."""
+    folder = tmp_path / "old"
+    write_dcp(folder, make_tree(make_adam(SHAPES)) | {("z",): np.arange(100.0)})
+    checkpoint, path = load(folder), folder / "__0_0.distcp"
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(CheckpointError, match=r"__0_0\.distcp: expected z at bytes .* truncated"):
+        save(tmp_path / "new", checkpoint, template=folder)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_links_and_what_is_within(tmp_path):
+    """A link that leads round is not followed; nor is the target copied into itself."""
+    folder = tmp_path / "old"
+    write_dcp(folder, make_tree(make_adam(SHAPES)))
+    (folder / "sub").mkdir()
+    (folder / "round").symlink_to(".")
+    (folder / "sub" / "round").symlink_to("..")
+    (folder / "link").symlink_to(".metadata")
+    (folder / "dangling").symlink_to("nothing")
+    save(folder / "sub" / "new", load(folder), template=folder)
+    found = {str(path.relative_to(folder / "sub/new")) for path in (folder / "sub/new").rglob("*")}
+    assert found == {".metadata", "__0_0.distcp", "link", "sub"}
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(OSError, match="pipe"):
+        save(tmp_path / "new", load(folder), template=folder)
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_positions_are_written_as_texts(tmp_path):

@@ -42,7 +42,8 @@ def list_files(folder):
 def test_there_and_back(name, entry, tmp_path):
     folder = read_case(name, entry).path
     checkpoint = load(folder)
-    assert save(tmp_path / "new", checkpoint, template=folder) == checkpoint.not_read
+    beside = ("case.json", "truth.npz") if entry == "." else ()  # of the recording
+    assert save(tmp_path / "new", checkpoint, template=folder) == (*checkpoint.not_read, *beside)
     assert_equal(load(tmp_path / "new"), checkpoint)
     assert list_files(tmp_path / "new") == list_files(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
@@ -113,6 +114,116 @@ def test_frozen_weights_and_buffers_of_stage_3(tmp_path):
         np.testing.assert_array_equal(told["module"]["mean"], np.full(3, 2, np.float32))
 
 
+def test_frozen_weights_of_stage_2(tmp_path):
+    """The model's file has them whole, and DeepSpeed takes the second copy."""
+    write_zero(tmp_path / "old", make_adam(SHAPES), 2, 2)
+    frozen = {"f": np.ones((4, 5), np.float16), "s": np.ones((), np.float16)}
+
+    def freeze(saved):
+        tensors = {name: make_tensor(array) for name, array in frozen.items()}
+        saved["module"] |= tensors
+        saved["frozen_param_shapes"] = {name: array.shape for name, array in frozen.items()}
+        saved["frozen_param_fragments"] = tensors
+
+    edit(tmp_path / "old" / MODEL, freeze)
+    checkpoint = advance(load(tmp_path / "old"))
+    save(tmp_path / "new", checkpoint, template=tmp_path / "old")
+    assert_equal(load(tmp_path / "new"), checkpoint)
+    told = read_archive(tmp_path / "new" / MODEL)
+    for part in ("module", "frozen_param_fragments"):
+        for name, array in frozen.items():
+            np.testing.assert_array_equal(told[part][name], array + 1, strict=True)
+
+
+def count_in_both(optimizer):
+    """As DeepSpeed's FusedAdam: the step of the group stays 0."""
+    optimizer["state"][0]["step"] = 5
+    optimizer["param_groups"][0]["step"] = 0
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_steps_of_fused_adam(stage, tmp_path):
+    write_zero(tmp_path / "old", make_adam(SHAPES), 2, stage)
+    key = "optimizer_state_dict" if stage == 3 else "base_optimizer_state"
+    for path in (tmp_path / "old").glob("*_optim_states.pt"):
+        edit(path, lambda saved: count_in_both(saved["optimizer_state_dict"][key]))
+    checkpoint = advance(load(tmp_path / "old"))
+    save(tmp_path / "new", checkpoint, template=tmp_path / "old")
+    assert_equal(load(tmp_path / "new"), checkpoint)
+    [path, _] = (tmp_path / "new").glob("*_optim_states.pt")
+    optimizer = read_archive(path)["optimizer_state_dict"][key]
+    assert optimizer["state"][0]["step"] == 9
+    assert optimizer["param_groups"][0]["step"] == 0
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_steps_of_fused_adam_in_universal_checkpoints(is_flat, tmp_path):
+    write_universal(tmp_path / "old", make_adam(SHAPES), is_flat=is_flat)
+    edit(
+        tmp_path / "old" / "zero" / "optimizer_state.pt",
+        lambda saved: saved["param_groups"][0].update(step=0),
+    )
+    checkpoint = advance(load(tmp_path / "old"))
+    save(tmp_path / "new", checkpoint, template=tmp_path / "old")
+    assert_equal(load(tmp_path / "new"), checkpoint)
+
+
+def test_files_of_the_run_beside_a_universal_checkpoint(tmp_path):
+    """They have the old state, and are left out."""
+    write_universal(tmp_path / "old", make_adam(SHAPES))
+    (tmp_path / "old" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"of before")
+    save(tmp_path / "new", load(tmp_path / "old"), template=tmp_path / "old")
+    assert not list((tmp_path / "new").glob("*_optim_states.pt"))
+    assert_equal(load(tmp_path / "new"), load(tmp_path / "old"))
+
+
+def test_counts_of_an_engine_that_began_anew(tmp_path):
+    """It has done fewer steps than the optimizer: they would fall below 0."""
+    counts = {"global_steps": 2, "global_samples": 8}
+    write_zero(tmp_path / "old", make_adam(SHAPES), 2, 2, model=counts)
+    checkpoint = load(tmp_path / "old")
+    early = dataclasses.replace(
+        checkpoint, groups=[dataclasses.replace(checkpoint.groups[0], count=1)]
+    )
+    assert save(tmp_path / "new", early, template=tmp_path / "old") == ("global_steps",)
+    told = read_archive(tmp_path / "new" / MODEL)
+    assert {key: told[key] for key in counts} == counts
+
+
+def test_a_vector_without_parameters(tmp_path):
+    write_zero(tmp_path / "old", make_adam(SHAPES), 1, 2)
+    edit(tmp_path / "old" / MODEL, lambda saved: saved["param_shapes"].append({}))
+
+    def add(saved):
+        held = saved["optimizer_state_dict"]
+        empty = make_tensor(np.zeros(0, np.float32))
+        held["single_partition_of_fp32_groups"].append(empty)
+        optimizer = held["base_optimizer_state"]
+        optimizer["state"][1] = {"step": 5, "exp_avg": empty, "exp_avg_sq": empty}
+        optimizer["param_groups"].append(optimizer["param_groups"][0] | {"params": [1]})
+
+    edit(next((tmp_path / "old").glob("*_optim_states.pt")), add)
+    checkpoint = advance(load(tmp_path / "old"))
+    save(tmp_path / "new", checkpoint, template=tmp_path / "old")
+    assert_equal(load(tmp_path / "new"), checkpoint)
+
+
+@pytest.mark.parametrize("wrong", ["shape", "range"])
+def test_weights_that_the_models_file_cannot_hold(wrong, tmp_path):
+    write_zero(tmp_path / "old", make_adam(SHAPES), 2, 2)
+    checkpoint = load(tmp_path / "old")
+    if wrong == "shape":
+        wide = make_tensor(np.ones(4, np.float16))
+        edit(tmp_path / "old" / MODEL, lambda saved: saved["module"].update({"a.bias": wide}))
+        message = r"module: a\.bias: expected shape \(3,\).*found \(4,\)"
+    else:
+        checkpoint.params["a.bias"][1] = 1e5  # float16 ends at 65504
+        message = r"params/a\.bias: expected numbers that float16.*found 1e\+05"
+    with pytest.raises(CheckpointError, match=message):
+        save(tmp_path / "new", checkpoint, template=tmp_path / "old")
+    assert not (tmp_path / "new").exists()
+
+
 def test_tied_weights(tmp_path):
     folder = shutil.copytree(read_case(CASES[0], ".").path, tmp_path / "old")
 
@@ -133,12 +244,17 @@ def test_other_steps_are_not_copied(tmp_path):
     """Of a folder with several steps, only the newest one is, and what lies beside."""
     folder = shutil.copytree(read_case(CASES[0], ".").path, tmp_path / "old")
     shutil.copytree(folder / STEP, folder / "global_step3")
+    (folder / "latest_universal").write_text("global_step3")
     (folder / "logs").mkdir()
     (folder / "logs" / "x").write_text("kept")
-    save(folder / "new", load(folder), template=folder)
-    assert {p.name for p in (folder / "new").iterdir()} >= {"latest", STEP, "logs"}
-    assert not (folder / "new" / "global_step3").exists()
-    assert not (folder / "new" / "new").exists()
+    (folder / STEP / "trainer_state.json").write_text("{}")
+    left = save(folder / "new", load(folder), template=folder)
+    assert set(left) >= {"logs", "trainer_state.json"}  # may be of what was written
+    there = {path.name for path in (folder / "new").iterdir()}
+    assert there == {"latest", STEP, "logs", "case.json", "truth.npz"}
+    assert (folder / "new" / "logs" / "x").read_text() == "kept"
+    save(folder / "logs" / "new", load(folder), template=folder)
+    assert not (folder / "logs" / "new" / "logs" / "new").exists()
 
 
 def test_several_counts_in_a_vector(tmp_path):

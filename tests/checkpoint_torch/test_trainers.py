@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import re
+import shutil
 import warnings
 
 import numpy as np
@@ -19,6 +20,7 @@ from tests.checkpoint_files.wild_cases import (
     check_steps,
     read_case,
 )
+from tests.checkpoint_torch.rank_folders import edit
 
 READ = (
     "nanogpt",
@@ -181,6 +183,21 @@ def test_moments_in_8_bits_are_not_written_into_their_file(tmp_path):
     ):
         save(tmp_path / "new.pt", load(path), template=path)
     assert not list(tmp_path.iterdir())
+
+
+def test_steps_in_states_and_in_groups(tmp_path):
+    """As DeepSpeed's FusedAdam has them: that of the group stays 0."""
+    path = tmp_path / "old.pt"
+    shutil.copy(read_case("old_hf_adamw").path / "optimizer.pt", path)
+    edit(path, lambda saved: [group.update(step=0) for group in saved["param_groups"]])
+    checkpoint = load(path)
+    groups = [dataclasses.replace(group, count=group.count + 3) for group in checkpoint.groups]
+    later = dataclasses.replace(checkpoint, groups=groups)
+    save(tmp_path / "new.pt", later, template=path)
+    assert_equal(load(tmp_path / "new.pt"), later)
+    saved = read_archive(tmp_path / "new.pt")
+    assert [group["step"] for group in saved["param_groups"]] == [0] * len(groups)
+    assert {entry["step"] for entry in saved["state"].values()} == {groups[0].count}
 
 
 @pytest.mark.parametrize(("name", "key"), [("apex_fused_adam", "step"), ("old_hf_adamw", None)])

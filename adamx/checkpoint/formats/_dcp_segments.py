@@ -37,7 +37,7 @@ class Store:
     def read_value(self, name: str, entry: Entry) -> Any:
         """A value that is no tensor."""
         (chunk,) = entry.chunks
-        path, segment = self._find(name, chunk.segment), chunk.segment
+        path, segment = self.find(name, chunk.segment), chunk.segment
         with path.open("rb") as file:
             file.seek(segment.start)
             if file.read(len(SIGNATURE)) != SIGNATURE:
@@ -83,20 +83,20 @@ class Store:
 
     def _begins_safetensors(self, name: str, segment: Segment) -> bool:
         """Whether the place is that of all tensors of the file, which have their names there."""
-        with self._find(name, segment).open("rb") as file:
+        with self.find(name, segment).open("rb") as file:
             file.seek(segment.start)
             start = file.read(HEADER_START + 1)
         return not start.startswith(SIGNATURE) and start.endswith(b"{")
 
     def _read_safetensors(self, name: str, segment: Segment) -> Tensor | None:
-        path, key = self._find(name, segment), (segment.file, segment.start)
+        path, key = self.find(name, segment), (segment.file, segment.start)
         if key not in self._held:
             with name_file(Path(segment.file), "safetensors"):
                 self._held[key] = read_safetensors(path, self._account, segment.start)
         return self._held[key].arrays.get(name)
 
     def _read_archive(self, name: str, segment: Segment) -> Any:
-        path = self._find(name, segment)
+        path = self.find(name, segment)
         try:
             return read_archive(path, segment.start, segment.size, account=self._account)
         except CheckpointError as error:
@@ -107,7 +107,7 @@ class Store:
                 where=f"{name}: {segment.file}",
             ) from error
 
-    def _find(self, name: str, segment: Segment) -> Path:
+    def find(self, name: str, segment: Segment) -> Path:
         """The file of a segment, which has all of its bytes."""
         path = self._folder / segment.file
         if segment.file not in self._sizes:

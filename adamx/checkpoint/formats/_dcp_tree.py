@@ -1,5 +1,6 @@
 """What `torch.distributed.checkpoint` saved, as a tree: tensors are read once they are chosen."""
 
+import math
 import reprlib
 from typing import Any
 
@@ -53,21 +54,29 @@ def build_tree(described: Described, store: Store, optimizer: str | None) -> Any
     return _with_lists(root, ())
 
 
-def fill(node: Any, described: Described, store: Store, *, within: bool) -> None:
-    """Read the tensors of a part of the tree; of dictionaries `within` it, too."""
+def fill(
+    node: Any, described: Described, store: Store, *, within: bool, single: bool = False
+) -> None:
+    """Read the tensors of a part of the tree; of dictionaries `within` it, too.
+
+    With `single` only those of one element, such as rates and steps.
+    """
     pairs = node.items() if isinstance(node, dict) else enumerate(node)
     for key, value in list(pairs):
         if isinstance(value, _Unread):
+            if single and math.prod(value.shape) != 1:
+                continue
             node[key] = store.read_tensor(value.entry, described.entries[value.entry])
         elif within and isinstance(value, dict | list):
-            fill(value, described, store, within=True)
+            fill(value, described, store, within=True, single=single)
 
 
 def find_value(tree: Any, path: _Path) -> Any:
     """What stands at a path of the tree, whose keys may have become numbers."""
     node = tree
     for key in path:
-        node = node[key if isinstance(node, list) or key in node else int(key)]
+        is_list = isinstance(node, list | tuple)
+        node = node[key if is_list or key in node else int(key)]
     return node
 
 

@@ -5,6 +5,7 @@ since their lengths differ, and `.metadata` says where.
 """
 
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -13,10 +14,17 @@ import numpy as np
 
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import Target
-from adamx.checkpoint.formats._dcp_metadata import METADATA, Described, Entry, open_metadata
+from adamx.checkpoint.formats._dcp_metadata import (
+    METADATA,
+    Described,
+    Entry,
+    Segment,
+    open_metadata,
+)
+from adamx.checkpoint.formats._dcp_segments import Store
 from adamx.checkpoint.formats._dcp_tree import find_value
 from adamx.checkpoint.formats._folders import copy_folder, measure
-from adamx.checkpoint.formats._torch_tensors import is_tensor
+from adamx.checkpoint.formats._torch_tensors import describe, is_tensor
 from adamx.checkpoint.untrusted.account import Account
 from adamx.checkpoint.untrusted.stand_ins import StandIn
 from adamx.checkpoint.untrusted.torch_tensors import find_dtype, make_tensor
@@ -71,15 +79,23 @@ def check_room(state: Mapping[Any, Mapping[str, Any]], values: Mapping[str, Any]
 
 
 def write_folder(
-    target: Target, folder: Path, entries: Mapping[str, Entry], values: Mapping[str, Any]
-) -> None:
+    target: Target,
+    folder: Path,
+    store: Store,
+    entries: Mapping[str, Entry],
+    values: Mapping[str, Any],
+) -> list[str]:
     """Write a copy of a folder.
 
     Args:
       target: the copy, which is empty, and may be within the folder.
       folder: what is copied.
-      entries: what is in it, by name.
+      store: finds what is in it.
+      entries: what that is, by name.
       values: what is to be there instead, by name; tensors are whole.
+
+    Returns:
+      The names of what lay beside, and was copied.
     """
     whole = open_metadata(folder, Account(measure(folder)))
     files: dict[str, list[_Place]] = {}
@@ -88,7 +104,10 @@ def write_folder(
         own = files.setdefault(place["relative_path"], [])
         offset = tuple(key.get("offset") or ())
         own.append(_Place(place["offset"], place["length"], key["fqn"], offset, told))
-    copy_folder(folder, target.path, (METADATA, *files))
+    for file, places in files.items():
+        for place in places:
+            store.find(place.name, Segment(file, place.start, place.length))
+    beside = copy_folder(folder, target.path, (METADATA, *files))
     for file, places in files.items():
         with (folder / file).open("rb") as old, (target.path / file).open("wb") as new:
             for place in sorted(places, key=lambda place: place.start):
@@ -103,6 +122,7 @@ def write_folder(
                 if target.progress:
                     target.progress(length)
     write_pickle(target.path / METADATA, whole, protocol=_PROTOCOL)
+    return beside
 
 
 def _find_part(place: _Place, entries: Mapping[str, Entry], values: Mapping[str, Any]) -> Any:
@@ -120,24 +140,19 @@ def _find_part(place: _Place, entries: Mapping[str, Entry], values: Mapping[str,
     return make_tensor(array[tuple(slice(start, start + count) for start, count in region)])
 
 
-def _convert(name: str, value: np.ndarray, entry: Entry) -> np.ndarray:
-    """The array in the shape and the dtype that `.metadata` tells."""
+def _convert(name: str, value: Any, entry: Entry) -> np.ndarray:
+    """A tensor or a number in the shape and the dtype that `.metadata` tells."""
     dtype = find_dtype(entry.dtype.qualname) if entry.dtype else None
     array = np.asarray(value)
-    if dtype != array.dtype and dtype is not None:
-        array = array.astype(dtype)
-    if array.shape != entry.shape or array.dtype != dtype or not _is_same(array, value):
+    if dtype is None or array.size != math.prod(entry.shape):
         raise CheckpointError(
             where=f"template: {name}",
-            expected=f"shape {value.shape} and dtype {value.dtype}",
-            found=f"{entry.shape} and {entry.dtype}",
+            expected=f"an array of shape {array.shape}",
+            found=f"shape {entry.shape} and dtype {describe(entry.dtype)}",
+            remedy="give a template of the same model and optimizer",
             argument="template",
         )
-    return array
-
-
-def _is_same(array: np.ndarray, value: np.ndarray) -> bool:
-    return array.dtype == value.dtype or bool(np.array_equal(array, value))
+    return array.astype(dtype, copy=False).reshape(entry.shape)
 
 
 def _write_part(old: IO[bytes], new: IO[bytes], place: _Place, part: Any) -> None:

@@ -18,7 +18,7 @@ __all__ = [
     "find_files",
     "find_folder",
     "is_checkpoint",
-    "list_steps",
+    "list_other_steps",
     "read_file",
 ]
 
@@ -59,11 +59,10 @@ def find_folder(folder: Path) -> Path:
     """The folder of the step that is to be read."""
     if _is_step(folder):
         return folder
-    steps = list_steps(folder)
+    steps = _list_steps(folder)
     for name in _LATEST:
         if (folder / name).is_file():
-            with (folder / name).open("rb") as file:
-                tag = file.read(1_000).decode(errors="replace").strip()
+            tag = _read_tag(folder / name)
             if tag in steps:
                 return folder / tag
             raise CheckpointError(
@@ -79,9 +78,20 @@ def find_folder(folder: Path) -> Path:
     )
 
 
-def list_steps(folder: Path) -> list[str]:
+def _list_steps(folder: Path) -> list[str]:
     """The names of the folders of steps in one."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and _is_step(path))
+
+
+def _read_tag(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(1_000).decode(errors="replace").strip()
+
+
+def list_other_steps(folder: Path, step: str) -> list[str]:
+    """The names of the folders of steps in one, and of the files that name another than `step`."""
+    latest = [name for name in _LATEST if (folder / name).is_file()]
+    return _list_steps(folder) + [name for name in latest if _read_tag(folder / name) != step]
 
 
 def find_files(folder: Path) -> Files:

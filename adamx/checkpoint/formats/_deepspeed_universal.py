@@ -102,8 +102,9 @@ def write_universal(
             if (old / name / "step.pt").is_file():
                 write_archive(new / name / "step.pt", state[name]["step"])
         entry = held["state"].get(index) if isinstance(held, dict) else None
-        if isinstance(entry, dict) and "step" in entry:
-            entry["step"] = state[next(iter(own))]["step"]
+        for name in [*own][:1]:
+            if isinstance(entry, dict) and "step" in entry:
+                entry["step"] = state[name]["step"]
     if isinstance(held, dict) and isinstance(held.get("param_groups"), list):
         replace_groups(held["param_groups"], groups)
     write_archive(new / _COMMON, common)

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.formats._deepspeed_flat import assemble, scatter, split_each
 from adamx.checkpoint.formats._deepspeed_state import State
 from adamx.checkpoint.formats._torch_tensors import is_tensor
 from adamx.checkpoint.untrusted.account import Account, Progress
-from adamx.checkpoint.untrusted.torch_tensors import make_tensor
+from adamx.checkpoint.untrusted.torch_tensors import Tensor, make_tensor
 
 __all__ = ["gather_weights", "replace_weights"]
 
@@ -86,11 +87,14 @@ def replace_weights(models: Sequence[_Model], weights: Mapping[str, np.ndarray])
 
     Those that ZeRO-3 moves are in the optimizer's files alone.
     """
-    frozen = _list_frozen(models[0]) if "frozen_param_fragments" in models[0] else {}
+    frozen = _list_frozen(models[0]) if models[0].get("frozen_param_fragments") else {}
     for name in frozen.keys() & weights.keys():
         parts = [model["frozen_param_fragments"] for model in models]
-        pieces = split_each({name: frozen[name]}, len(models))
-        vectors = scatter({name: weights[name]}, pieces, [part[name] for part in parts])
+        if all(part[name].shape == frozen[name] for part in parts):  # ZeRO-2 has them whole
+            vectors = [_narrow(name, weights[name], part[name].dtype) for part in parts]
+        else:
+            pieces = split_each({name: frozen[name]}, len(models))
+            vectors = scatter({name: weights[name]}, pieces, [part[name] for part in parts])
         for part, vector in zip(parts, vectors, strict=True):
             part[name] = vector
     for model in models:
@@ -98,5 +102,27 @@ def replace_weights(models: Sequence[_Model], weights: Mapping[str, np.ndarray])
         module = module if isinstance(module, dict) else {}
         for name, tensor in list(module.items()):
             array = weights.get(name)
-            if array is not None and is_tensor(tensor) and tensor.shape == array.shape:
-                module[name] = make_tensor(array.astype(tensor.dtype))
+            if array is None or not is_tensor(tensor) or (array.size and not tensor.size):
+                continue
+            if tensor.shape != array.shape:
+                raise CheckpointError(
+                    where=f"template: module: {name}",
+                    expected=f"shape {array.shape}, as param_shapes says",
+                    found=tensor.shape,
+                    argument="template",
+                )
+            module[name] = _narrow(name, array, tensor.dtype)
+
+
+def _narrow(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> Tensor:
+    """A weight in the model's dtype, rounded to nearest."""
+    with np.errstate(over="ignore"):  # told below
+        narrow = array.astype(dtype)
+    if (np.isfinite(array) & ~np.isfinite(narrow)).any():
+        raise CheckpointError(
+            where=f"params/{name}",
+            expected=f"numbers that {dtype}, the model's in the template, can hold",
+            found=f"{np.abs(array[~np.isfinite(narrow)]).max():.3g}",
+            argument="template",
+        )
+    return make_tensor(narrow)

@@ -1,5 +1,6 @@
 """A folder of DeepSpeed with other values, made from one of the same model."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adamx.checkpoint.format import Target
-from adamx.checkpoint.formats._deepspeed_files import UNIVERSAL, Files, list_steps
+from adamx.checkpoint.formats._deepspeed_files import UNIVERSAL, Files, list_other_steps
 from adamx.checkpoint.formats._deepspeed_flat import Shapes, scatter
 from adamx.checkpoint.formats._deepspeed_state import replace_groups
 from adamx.checkpoint.formats._deepspeed_universal import write_universal
@@ -19,6 +20,8 @@ from adamx.checkpoint.untrusted.account import Account
 from adamx.checkpoint.writing.torch_writer import write_archive
 
 __all__ = ["Opened", "write_folder"]
+
+_OWN = {"latest", "latest_universal", "zero_to_fp32.py"}  # which stay right
 
 _Entries = Mapping[str, Mapping[str, Any]]
 
@@ -49,7 +52,7 @@ class Opened(NamedTuple):
 
 def write_folder(
     target: Target, path: Path, opened: Opened, weights: Mapping[str, np.ndarray], more: int
-) -> None:
+) -> list[str]:
     """Write a folder like the one that was opened, with the values that `saved` has since.
 
     Args:
@@ -58,26 +61,33 @@ def write_folder(
       opened: the step; its `saved` has the new state.
       weights: by name.
       more: how many steps the values have done more than those of the template.
+
+    Returns:
+      What stays as it was, though it may be of what was written.
     """
     state, groups = opened.saved["optimizer"]["state"], opened.saved["optimizer"]["param_groups"]
-    place = target.path
+    place, left = target.path, []
     if opened.folder != path:
-        copy_folder(path, place, list_steps(path))
+        left += copy_folder(path, place, list_other_steps(path, opened.folder.name))
         place /= opened.folder.name
         place.mkdir()
+    # A Universal Checkpoint may lie beside the optimizer's files of the run that it is of.
     written = [file.name for file in (*opened.files.model, *opened.files.optimizer)]
-    copy_folder(opened.folder, place, [*written, target.path.name])
+    left += copy_folder(opened.folder, place, [*written, UNIVERSAL])
     if opened.zero is None:
         old, new = opened.folder / UNIVERSAL, place / UNIVERSAL
+        new.mkdir()
+        copy_folder(old, new)
         write_universal(old, new, opened.shapes, state, groups, weights, opened.account)
     else:
         _replace_vectors(opened.zero, opened.shapes, state, groups, weights)
     replace_weights(opened.models, weights)
-    for model in opened.models:
-        _advance(model, more)
+    advanced = [_advance(model, more) for model in opened.models]
+    left += [] if all(advanced) else ["global_steps"]
     contents = [*opened.models, *opened.optimizers]
-    for name, content in zip(written, contents, strict=True):
+    for name, content in zip(written, contents, strict=False):
         write_archive(place / name, content, progress=target.progress)
+    return [name for name in left if name not in _OWN]
 
 
 def _replace_vectors(
@@ -95,9 +105,9 @@ def _replace_vectors(
             vectors = scatter(arrays, pieces, [entry[key] for entry in entries])
             for entry, vector in zip(entries, vectors, strict=True):
                 entry[key] = vector
-        for entry in entries:
+        for name, entry in itertools.product([*own][:1], entries):
             if "step" in entry:
-                entry["step"] = state[next(iter(own))]["step"]
+                entry["step"] = state[name]["step"]
         masters = [one.held[one.key] for one in zero.ranks]
         arrays = {name: weights[name] for name in own}
         vectors = scatter(arrays, pieces, [one[index] for one in masters])
@@ -109,11 +119,17 @@ def _replace_vectors(
         replace_groups(rank.optimizer["param_groups"], groups)
 
 
-def _advance(model: dict[str, Any], more: int) -> None:
-    """Let the engine's counts differ from the template's by as much as the optimizer's."""
+def _advance(model: dict[str, Any], more: int) -> bool:
+    """Let the engine's counts differ from the template's by as much as the optimizer's.
+
+    False if they cannot.
+    """
     steps, samples = model.get("global_steps"), model.get("global_samples")
-    if type(steps) is not int:
-        return
+    if type(steps) is not int or not more:
+        return True
+    if steps + more < 0:  # the engine counted anew, and the optimizer did not
+        return False
     model["global_steps"] = steps + more
     if type(samples) is int and steps and samples % steps == 0:  # batches were of one size
         model["global_samples"] = samples + more * (samples // steps)
+    return True

@@ -1,5 +1,6 @@
 """Folders of several files that are one checkpoint."""
 
+import errno
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -19,14 +20,39 @@ def list_names(folder: Path) -> str:
     return listed(sorted(path.name for path in folder.iterdir())) or "an empty folder"
 
 
-def copy_folder(folder: Path, target: Path, leave_out: Collection[str] = ()) -> None:
-    """Copy all in a folder but what is called so into another one, which may be within."""
-    without = {*leave_out, target.name}
-    shutil.copytree(
-        folder,
-        target,
-        ignore=lambda at, names: without & {*names} if Path(at) == folder else (),
-        copy_function=shutil.copyfile,
-        ignore_dangling_symlinks=True,
-        dirs_exist_ok=True,
-    )
+def copy_folder(folder: Path, target: Path, leave_out: Collection[str] = ()) -> list[str]:
+    """Copy a folder into another one, which may be within, and return the names of what was copied.
+
+    Args:
+      folder: with files, folders, and links, which are followed.
+      target: where to; it is empty, and is not copied.
+      leave_out: names of what in the folder is not copied either.
+
+    Raises:
+      OSError: something in it cannot be copied, which it names.
+    """
+    place, copied = target.resolve(), []
+
+    def ignore(at: str, names: list[str]) -> set[str]:
+        here = Path(at).resolve()
+        back = {here, *here.parents, place}  # where links may lead round
+        paths = {name: Path(at) / name for name in names}
+        ignored = {name for name, path in paths.items() if path.resolve() in back}
+        ignored |= {name for name, path in paths.items() if not path.exists()}  # dangling links
+        if here == folder.resolve():
+            ignored |= {*leave_out}
+            copied.extend(sorted({*names} - ignored))
+        return ignored
+
+    try:
+        shutil.copytree(
+            folder,
+            target,
+            ignore=ignore,
+            copy_function=shutil.copyfile,
+            dirs_exist_ok=True,
+        )
+    except shutil.Error as error:  # a list of all that failed
+        source, _, reason = error.args[0][0]
+        raise OSError(errno.EIO, f"could not be copied: {reason}", str(source)) from error
+    return copied

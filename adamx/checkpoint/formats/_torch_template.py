@@ -55,21 +55,21 @@ def replace_state(found: Found, new: Checkpoint) -> None:
             found=f"those of {kind.name}, which adamx reads and does not write",
             argument="template",
         )
-    for group in groups:
-        positions = set(group["params"])
-        fitted = {n: own[n] for n, p in position_of.items() if p in positions and n in new.mu}
-        if fitted:
-            _set_hyperparameters(kind, group, fitted)
     state: dict[int | str, dict[str, Any]] = {position_of[n]: {} for n in new.mu}
     counts = {n: g.count for g in new.groups for n in g.names}
     for group in groups:
-        for name in (n for n in new.mu if position_of[n] in set(group["params"])):
-            was = state_dict["state"].get(position_of[name], {})
-            if "step" in group:  # Apex has it there, for all; `_set_hyperparameters` has it checked
-                group["step"] = counts[name]
+        was = {p: state_dict["state"].get(p, {}) for p in group["params"]}
+        fitted = {n: own[n] for n, p in position_of.items() if p in was and n in new.mu}
+        # Apex counts in the group. DeepSpeed's FusedAdam has a step there, too, which stays 0.
+        in_group = "step" in group and not any("step" in entry for entry in was.values())
+        if fitted:
+            _set_hyperparameters(kind, group, fitted, in_group=in_group)
+        for name in fitted:
+            entry, count = was[position_of[name]], counts[name]
+            if in_group:  # for all: `_set_hyperparameters` has it checked
+                group["step"] = count
             else:
-                is_whole = type(was.get("step")) is int  # of older optimizers
-                count = counts[name]
+                is_whole = type(entry.get("step")) is int  # of older optimizers
                 state[position_of[name]]["step"] = count if is_whole else make_step(count)
     for key, field in KEYS.items():
         for name, array in getattr(new, field).items():
@@ -84,9 +84,15 @@ def replace_state(found: Found, new: Checkpoint) -> None:
 
 
 def _set_hyperparameters(
-    kind: Kind, group: dict[str, Any], fitted: Mapping[str, ParameterGroup]
+    kind: Kind, group: dict[str, Any], fitted: Mapping[str, ParameterGroup], *, in_group: bool
 ) -> None:
     """Put the hyperparameters of a checkpoint's variables into their group in a template.
+
+    Args:
+      kind: the template's optimizer.
+      group: of its parameters.
+      fitted: by name of a variable the group in the checkpoint.
+      in_group: whether steps are counted once for the group.
 
     Raises:
       CheckpointError: the variables have different ones; or the template's optimizer would compute
@@ -94,7 +100,7 @@ def _set_hyperparameters(
     """
     first = next(iter(fitted.values()))
     unlike = list_unlike(list(fitted.values()))
-    if set(unlike) - {"count"} or (unlike and "step" in group):
+    if set(unlike) - {"count"} or (unlike and in_group):
         raise CheckpointError(
             where="groups",
             expected=f"one {listed(unlike)} for all variables of a group of the template",

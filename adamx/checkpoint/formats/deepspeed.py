@@ -87,8 +87,8 @@ class DeepSpeed(FileFormat):
         found = find_state(opened.saved, template)
         replace_state(found, new)
         more = count_steps(new) - count_steps(old)
-        write_folder(target, template.path, opened, new.params, more)
-        return _list_others(opened.models[0])
+        left = write_folder(target, template.path, opened, new.params, more)
+        return [*_list_others(opened.models[0]), *left]
 
 
 def _open_folder(source: Source, *, values: bool) -> Opened:
@@ -100,7 +100,6 @@ def _open_folder(source: Source, *, values: bool) -> Opened:
     shapes, zero = read_shapes(models[0]), None
     optimizers: list[dict[str, Any]] = []
     if (folder / UNIVERSAL).is_dir():
-        files = files._replace(optimizer=[])
         found = read_universal(folder / UNIVERSAL, shapes, account)
     elif files.optimizer:
         optimizers = [read_file(path, account) for path in files.optimizer]

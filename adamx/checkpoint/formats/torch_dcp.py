@@ -84,14 +84,17 @@ class TorchDcp(FileFormat):
         folder = _find_folder(template.path)
         account = Account(measure(folder))
         described = read_metadata(folder, account)
-        saved = build_tree(described, Store(folder, account, None), template.optimizer)
+        store = Store(folder, account, None)
+        saved = build_tree(described, store, template.optimizer)
+        # Rates and steps that are tensors; others are not looked at.
+        fill(find_state(saved, template).held, described, store, within=True, single=True)
         found, before = find_state(saved, template), list_values(saved, described)
         replace_state(found, new)
         values = list_values(saved, described)
         check_room(found.state_dict["state"], values)
         changed = {name: value for name, value in values.items() if value is not before[name]}
-        write_folder(target, folder, described.entries, changed)
-        return found.others
+        beside = write_folder(target, folder, store, described.entries, changed)
+        return [*found.others, *beside]
 
 
 def _find_folder(path: Path) -> Path:
