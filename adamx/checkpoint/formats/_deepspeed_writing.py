@@ -1,6 +1,7 @@
 """A folder of DeepSpeed with other values, made from one of the same model."""
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ from adamx.checkpoint.writing.torch_writer import write_archive
 
 __all__ = ["Opened", "write_folder"]
 
-_OWN = {"latest", "latest_universal", "zero_to_fp32.py"}  # which stay right
+# Which stay right: DeepSpeed's own script, and what names the step's folder.
+_OWN = re.compile(r"latest(_universal)?|zero_to_\w+\.py")
 
 _Entries = Mapping[str, Mapping[str, Any]]
 
@@ -87,7 +89,7 @@ def write_folder(
     contents = [*opened.models, *opened.optimizers]
     for name, content in zip(written, contents, strict=False):
         write_archive(place / name, content, progress=target.progress)
-    return [name for name in left if name not in _OWN]
+    return [name for name in left if not _OWN.fullmatch(name)]
 
 
 def _replace_vectors(
