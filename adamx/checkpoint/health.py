@@ -134,7 +134,8 @@ def _check_together(
     elif not top and largest_m > _SMALLEST:
         yield Problem("nu", name, "all 0, under a mu that is not")
     elif top and wrong.count:
-        why = f"its betas allow {bound:.3g} after {group.count} steps"
+        steps = "1 step" if group.count == 1 else f"{group.count} steps"
+        why = f"its betas allow {bound:.3g} after {steps}"
         if largest_ratio <= slack * final:
             why += f" and {final:.3g} later: is the count too small?"
         finding = f"{wrong} above what v allows: |m|/sqrt(v) is up to {largest_ratio:.3g}, {why}"

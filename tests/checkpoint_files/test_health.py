@@ -116,7 +116,7 @@ def test_damage_is_told_with_the_name_and_the_number(name):
 def test_a_count_that_is_too_small():
     growing = run(AdamConfig(), make_gradients(30, "growing"))
     [problem] = dataclasses.replace(growing, count=1).problems()
-    assert "its betas allow 3.16 after 1 steps and 7.27 later: is the count" in str(problem)
+    assert "its betas allow 3.16 after 1 step and 7.27 later: is the count" in str(problem)
 
 
 def test_a_count_that_is_too_large():

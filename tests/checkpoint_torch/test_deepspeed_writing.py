@@ -238,6 +238,10 @@ def test_tied_weights(tmp_path):
     assert_equal(load(tmp_path / "new"), checkpoint)
     module = read_archive(tmp_path / "new" / STEP / MODEL)["module"]
     np.testing.assert_array_equal(module["tied"], next(iter(module.values())))
+    params = checkpoint.params | {"tied": checkpoint.params["tied"] + 1}
+    other = dataclasses.replace(checkpoint, params=params)
+    with pytest.raises(CheckpointError, match="since both are one tensor in the template"):
+        save(tmp_path / "other", other, template=folder)
 
 
 def test_other_steps_are_not_copied(tmp_path):

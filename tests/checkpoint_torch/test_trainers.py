@@ -147,6 +147,24 @@ def test_there_and_back_through_the_file_as_template(name, tmp_path):
 HEALTH = read_case("health").told["entries"]
 
 
+def test_tied_weights_stay_tied(tmp_path):
+    """Of two names of one tensor, torch would take the value of the last."""
+    path = read_case("nanogpt").path
+    checkpoint = load(path)
+    tied = ["_orig_mod.transformer.wte.weight", "_orig_mod.lm_head.weight"]
+    changed = {name: checkpoint.params[name] + 1 for name in tied}
+    later = dataclasses.replace(checkpoint, params={**checkpoint.params, **changed})
+    save(tmp_path / "new.pt", later, template=path)
+    model = read_archive(tmp_path / "new.pt")["model"]
+    assert model[tied[0]].storage is model[tied[1]].storage
+    np.testing.assert_array_equal(model[tied[0]], changed[tied[0]])
+    one = dataclasses.replace(later, params={**later.params, tied[0]: changed[tied[0]] + 1})
+    with pytest.raises(CheckpointError, match="since both are one tensor") as caught:
+        save(tmp_path / "other.pt", one, template=path)
+    assert caught.value.argument == "checkpoint"
+    assert not (tmp_path / "other.pt").exists()
+
+
 def test_what_counts_beside_a_later_state_is_told(tmp_path, capsys):
     """NanoGPT's own count of steps, in a file that was the template of another step's state."""
     path = read_case("nanogpt").path

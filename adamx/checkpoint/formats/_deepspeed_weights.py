@@ -97,6 +97,15 @@ def replace_weights(models: Sequence[_Model], weights: Mapping[str, np.ndarray])
             vectors = scatter({name: weights[name]}, pieces, [part[name] for part in parts])
         for part, vector in zip(parts, vectors, strict=True):
             part[name] = vector
+    for name, own in (models[0].get("shared_params") or {}).items():
+        if name in weights and weights[name].tobytes() != weights[own].tobytes():
+            raise CheckpointError(
+                where=f"params/{name}",
+                expected=f"the values of {own}, since both are one tensor in the template",
+                found="others",
+                remedy="give both the same values",
+                argument="checkpoint",
+            )
     for model in models:
         module = model.get("module")
         module = module if isinstance(module, dict) else {}

@@ -19,7 +19,7 @@ from adamx.checkpoint.formats._torch_objects import (
 from adamx.checkpoint.formats._torch_tensors import describe, is_inexact
 from adamx.checkpoint.untrusted.torch_tensors import Tensor
 
-__all__ = ["Found", "find_state"]
+__all__ = ["Found", "find_place", "find_state"]
 
 _Groups = Sequence[Mapping[str, Any]]
 Shape = tuple[int, ...]
@@ -154,13 +154,20 @@ def _drop_tied(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The tensors without those that are another one under a second name, as `parameters()` has."""
     kept, seen = {}, set()
     for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and tensor.size:
-            place = (tensor.ctypes.data, tensor.shape, tensor.strides)
-            if place in seen:
-                continue
+        place = find_place(tensor)
+        if place in seen:
+            continue
+        if place is not None:
             seen.add(place)
         kept[name] = tensor
     return kept
+
+
+def find_place(tensor: Any) -> tuple[Any, ...] | None:
+    """What is the same for tensors that are one; None for what has no elements in the file."""
+    if not isinstance(tensor, Tensor) or not tensor.size:
+        return None
+    return tensor.ctypes.data, tensor.shape, tensor.strides
 
 
 def _find_shape(entry: Any) -> Shape | None:

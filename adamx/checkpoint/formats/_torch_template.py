@@ -13,7 +13,7 @@ from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.formats._refusals import explain_refusal
 from adamx.checkpoint.formats._torch_flat import flatten
 from adamx.checkpoint.formats._torch_optimizers import Kind, find_kind, read_config
-from adamx.checkpoint.formats._torch_search import Found
+from adamx.checkpoint.formats._torch_search import Found, find_place
 from adamx.checkpoint.formats._torch_state import KEYS
 from adamx.checkpoint.formats._torch_tensors import check_real
 from adamx.checkpoint.untrusted.torch_tensors import make_tensor
@@ -78,9 +78,29 @@ def replace_state(found: Found, new: Checkpoint) -> None:
     if state_dict is not found.held:
         found.held.clear()
         found.held.update(flatten(state_dict))
-    weights = {} if found.model is None else found.model
-    for name, array in new.params.items():
-        weights[name] = make_tensor(array)
+    if found.model is not None:
+        _replace_weights(found.model, new.params)
+
+
+def _replace_weights(weights: dict[str, Any], params: Mapping[str, np.ndarray]) -> None:
+    """Put weights into a model; what is one tensor under several names there stays one."""
+    first: dict[Any, str] = {}
+    places = {name: find_place(weights.get(name)) for name in params}
+    for name, array in params.items():
+        place = places[name]
+        other = name if place is None else first.setdefault(place, name)
+        if other == name:
+            weights[name] = make_tensor(array)
+        elif array.tobytes() == params[other].tobytes():
+            weights[name] = weights[other]
+        else:
+            raise CheckpointError(
+                where=f"params/{name}",
+                expected=f"the values of {other}, since both are one tensor in the template",
+                found="others",
+                remedy="give both the same values",
+                argument="checkpoint",
+            )
 
 
 def _set_hyperparameters(
