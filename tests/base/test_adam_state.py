@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import adamx
-from adamx.base.adam_state import AdamState, check_count, open_state
+from adamx.base.adam_state import AdamState, as_adam, check_count, open_state
 
 # What made a state is not of concern here.
 pytestmark = pytest.mark.filterwarnings("ignore:state. Optax keeps the states:UserWarning")
@@ -130,3 +130,12 @@ def test_a_count_of_members_needs_moments_of_each():
             open_state(
                 members._replace(**{field: {"w": jnp.ones((3, 4))}}), is_ensemble_allowed=True
             )
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_a_mapping_with_the_fields_of_a_state_is_one(amsgrad):
+    state = adamx.scale_by_adam(amsgrad=amsgrad).init(jnp.ones(3))
+    found = as_adam(state._asdict())
+    assert type(found) is type(state)
+    assert jax.tree.map(np.array_equal, found, state) == jax.tree.map(lambda _: True, state)
+    assert as_adam(state._asdict() | {"other": jnp.zeros(3)}) is None

@@ -166,3 +166,10 @@ def test_count_stops_at_its_largest_value(before, steps, variant):
     assert state.count == min(before + steps, last)
     assert state.count.dtype == jnp.int32
     assert np.all(np.isfinite(direction))
+
+
+def test_the_root_of_zero_has_the_derivative_zero():
+    value, derivative = jax.value_and_grad(numerics.safe_sqrt)(0.0)
+    assert (value, derivative) == (0, 0)
+    assert jax.grad(jax.grad(numerics.safe_sqrt))(0.0) == 0
+    np.testing.assert_allclose(jax.grad(numerics.safe_sqrt)(4.0), 0.25)
