@@ -16,7 +16,6 @@ and lock, which keeps a second program out as long as one is at work.
 
 import argparse
 import contextlib
-import fcntl
 import functools
 import hashlib
 import io
@@ -42,6 +41,10 @@ try:
     import orbax.checkpoint as ocp
 except ModuleNotFoundError as error:
     raise SystemExit(f'{error}: pip install -e ".[examples]"') from error
+try:
+    import fcntl
+except ModuleNotFoundError as error:
+    raise SystemExit(f"{error}: this program needs the file locks of POSIX") from error
 
 
 class Run(NamedTuple):
