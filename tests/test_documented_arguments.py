@@ -1,4 +1,4 @@
-"""Every line of the tables in docs/configurations.md."""
+"""Every line of the tables in docs/reference/configurations.md."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ import pytest
 
 from adamx import AdamConfig
 
-DOCS = Path(__file__).parents[1] / "docs" / "configurations.md"
+DOCS = Path(__file__).parents[1] / "docs" / "reference" / "configurations.md"
 GENERATIONS = ("tf1", "tf_keras_legacy", "tf_keras", "keras3")
 
 SAMPLES = {

@@ -1,11 +1,8 @@
 """The README says what is true."""
 
 import re
-import shutil
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import adamx
@@ -17,40 +14,41 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
-def test_python_blocks_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "examples" / "data", tmp_path / "examples" / "data")
+def test_python_blocks_run(capsys):
     namespace = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), namespace)
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 1
     assert "slope" in capsys.readouterr().out
-    later = [adamx.checkpoint.load(f"later.{suffix}") for suffix in ("safetensors", "keras")]
-    assert [checkpoint.count for checkpoint in later] == [600, 600]
     np.testing.assert_allclose(namespace["params"]["slope"], 3, atol=1e-3)
     np.testing.assert_allclose(namespace["params"]["offset"], 2, atol=1e-3)
-    assert len(jax.tree.leaves(namespace["state"])) == 6
-    assert len(namespace["weights"]) == 5
-    assert namespace["restored"].iterations == 300
-    # Steps of 1e-3, for which there is no bfloat16 beside 1: the mean is float32's to 3 errors.
-    assert namespace["low"].dtype == "bfloat16"
-    wide, tx = jnp.ones(()), adamx.adamw(1e-3)
-    state = tx.init(wide)
-    for _ in range(100):
-        updates, state = tx.update(4 * (wide * 2 - 1), state, wide)
-        wide += updates
-    low = np.asarray(namespace["low"], np.float64)
-    assert abs(low.mean() - wide) < 3 * low.std() / np.sqrt(low.size)
-    kernel = namespace["layer_state"][0].mu["kernel"]
-    assert kernel.addressable_data(0).shape == (64 // jax.device_count(), 32)
 
 
-def test_exactly_two_commands():
+def test_commands():
     commands = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     assert commands == [
+        "pip install -e .\n",
         'pip install -e ".[examples]" && python examples/train_digits.py\n',
         'pip install -e ".[test]" && pytest -n 2\n',
     ]
+
+
+def test_it_is_short():
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert all(len(line) <= 100 or line.startswith("|") for line in lines)
+
+
+def test_links_lead_to_files():
+    links = re.findall(r"\]\(([^)#:]+)\)|^\[\w+\]: (\S+)$", README, re.MULTILINE)
+    assert len(links) > 15
+    for link in (one or other for one, other in links):
+        assert (ROOT / link).exists(), link
+
+
+def test_formats_are_counted():
+    written = sum(form.writable for form in adamx.checkpoint.FORMATS.values())
+    assert f"from {len(adamx.checkpoint.FORMATS)} formats, writes {written}," in README
 
 
 def test_names_exist():

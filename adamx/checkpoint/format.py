@@ -2,8 +2,8 @@
 
 To add a format, add one module to `checkpoint/formats`. It defines a subclass of `FileFormat` and
 ends in `register(...)`. Nothing else has to be edited: `load`, `save`, the command and its
-options, error messages and the tests of all formats ask the registry. (Only docs/checkpoints.md
-has to name it, and a test says what its line is.)
+options, error messages and the tests of all formats ask the registry. (Only docs/reference/
+formats.md and README.md have to name it, and a test says what their lines are.)
 
     class Example(FileFormat):
         name = "example"                  # what format= and --to take

@@ -250,8 +250,9 @@ class Adam(StrictAttributes):
           constraints: maps paths of parameters, such as `dense/kernel`, to functions that are
             applied to them after the step, such as `optax.projections.projection_non_negative`.
             None or empty for none.
-          loss, *args: as for `get_gradients`. The loss is required; without constraints write
+          loss: as for `get_gradients`. It is required; without constraints write
             `get_updates(params, None, loss, ...)`.
+          *args: as for `get_gradients`.
 
         Returns:
           The new parameters, with the structure, shapes and dtypes of `params`.

@@ -125,7 +125,7 @@ def test_inspect_without_extras(path, capsys):
 
 
 def test_docs_have_a_line_for_each_format():
-    docs = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    docs = (ROOT / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
     lines = re.findall(
         r"^\| `([\w.]+)` \| (.*?) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", docs, re.M
     )
@@ -141,15 +141,6 @@ def test_docs_have_a_line_for_each_format():
         )
         for _, form in sorted(FORMATS.items())
     ]
-
-
-def test_the_readme_has_a_line_for_each_format():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for form in FORMATS.values():
-        suffixes = ", ".join(f"`{suffix}`" for suffix in form.suffixes) or "folder"
-        written = "yes" if form.writable else "no"
-        needs = f'`pip install "adamx[{form.extra}]"`' if form.extra else "nothing"
-        assert f"| {form.title} | {suffixes} | {written} | {form.names} | {needs} |" in readme
 
 
 def test_the_interface_names_no_format():

@@ -14,7 +14,7 @@ from tests.checkpoint_files.wild_cases import check_arrays, check_names, read_ca
 
 SHAPES = {"body.weight": (2, 3), "body.bias": (3,), "head.weight": (2, 3)}
 NAMES = list(SHAPES)
-DOCS = Path(__file__).parents[2] / "docs" / "checkpoints.md"
+DOCS = Path(__file__).parents[2] / "docs" / "guides" / "checkpoints.md"
 
 
 def numbered(weights=SHAPES, frozen=()):

@@ -22,7 +22,7 @@ BATCH = 4096
 
 
 # A language model of 70 billion parameters: 80 layers, stacked, and how each array is split over
-# the model axis (the plan in docs/scaling.md).
+# the model axis (the plan in docs/guides/many_devices.md).
 LAYERS, WIDTH, HIDDEN, KEYS, WORDS = 80, 8192, 28672, 1024, 128256
 COLUMNS, ROWS = P(None, None, "model"), P(None, "model")
 LARGE = {
@@ -130,7 +130,7 @@ def test_stochastic_rounding_takes_no_pass_of_its_own():
 
 
 def test_70_billion_parameters_on_256_devices():
-    """The optimizer's step of the plan in docs/scaling.md: 32 for the data by 8 for the model."""
+    """The optimizer's step of docs/guides/many_devices.md: 32 for the data by 8 for the model."""
     mesh = mesh_of("v5p:8x8x4", data=32, model=8)
     tx = adamx.adamw(1e-4, mu_dtype=jnp.bfloat16)
     params = {
