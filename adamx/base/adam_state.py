@@ -1,4 +1,4 @@
-"""Adam's state, and the one check of it: structure, shapes, kinds of number, the count of steps."""
+"""Adam's state, and its one check: structure, shapes, kinds of number and the step count."""
 
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ _OF_AN_ENSEMBLE = (
 
 
 class OpenState(NamedTuple):
-    """An Adam state laid open: for each leaf of one tree, its moments."""
+    """An Adam state as lists: the moments of each leaf of one tree."""
 
     treedef: Any
     paths: list[jax.tree_util.KeyPath]
@@ -42,15 +42,15 @@ class OpenState(NamedTuple):
 
 
 def array_name(field: str, path: jax.tree_util.KeyPath) -> str:
-    """What an array of a state is called: `mu/dense/kernel`; of a tree that is one leaf, `mu`."""
+    """The name of an array of a state: `mu/dense/kernel`, or `mu` if the tree is one leaf."""
     return f"{field}/{path_name(path)}" if path else field
 
 
 def as_adam(node: Any) -> AdamState | AmsgradState | None:
-    """The Adam state that `node` is, or None.
+    """`node` as an Adam state, or None if it is not one.
 
-    A mapping with the fields of one is one, too: `nnx.state` and checkpoints that are restored
-    without a target turn tuples with names into mappings.
+    A mapping with the fields of an Adam state counts as one: `nnx.state` and checkpoints that are
+    restored without a target turn named tuples into mappings.
     """
     if isinstance(node, AdamState | AmsgradState):
         return node
@@ -69,20 +69,20 @@ def open_state(
     *,
     is_ensemble_allowed: bool = False,
 ) -> OpenState:
-    """The moments of `adam` beside each leaf of a tree, after the check of all of them.
+    """Check the moments of `adam`, and list them for each leaf of a tree.
 
     Args:
       adam: the state; its arrays may be traced.
-      params: the tree of parameters that the state must fit; None where there are none, and the
-        second moments must fit the first ones.
-      is_ensemble_allowed: whether the count may be an array of counts, by whose shape that of every
-        moment then begins: what `jax.vmap` makes of a state.
+      params: the tree of parameters that the state must fit. If None, the second moments must fit
+        the first ones.
+      is_ensemble_allowed: whether the count may be an array of counts, as `jax.vmap` makes it. The
+        shape of every moment then begins with the shape of that array.
 
     Raises:
       InvalidValue: moments of another structure or shape; a negative count, where its value can be
         read without waiting for an accelerator.
-      InvalidType: moments that are no floating-point numbers, or complex ones beside something
-        real; a count that is no integer scalar.
+      InvalidType: moments that are not floating-point numbers, or complex ones for something real;
+        a count that is not an integer scalar.
     """
     members = _ensemble_shape(adam) if is_ensemble_allowed else ()
     check_count(adam.count, members)
@@ -119,7 +119,7 @@ def check_count(count: Any, shape: tuple[int, ...] = ()) -> None:
 
 
 def _ensemble_shape(adam: AdamState | AmsgradState) -> tuple[int, ...]:
-    """The shape of the count, if that of every moment begins with it."""
+    """The shape of the count if the shape of every moment begins with it, or else ()."""
     leaves = jax.tree.leaves(adam.count)
     shape = jnp.shape(leaves[0]) if len(leaves) == 1 else ()
     moments = jax.tree.leaves(adam[1:])

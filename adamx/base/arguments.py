@@ -1,11 +1,11 @@
-"""The arguments of Adam: stated once, with their checks, and taken as one structure.
+"""The arguments of Adam: defined and checked once, and passed as one structure.
 
 A public function is written with one argument, a dataclass, and `takes` gives it the signature of
-that class: `help` and type checkers see every argument. Classes are put together from the ones
-here; the fields of a class come after those of the classes to its right.
+that class: `help` and type checkers see every argument. Classes inherit from several of the ones
+here; the fields of a base come after those of the bases to its right.
 """
 
-from __future__ import annotations  # `help` shows what is written here, not what it stands for
+from __future__ import annotations  # `help` shows annotations as they are written
 
 import dataclasses
 import functools
@@ -45,7 +45,7 @@ _R = TypeVar("_R")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arguments:
-    """The root of all of them: each class checks its own fields after those to its right."""
+    """The root of all argument classes; each checks its fields after the bases to its right."""
 
     def __post_init__(self) -> None:
         """Raise for a value out of range or of the wrong type; NumPy's numbers become Python's."""
@@ -58,7 +58,7 @@ class Arguments:
 class RateArguments(Arguments):
     """The step size."""
 
-    learning_rate: optax.ScalarOrSchedule | None  # None is Optax's word for no scaling at all
+    learning_rate: optax.ScalarOrSchedule | None  # None, as in Optax, for no scaling at all
 
     def __post_init__(self) -> None:
         """See `Arguments`."""
@@ -95,7 +95,7 @@ class MomentArguments(Arguments):
 
     @property
     def hyperparameters(self) -> Hyperparameters:
-        """The numbers of them."""
+        """The values of b1, b2, eps and eps_root."""
         return Hyperparameters(self.b1, self.b2, self.eps, self.eps_root)
 
 
@@ -166,8 +166,8 @@ class _Shown(str):
 def takes(kind: Callable[_P, _A]) -> Callable[[Callable[[_A], _R]], Callable[_P, _R]]:
     """Give a function of one structure the signature of that structure's class, `kind`.
 
-    The function that comes out raises a TypeError for an argument that it does not have, with the
-    right name for one of another framework.
+    The resulting function raises a TypeError for an unknown argument. If the name is that of
+    another framework, the error says what to use instead.
     """
     signature = inspect.signature(kind)
     shown = [p.replace(annotation=_Shown(p.annotation)) for p in signature.parameters.values()]
@@ -192,7 +192,7 @@ def takes(kind: Callable[_P, _A]) -> Callable[[Callable[[_A], _R]], Callable[_P,
     return decorate
 
 
-# The names that other frameworks have for an argument.
+# The names that other frameworks use for an argument.
 _RENAMED = {
     "lr": "learning_rate",
     "alpha": "learning_rate",
@@ -207,7 +207,7 @@ _RENAMED = {
     "use_nesterov": "nesterov",
 }
 
-# Arguments of other frameworks for which there is something else.
+# Arguments of other frameworks, and what replaces them here.
 _ELSEWHERE = {
     "lr": "the learning rate is an argument of adamx.adam and adamx.adamw",
     "learning_rate": "it is an argument of adamx.adam and adamx.adamw",

@@ -37,7 +37,7 @@ __all__ = [
 def check_number(name: str, value: Any, *, below: float = np.inf) -> Any:
     """A number in [0, below) as a Python float, or a scalar array as it is, whatever its value.
 
-    A number of NumPy, whose dtype would promote what it meets, is a Python number from here on.
+    A NumPy number becomes a Python number, since its dtype would promote the arrays that it meets.
     """
     if is_number(value):
         number = _as_float(value)
@@ -69,7 +69,7 @@ def _as_float(value: float) -> float:
 
 
 def check_positive(name: str, value: Any) -> Any:
-    """`check_number`, and raise if `value` is 0, also if it is so to XLA."""
+    """`check_number`, and raise if `value` is 0 or flushed to 0 (`check_not_flushed`)."""
     number = check_number(name, value)
     if is_number(number) and number == 0:
         raise InvalidValue(where=name, expected="a number above 0 or None", found=repr(value))
@@ -114,7 +114,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise InvalidValue(where=name, expected=expected, found=repr(value))
 
 
-# What is said elsewhere for a dtype.
+# What other libraries call a dtype.
 _DTYPE_NAMES = {
     "bf16": "bfloat16",
     "fp16": "float16",
@@ -159,7 +159,7 @@ def check_params(params: optax.Params) -> None:
 
 
 def check_given(params: optax.Params | None, use: str) -> optax.Params:
-    """The parameters; raise if an `update` that needs them, for `use`, was called without."""
+    """`params`; raise if they are None in a call of `update` that needs them for `use`."""
     if params is None:
         raise InvalidValue(
             where="params",
@@ -175,7 +175,7 @@ def check_gradients(
 ) -> None:
     """Raise unless `updates` has the structure, shapes and kinds of number of the tree `like`.
 
-    A leaf of `updates` may be None where `like` has anything. `name` is what `like` is called.
+    A leaf of `updates` may be None, whatever `like` has there. Errors call `like` by `name`.
     """
     leaves, treedef = flatten_with_path(updates, is_leaf=is_none)
     try:
@@ -201,13 +201,13 @@ def check_gradients(
 
 
 def resolve_mask(mask: Any, tree: Any) -> Any:
-    """`mask`, or what it makes of `tree`: True and False in the structure of `tree` or of its top.
+    """`mask`, or `mask(tree)`: booleans in the structure of `tree` or in a prefix of it.
 
     Raises:
-      InvalidValue: it is of another structure.
-      InvalidType: something else than a truth is in it.
+      InvalidValue: it has another structure.
+      InvalidType: a leaf of it is not a boolean.
     """
-    # As in Optax, a tree of truths may be of a class whose objects can be called.
+    # As in Optax, a tree of booleans may itself be callable.
     functions = jax.tree.leaves(mask)
     is_function = bool(functions) and all(map(callable, functions))
     truths = mask(tree) if is_function else mask

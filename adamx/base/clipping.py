@@ -1,8 +1,8 @@
 """Clipping gradients by their norm, in float32 or wider: in 16 bits squares overflow.
 
 Optax and torch divide by the norm and multiply by the limit; TensorFlow, which clips each array by
-itself, multiplies by the quotient of both. The two differ in the last bit, and each is what a run
-of its framework is continued with.
+itself, multiplies by the quotient of both. The two differ in the last bit, so a run continues with
+the form of its framework.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def clip_to_norm(
 ) -> chex.ArrayDevice:
     """The gradient g, scaled by max_norm / norm if the norm of all gradients is not below max_norm.
 
-    Computed in float32 or wider; in the dtype of g.
+    Computed in float32 or wider, and returned in the dtype of g.
     """
     x = _widen(g)
     real = jnp.finfo(x.dtype).dtype
@@ -38,7 +38,7 @@ def clip_to_norm(
 
 
 def clip_array(g: chex.ArrayDevice, max_norm: chex.Numeric) -> chex.ArrayDevice:
-    """The gradient g, scaled such that its own norm is at most max_norm; as `clip_to_norm`."""
+    """The gradient g, scaled so that its norm is at most max_norm; dtypes as in `clip_to_norm`."""
     x = _widen(g)
     norm = jnp.sqrt(jnp.sum(jnp.square(jnp.abs(x))))
     limit = real_scalar(max_norm, norm.dtype)

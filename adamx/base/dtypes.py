@@ -27,9 +27,9 @@ __all__ = [
 
 
 def is_number(x: object) -> TypeGuard[float]:
-    """Whether `x` is a real number of Python or NumPy, whose value can be looked at.
+    """Whether `x` is a real number of Python or NumPy, whose value can be read.
 
-    An array of JAX is not, even when it is not traced: looking would wait for the device.
+    A JAX array is not, even if it is not traced: reading it would wait for the device.
     """
     if isinstance(x, np.ndarray):
         return x.ndim == 0 and x.dtype.kind in "iuf" and not isinstance(x, np.ma.MaskedArray)
@@ -45,7 +45,7 @@ def dtype_of(x: object) -> Any | None:
 
 
 def result_dtype(x: object) -> Any | None:
-    """`dtype_of`, and that which JAX gives to a number of Python."""
+    """`dtype_of`; for a Python number, the dtype that JAX gives it."""
     dtype = dtype_of(x)
     is_python = dtype is None and isinstance(x, int | float | complex)
     return jnp.result_type(x) if is_python else dtype
@@ -118,10 +118,10 @@ def real_scalar(x: chex.Numeric, dtype: np.dtype) -> chex.Numeric:
 def check_not_flushed(
     name: str, value: chex.Numeric, dtype: np.dtype | None = None
 ) -> chex.Numeric:
-    """`value`; raise if it is a number above 0 of which XLA takes half as 0.
+    """`value`; raise if it is a number above 0 whose half XLA flushes to 0.
 
     Args:
-      dtype: in which it is taken; None for JAX's default.
+      dtype: that of the computation; None for JAX's default.
     """
     if dtype is None:
         dtype = jax.dtypes.canonicalize_dtype(np.float64)

@@ -45,14 +45,14 @@ class AdamxError(Exception):
         return type(self)(**({name: getattr(self, name) for name in names} | fields))
 
     def within(self, where: str) -> Self:
-        """The same error, a level further in: `where` before its own place."""
+        """The same error, with `where` put before its present `where`."""
         return self.replace(where=f"{where}: {self.where}" if self.where else where)
 
     def _sentence(self) -> str:
         expected = f"expected {self.expected}" if self.expected else ""
         found = f"found {self.found}" if self.found else ""
         problem = self.problem or ", ".join(filter(None, (expected, found)))
-        # A remedy of its own sentence begins with a capital.
+        # A remedy that is a separate sentence begins with a capital.
         separator = ". " if self.remedy[:1].isupper() else "; "
         told = separator.join(filter(None, (problem, self.remedy)))
         return ": ".join(filter(None, (self.where, told)))

@@ -2,12 +2,12 @@
 
 | what | for | if it goes |
 |---|---|---|
-| `jax.core.Tracer` | telling an array without a value | `not hasattr(x, "addressable_shards")` |
-| `weak_type` of an array | that a step is not compiled twice | `jax.typeof(x).weak_type` |
+| `jax.core.Tracer` | detecting an array without a value | `not hasattr(x, "addressable_shards")` |
+| `weak_type` of an array | not compiling a step twice | `jax.typeof(x).weak_type` |
 | an error of `jax.lax.pcast` | whether an array differs over a mesh axis | `jax.typeof(x).vma` |
 | `jax.interpreters.ad`, `batching` | derivatives and vmap of an operation | `jax.custom_jvp`, `jax.custom_batching.custom_vmap` |
-| `jax.interpreters.mlir` | compiling it in one way or another | `jax.lax.platform_dependent`, which does not know the number of devices |
-| `update(weak_type=False)` of an abstract array | results that are of their dtype for good | `jax.eval_shape` |
+| `jax.interpreters.mlir` | choosing the form that is compiled | `jax.lax.platform_dependent`, which does not know the number of devices |
+| `update(weak_type=False)` of an abstract array | results without a weak type | `jax.eval_shape` |
 | `module_context.axis_context.num_devices` | whether it is compiled for one device | an argument of `fused_adam` |
 | `module_context.lowering_parameters.for_export` | whether the program is exported | the same |
 
@@ -34,7 +34,7 @@ def is_traced(x: object) -> TypeGuard[Tracer]:
 
 
 def varies_over(x: Any, axis: str) -> bool:
-    """Whether JAX knows that `x` differs over `axis`; without check_vma it knows of nothing."""
+    """Whether JAX knows that `x` differs over `axis`; without check_vma it never does."""
     try:
         jax.lax.pcast(x, axis, to="varying")
     except ValueError:  # it does already
@@ -43,7 +43,7 @@ def varies_over(x: Any, axis: str) -> bool:
 
 
 def strip_weak_type(x: jax.Array) -> jax.Array:
-    """The array with its dtype for good: one of a weak type is compiled for anew."""
+    """The array without a weak type, for which a program would be compiled again."""
     is_weak = getattr(x, "weak_type", False)
     return jax.lax.convert_element_type(x, x.dtype) if is_weak else x
 
@@ -71,12 +71,12 @@ def define_operation(
       name: of the operation, in programs.
       plain: computes it in JAX's own operations; gives its derivatives and its `vmap`. It takes
         arrays, and by keyword `plan`, which is hashable and says what is fixed when it is compiled.
-      abstract: of the arguments those that the results are like, in shape and dtype.
+      abstract: returns those of the arguments whose shapes and dtypes the results have.
       choose: called with a `Target`, the abstract arrays and `plan`; returns `plain` or a function
         that computes the same.
 
     Returns:
-      The operation, to be called like `plain`. Where JAX no longer has what it is made of, `plain`
+      The operation, to be called like `plain`. If JAX no longer has what this needs, `plain`
       itself, which warns once.
     """
     try:
@@ -155,7 +155,7 @@ def _target(platform: str, ctx: Any) -> Target:
 
 @functools.cache
 def _warn_of_change(what: str) -> None:
-    """Once: a program that was fast would be slow, with the same numbers."""
+    """Warn once: steps become slower, with the same numbers."""
     warnings.warn(
         f"JAX {jax.__version__} lacks what adamx needs to run its compiled kernel ({what}): a step "
         "is computed in JAX's own operations. The numbers are the same; for the speed, use a newer "

@@ -61,14 +61,14 @@ class Scalars(NamedTuple):
     """
 
     b1: chex.Numeric
-    one_minus_b1: chex.Numeric  # taken in b1's own precision
+    one_minus_b1: chex.Numeric  # computed in b1's own precision
     b2: chex.Numeric
     one_minus_b2: chex.Numeric
     eps: chex.Numeric
     eps_root: chex.Numeric
-    m_correction: chex.ArrayDevice  # 1 - b1^t: by it moments that start at zero are too small
+    m_correction: chex.ArrayDevice  # 1 - b1^t, for moments that start at zero
     v_correction: chex.ArrayDevice  # 1 - b2^t
-    # What a whole step needs beside a direction.
+    # Only a whole step needs these; a direction does not.
     rate: chex.Numeric  # what the direction is multiplied by: minus the learning rate
     weight_decay: chex.Numeric
     max_norm: chex.Numeric  # the largest global norm of the gradients
@@ -77,9 +77,9 @@ class Scalars(NamedTuple):
 def by_parts(
     op: Callable[..., chex.ArrayDevice], x: chex.ArrayDevice, real: chex.Numeric
 ) -> chex.ArrayDevice:
-    """`op(x, real)`, for a complex x on each of its parts.
+    """`op(x, real)`, applied to each part of a complex x.
 
-    So nothing is promoted, and an infinite part does not turn the other one into NaN.
+    This promotes nothing, and an infinite part does not turn the other one into NaN.
     """
     if jnp.iscomplexobj(x):
         return jax.lax.complex(op(x.real, real), op(x.imag, real))
@@ -94,7 +94,7 @@ def _square(x: chex.ArrayDevice) -> chex.ArrayDevice:
 
 
 def _weights(b: chex.Numeric, dtype: np.dtype) -> tuple[chex.Numeric, chex.Numeric]:
-    """The decay rate b and 1 - b; the difference is taken in b's own precision."""
+    """The moment decay rate b and 1 - b, which is computed in b's own precision."""
     if is_number(b):
         return float(b), 1 - float(b)
     b = jnp.real(b)
@@ -106,9 +106,9 @@ def moving_average(
 ) -> chex.ArrayDevice:
     """One step of an exponential moving average, b * mean + (1 - b) * x; in the dtype of both.
 
-    Computed as `mean + (1 - b) * (x - mean)`, whose two weights add up to one. Rounded to float32
-    each for itself, b and 1 - b do not: with b = 0.999 the second moment is then off by 1.3e-5.
-    For b below one half it starts from x instead, so that b = 0 gives x and loses nothing.
+    Computed as `mean + (1 - b) * (x - mean)`, whose two weights add up to one. b and 1 - b do not
+    if each is rounded to float32: with b = 0.999 the second moment is then off by 1.3e-5.
+    For b below one half it starts from x instead, so that b = 0 gives x exactly.
     """
     if jnp.iscomplexobj(mean):
         parts = ((mean.real, x.real), (mean.imag, x.imag))
@@ -137,7 +137,7 @@ def _select(
     from_mean: Callable[[], chex.ArrayDevice],
     from_x: Callable[[], chex.ArrayDevice],
 ) -> chex.ArrayDevice:
-    """An average from what has the larger weight."""
+    """The average, computed from the operand with the larger weight."""
     if isinstance(b, float):
         return from_mean() if b >= 0.5 else from_x()
     return jnp.where(b >= 0.5, from_mean(), from_x())
@@ -220,7 +220,8 @@ def step(
         Adam's own.
 
     Returns:
-      The direction, which the optimizer follows backwards, like g; and the new moments.
+      The direction, with the shape and dtype of g, against which the optimizer moves; and the new
+      moments.
     """
     m, v, *v_max = moments
     amsgrad = bool(v_max)
@@ -232,7 +233,7 @@ def step(
         candidate = v / s.v_correction if convention.maximum_of_corrected else v
         largest = jnp.maximum(v_max[0], candidate)
 
-    # Both in halves: m_hat may be just beyond the largest number, beside a v that is infinite.
+    # Numerator and denominator are halved: m_hat may just overflow, where v is infinite.
     if not convention.eps_beside_corrected:  # Kingma & Ba, end of section 2
         half_m = by_parts(jnp.multiply, m, 0.5 * jnp.sqrt(s.v_correction) / s.m_correction)
         v_hat = largest

@@ -1,6 +1,6 @@
 """Random bits of `jax.random` that XLA fuses into the loop of a step, and rounding with them.
 
-On CPUs, JAX computes random bits in a loop over all of memory for each few rounds; here each
+On CPUs, JAX passes over the whole array once for every few rounds of its generator; here each
 element's bits are a function of its index.
 """
 
@@ -38,7 +38,7 @@ def round_at_random(
       An array of `dtype` whose mean over all keys is x. Where x or the result would be infinite or
       NaN, x rounded to nearest. Below the smallest normal number of float16 and 8-bit floats the
       mean is larger than x in magnitude, by less than 2**-24 of the distance between neighbours.
-      The derivative is 1, as that of rounding to nearest is to JAX.
+      The derivative is 1, as JAX has it for rounding to nearest.
     """
     return _round(x, random_bits(key, x.shape, jax.typeof(x).sharding), dtype)
 
@@ -46,16 +46,16 @@ def round_at_random(
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _round(x: chex.ArrayDevice, bits: chex.ArrayDevice, dtype: np.dtype) -> chex.ArrayDevice:
     info = jnp.finfo(dtype)
-    # Sign, exponent and mantissa as one integer: what `dtype` cannot hold are its last bits. A
-    # random number of as many bits, added to them, carries with the probability that they say; the
-    # carry makes the number larger in magnitude by one place, across powers of two as well.
+    # Sign, exponent and mantissa are one integer, whose last bits `dtype` cannot hold. Adding as
+    # many random bits to those carries with the probability that they encode. The carry moves the
+    # number to its neighbour of larger magnitude, across powers of two as well.
     dropped = np.uint32(2 ** (_FLOAT32_MANTISSA - info.nmant) - 1)
     pattern = jax.lax.bitcast_convert_type(x, jnp.uint32)
     rounded = jax.lax.bitcast_convert_type((pattern + (bits & dropped)) & ~dropped, jnp.float32)
     smallest, spacing = float(info.smallest_normal), float(info.smallest_subnormal)
     if smallest > jnp.finfo(jnp.float32).smallest_normal:
-        # Below its smallest normal number, where float32 goes on, `dtype` has a constant spacing.
-        # The division is by a power of two, and exact, as is the difference.
+        # Below its smallest normal number `dtype` has a constant spacing, unlike float32 there.
+        # The division by a power of two is exact, and so is the difference.
         places = jnp.abs(x) / spacing
         below = jnp.floor(places)
         up = (bits >> 8).astype(jnp.float32) * 2**-24 < places - below
@@ -114,7 +114,7 @@ def _is_seed(key: object) -> TypeGuard[int]:
 
 
 def key_data(key: chex.Array | int) -> chex.ArrayDevice:
-    """The uint32[2] of what `check_key` lets pass: a new array, which may be donated."""
+    """The uint32[2] of a key that `check_key` accepts: a new array, which may be donated."""
     typed = jax.random.key(key, impl="threefry2x32") if _is_seed(key) else jnp.array(key)
     is_data = typed.dtype == np.uint32
     return typed if is_data else jax.random.key_data(typed)
@@ -129,7 +129,7 @@ def fold_in(key: chex.ArrayDevice, number: chex.Numeric) -> chex.ArrayDevice:
 def leaf_keys(key: chex.ArrayDevice, count: chex.Numeric, leaves: int) -> chex.ArrayDevice:
     """The keys of one step, one for each leaf: uint32[leaves, 2]."""
     keys = fold_in(fold_in(key, count), jnp.arange(leaves, dtype=jnp.uint32))
-    # XLA would compute them again in the loops of the leaves, for each element.
+    # Without the barrier, XLA would compute the keys again for each element of the leaves.
     return jax.lax.optimization_barrier(keys)
 
 
@@ -140,8 +140,8 @@ def random_bits(
 
     Args:
       key: uint32[2].
-      shape: of the result. With 2**32 elements or more, the bits are others than those of JAX. With
-        symbolic dimensions, as of `jax.export`, it is taken to have fewer.
+      shape: of the result. With 2**32 elements or more, the bits differ from those of JAX. With
+        symbolic dimensions, as in `jax.export`, fewer elements are assumed.
       sharding: of the result where axes of the mesh are explicit.
     """
     x0, x1 = _threefry(key, *_counters(shape, sharding))
@@ -151,10 +151,10 @@ def random_bits(
 def _counters(
     shape: tuple[int, ...], sharding: Any | None = None, limit: int = 2**32
 ) -> tuple[chex.ArrayDevice, chex.ArrayDevice]:
-    """Two numbers below `limit` for each element, together different for any two of them.
+    """Two numbers below `limit` for each element; no two elements have the same pair.
 
-    The second is the index within as many of the last dimensions as have room below the limit, and
-    the first that within the others: 0 for all arrays that are not huge.
+    The second is the index within as many of the last dimensions as fit below the limit. The first
+    is the index within the other dimensions: 0 unless the array is huge.
     """
     split = len(shape)
     is_symbolic = any(map(jax.export.is_symbolic_dim, shape))

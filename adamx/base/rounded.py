@@ -1,7 +1,7 @@
-"""Which updates were rounded at random already: whatever is done to them rounds them anew.
+"""Which updates were rounded at random: any later change would round them again.
 
-`optax.chain` tells a transformation nothing of its neighbours. But what one returns is the very
-object that the next one gets, in a traced function as well.
+In `optax.chain` a transformation knows nothing about its neighbours. But the object that one
+returns is the object that the next one receives, in a traced function as well.
 """
 
 import weakref
@@ -16,7 +16,7 @@ _rounded: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
 def mark_rounded(x: Any) -> Any:
-    """`x`, an array; remembered as long as there is one."""
+    """Mark the array `x` for as long as it exists, and return it."""
     _rounded[id(x)] = x
     return x
 

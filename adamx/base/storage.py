@@ -1,7 +1,7 @@
-"""How a moment is kept between steps, and the way of one leaf through a step.
+"""How a moment is kept between steps, and one step of one leaf.
 
-A moment is computed in float32 or wider. Between steps it may be kept in fewer bits: `Storage` is
-all that a step knows of that. A new way of keeping moments is one more class here.
+A moment is computed in float32 or wider. Between steps it may be kept in fewer bits: a step knows
+this only through `Storage`. A new way of keeping moments is one more class here.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ __all__ = ["CAST", "Cast", "CastAtRandom", "Storage", "step_leaf", "wide_dtype"]
 
 
 class Storage(Protocol):
-    """How one moment is kept. `stored` is what a state holds for it: an array, or a tree of some.
+    """How one moment is kept. `stored` is what a state holds for it: an array or a tree of arrays.
 
-    A storage is a function of `stored` alone where it can be, so that a state made elsewhere, with
-    other dtypes, is continued as it is.
+    Where possible, a storage depends on `stored` alone, so that a state that was made elsewhere,
+    with other dtypes, continues in them.
     """
 
     def zeros(self, param: Any, dtype: np.dtype) -> Any:
-        """What keeps a moment of zeros, in the shape of `param`, to `dtype`'s precision."""
+        """The stored form of a moment of zeros: the shape of `param`, the precision of `dtype`."""
         ...
 
     def dtype(self, stored: Any) -> np.dtype:
@@ -39,7 +39,7 @@ class Storage(Protocol):
         ...
 
     def store(self, moment: chex.ArrayDevice, stored: Any) -> Any:
-        """`moment` in the form and dtypes of `stored`, whose place in the state it takes."""
+        """`moment` in the form and dtypes of `stored`, which it replaces in the state."""
         ...
 
 
@@ -68,7 +68,7 @@ class Cast(NamedTuple):
 
 
 class CastAtRandom(NamedTuple):
-    """`Cast` that rounds to bfloat16 at random, so that the mean is right; others to nearest.
+    """`Cast`, but rounding to bfloat16 is at random and keeps the mean; others to nearest.
 
     Attributes:
       key: uint32[2], one for each leaf and step.
@@ -110,7 +110,7 @@ def step_leaf(
     convention: Convention,
     m_correction_next: chex.ArrayDevice | None = None,
 ) -> tuple[chex.ArrayDevice, list[Any]]:
-    """One step of Adam on one leaf: its moments are loaded, moved on and stored.
+    """One step of Adam on one leaf: load its moments, update them, store them.
 
     Args:
       g: the gradient in the dtype to compute in, `wide_dtype`.

@@ -25,13 +25,13 @@ def is_none(x: object) -> bool:
     return x is None
 
 
-# What Flax's boxes derive from, by name, since adamx does not need Flax: NNX's variables, and
+# Base classes of Flax's boxes, by name, since adamx works without Flax: NNX's variables, and
 # linen's metadata of axes, such as `nn.Partitioned`.
 _BOXES = frozenset({"AxisMetadata", "Variable", "VariableState"})
 
 
 def is_box(node: object) -> bool:
-    """Whether `node` is one of Flax's boxes, in which an array lies with what is known of it."""
+    """Whether `node` is one of Flax's boxes, which hold an array and its metadata."""
     return _is_box_class(type(node))
 
 
@@ -45,8 +45,8 @@ def flatten_with_path(
 ) -> tuple[list[tuple[KeyPath, Any]], Any]:
     """The leaves of `tree` with their paths, and its structure.
 
-    As JAX's function of this name, but a leaf in one of Flax's boxes has the path of the box: it is
-    `kernel`, as in a tree without boxes, and not `kernel/value`.
+    Like JAX's `tree_flatten_with_path`, but a leaf in one of Flax's boxes has the path of the box:
+    it is `kernel`, as in a tree without boxes, and not `kernel/value`.
     """
     nodes, boxed = tree_flatten_with_path(
         tree, is_leaf=lambda x: is_box(x) or (is_leaf is not None and is_leaf(x))
@@ -75,7 +75,7 @@ def leaf_name(path: KeyPath) -> str:
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:
-    """The names with commas between them; the first few of many."""
+    """The names, separated by commas; beyond the first `most`, only the number of the others."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
@@ -100,13 +100,13 @@ def describe_difference(found: Any, expected: Any) -> str:
 
 
 def split_list(values: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
-    """Lists of so many values each, one after the other."""
+    """Split `values` into consecutive lists of the lengths `counts`."""
     rest = iter(values)
     return [[next(rest) for _ in range(count)] for count in counts]
 
 
 def expand_nones(tree: Any, like: Any) -> Any:
-    """`tree` with None for every leaf where it has one for a whole subtree of `like`."""
+    """`tree`, with each None that stands for a subtree of `like` expanded to one for each leaf."""
     return jax.tree.map(
         lambda x, part: jax.tree.map(lambda _: None, part) if x is None else x,
         tree,

@@ -1,4 +1,4 @@
-"""One neutral description of every framework's Adam, and the Optax transformation that it means."""
+"""One neutral description of every framework's Adam, and the Optax transformation it defines."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -46,14 +46,14 @@ _FLAGS += ("bias_correction",)
 class AdamConfig:
     """The hyperparameters of Adam in TF 1.1, tf_keras, Keras 3, PyTorch or Optax.
 
-    Frozen, comparable and, with numbers in it, hashable. In place of a number there may be a scalar
+    Frozen, comparable and, with numbers in it, hashable. Instead of a number there may be a scalar
     array, traced or not (`dataclasses.replace` inside of a jitted function).
 
     Attributes:
       learning_rate: at least 0; or a schedule from the count of steps done, such as a
         `KerasSchedule`.
       b1, b2, eps, eps_root, amsgrad, nesterov, convention: see `adamx.scale_by_adam`.
-      decay: the learning rate is divided by 1 + decay * count.
+      decay: of the learning rate, which is divided by 1 + decay * count.
       weight_decay: at least 0.
       decoupled: the parameters shrink by learning rate times weight decay (AdamW); if not, weight
         decay times the parameters is added to the gradients.
@@ -61,11 +61,11 @@ class AdamConfig:
       clip_global_norm: largest norm of all gradients together.
       clip_value: largest absolute value of an entry.
       clip_value_first: clip values before norms, and not after them.
-      maximize: follow the gradients upwards.
+      maximize: step along the gradients, to maximise instead of minimise.
       float32: the numbers for learning rate, b1, b2 and decay are rounded to float32 before
-        anything is computed of them, as in TF 1.1 and tf_keras's legacy optimizer.
+        anything is computed from them, as in TF 1.1 and tf_keras's legacy optimizer.
       bias_correction: whether the moments, which start at 0, are corrected for that. Without it
-        the direction is m / (sqrt(v) + eps), as of `correct_bias=False` in transformers' AdamW
+        the direction is m / (sqrt(v) + eps), as with `correct_bias=False` in transformers' AdamW
         and `bias_correction=False` in Apex's FusedAdam; only with convention "keras".
     """
 
@@ -141,15 +141,15 @@ class AdamConfig:
             generation. It is not changed.
           generation: "tf1" (`tf.contrib.keras` of TensorFlow 1.1, Keras 2.0), "tf_keras_legacy"
             (`tf_keras.optimizers.legacy`, TensorFlow 2.0 to 2.10), "tf_keras" (its current
-            optimizer, TensorFlow 2.11 to 2.15) or "keras3". None where the keys tell it.
+            optimizer, TensorFlow 2.11 to 2.15) or "keras3". None if the keys identify it.
 
         Returns:
           The configuration. What only describes the object, such as its name, is not kept.
 
         Raises:
-          ValueError: the keys do not tell the generation; an unknown key; a key that asks for what
-            adamx does not do, with what to use instead; a value out of range.
-          TypeError: no mapping; a value of the wrong type.
+          ValueError: the keys do not identify the generation; an unknown key; a key that asks for
+            what adamx does not do, with what to use instead; a value out of range.
+          TypeError: not a mapping; a value of the wrong type.
         """
         fields, keys = fields_from_keras(config, generation)
         return cls._named(fields, keys)
@@ -158,8 +158,8 @@ class AdamConfig:
         """The `get_config()` of a Keras optimizer that computes the same; see `from_keras`.
 
         `decay` becomes a learning-rate schedule where Keras no longer has it, and hyperparameters
-        in float32 the doubles that they are. TensorFlow 1.1 and tf_keras's legacy optimizer will
-        round theirs to float32. The values are Python's, which JSON takes.
+        in float32 become doubles of the same value. TensorFlow 1.1 and tf_keras's legacy optimizer
+        will round theirs to float32. The values are Python's, and can be written as JSON.
 
         Raises:
           ValueError: that generation cannot express a field, or it is traced; the message names it.
@@ -174,9 +174,10 @@ class AdamConfig:
           param_group: an entry of `optimizer.param_groups`, or of `param_groups` in a state dict.
 
         Raises:
-          ValueError: an unknown key; a weight decay without `decoupled_weight_decay`, which tells
-            Adam from AdamW and which older versions do not write; a value out of range.
-          TypeError: no mapping; a value of the wrong type.
+          ValueError: an unknown key; a weight decay without `decoupled_weight_decay`, which
+            distinguishes Adam from AdamW and which older versions do not write; a value out of
+            range.
+          TypeError: not a mapping; a value of the wrong type.
         """
         fields, keys = fields_from_torch(param_group)
         return cls._named(fields, keys)
@@ -193,12 +194,13 @@ class AdamConfig:
         """The Optax transformation that computes what the framework does, in its order.
 
         Args:
-          mask: which parameters decay: a tree of booleans, or a function that makes one of the
-            parameters, as in `optax.adamw`. None for all.
+          mask: where weight decay applies: a tree of booleans, or a function from parameters to
+            one, as in `optax.adamw`. None for everywhere.
 
         Returns:
-          An `optax.chain` of: the sign for `maximize`, clipping, weight decay of the gradients,
-          `scale_by_adam`, decoupled weight decay, the learning rate; without those not asked for.
+          An `optax.chain` of the parts that are used, in this order: the sign for `maximize`,
+          clipping, weight decay of the gradients, `scale_by_adam`, decoupled weight decay, the
+          learning rate.
           `update` needs `params` for weight decay. With a constant learning rate, convention
           "torch" rounds the decoupled decay of parameters of up to 32 bits as torch does.
         """
@@ -238,7 +240,7 @@ class AdamConfig:
 
     @classmethod
     def _named(cls, fields: Mapping[str, Any], keys: Mapping[str, str]) -> Self:
-        """The configuration with these fields; errors have the key that a field was read from."""
+        """The configuration with these fields; errors name the key that a field was read from."""
         try:
             return cls(**fields)
         except AdamxError as error:
@@ -267,7 +269,7 @@ class AdamConfig:
         return idle if self.clip_value is not None else idle | {"clip_value_first"}
 
     def decays(self) -> bool:
-        """Whether weights decay; True of a decay that is an array, whose value may be unknown."""
+        """Whether weight decay applies; True if it is an array, whose value may be unknown."""
         return not is_number(self.weight_decay) or self.weight_decay != 0
 
     def _rounded(self, x: Any) -> Any:

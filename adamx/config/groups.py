@@ -1,4 +1,4 @@
-"""Groups of parameters with hyperparameters of their own, as one Optax transformation."""
+"""Groups of parameters with different hyperparameters, as one Optax transformation."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -50,7 +50,7 @@ def list_unlike(groups: Sequence[ParameterGroup]) -> list[str]:
 def combine_groups(
     groups: Sequence[ParameterGroup], labels: Mapping[str, int]
 ) -> optax.GradientTransformation:
-    """The transformation that treats each parameter as its group says.
+    """The transformation that gives each parameter the hyperparameters of its group.
 
     Args:
       groups: at least one.
@@ -58,8 +58,8 @@ def combine_groups(
 
     Returns:
       `AdamConfig.transformation()` where groups do not differ; the same with a mask of weight decay
-      where they differ only in whether weights decay; otherwise `optax.partition`, with clipping
-      before it.
+      where they differ only in whether weight decay applies; otherwise `optax.partition`, with
+      clipping before it.
 
     Raises:
       InvalidValue: groups clip gradients in different ways.
@@ -96,7 +96,7 @@ def restore_parts(
 
     Args:
       state: of a transformation that is an `optax.partition`, or clips before one.
-      replace: makes the new state of the index of a group and its present state.
+      replace: returns a group's new state, given the group's index and its present state.
     """
 
     def is_partition(node: object) -> bool:
@@ -122,11 +122,11 @@ def _label(index: int) -> str:
 def _map_labels(
     labels: Mapping[str, int], function: Callable[[int], Any]
 ) -> Callable[[optax.Params], Any]:
-    """What Optax's wrappers call with a tree: the tree with a value for each parameter."""
+    """A function for Optax's wrappers, from a tree to that tree with a value for each leaf."""
 
     def mark(tree: optax.Params) -> Any:
         keyed, treedef = flatten_with_path(tree)
-        # What is in no group, such as a key of random numbers, is refused by name at the init.
+        # A leaf in no group, such as a random key, is refused by name in `init`.
         return treedef.unflatten([function(labels.get(path_name(path), 0)) for path, _ in keyed])
 
     return mark

@@ -15,8 +15,8 @@ __all__ = ["GENERATIONS", "Generation", "fields_from_keras", "keras_from_fields"
 Generation = Literal["tf1", "tf_keras_legacy", "tf_keras", "keras3"]
 GENERATIONS: tuple[str, ...] = get_args(Generation)
 
-# What get_config() of each generation holds, with the defaults of its constructor. An older file
-# may lack some; what a configuration says of a feature that it does not use has no effect.
+# The keys of get_config() in each generation, with the defaults of its constructor. An older file
+# may lack some. Settings of a feature that is not in use have no effect.
 _LEGACY = {
     "learning_rate": 1e-3,
     "decay": 0.0,
@@ -60,7 +60,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "keras3": _CURRENT | {"loss_scale_factor": None, "gradient_accumulation_steps": None},
 }
 
-# Keys that one generation alone has.
+# Keys that only one generation has.
 _TELLING: dict[str, Generation] = {
     "loss_scale_factor": "keras3",
     "gradient_accumulation_steps": "keras3",
@@ -127,7 +127,7 @@ def fields_from_keras(
 
     c = {**defaults, **config}
     rate_key = "lr" if tf1 else "learning_rate"
-    norm = "clip_global_norm" if tf1 else "clip_norm"  # TensorFlow 1.1 takes that of all gradients
+    norm = "clip_global_norm" if tf1 else "clip_norm"  # TensorFlow 1.1 clips all gradients together
     keys = {new: old for old, new in _NAMES.items()} | {"learning_rate": rate_key, norm: "clipnorm"}
     rate = c[rate_key]
     if isinstance(rate, Mapping):
@@ -207,7 +207,7 @@ def _with_learning_rate(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _clips(c: Mapping[str, Any], keys: Mapping[str, str], generation: str) -> dict[str, Any]:
-    """The limits that are set; an error where the framework would leave one out without a word."""
+    """The limits that are set; raise where the framework would silently ignore one."""
     limits = {}
     for field in ("clip_norm", "clip_global_norm", "clip_value"):
         limit = c.get(keys.get(field, ""))
@@ -259,7 +259,8 @@ def keras_from_fields(fields: Mapping[str, Any], generation: str) -> dict[str, A
             problem = f"a {generation} configuration cannot express {found}"
             raise InvalidValue(problem, where=field)
 
-    # Later Keras has no decay, and does not round to float32: it gets what that means.
+    # Later Keras has no learning-rate decay and does not round to float32: write a schedule and
+    # the rounded numbers instead.
     if f["float32"] and not early:
         f |= {key: float(np.float32(f[key])) for key in ("b1", "b2")}
         decay = float(np.float32(decay))

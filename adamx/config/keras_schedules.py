@@ -23,15 +23,15 @@ __all__ = ["KerasSchedule"]
 class KerasSchedule:
     """A learning-rate schedule of Keras, as an Optax schedule that can be written back.
 
-    Known are ExponentialDecay, InverseTimeDecay, PiecewiseConstantDecay, PolynomialDecay,
-    CosineDecay and CosineDecayRestarts. Where the last one's periods end, Keras misses some of the
-    restarts by a step, since it rounds down a quotient of logarithms in float32; this one does not.
+    Supported are ExponentialDecay, InverseTimeDecay, PiecewiseConstantDecay, PolynomialDecay,
+    CosineDecay and CosineDecayRestarts. In the last one, Keras misses some of the restarts by a
+    step, since it rounds down a quotient of logarithms in float32; this one does not.
 
     Args:
       class_name: the class in `keras.optimizers.schedules`.
       arguments: the names and values of its constructor's arguments; what is left out has Keras's
-        default. They are kept in the order of their names, with numbers of NumPy as Python's, lists
-        as tuples, and without a `name` of None: equal schedules are equal, and hash alike.
+        default. They are sorted by name, with NumPy numbers as Python's, lists as tuples, and
+        without a `name` of None, so that equal schedules compare equal and have the same hash.
 
     Raises:
       ValueError: an unknown class; an argument that is unknown, missing or out of range.
@@ -102,7 +102,7 @@ class KerasSchedule:
         return cls(str(class_name), tuple(config["config"].items()))
 
     def to_config(self) -> dict[str, Any]:
-        """Return what `keras.optimizers.schedules.deserialize` takes; JSON does too."""
+        """Return what `keras.optimizers.schedules.deserialize` takes; it can be written as JSON."""
         return {
             "module": "keras.optimizers.schedules",
             "class_name": self.class_name,
@@ -157,7 +157,7 @@ def _check_arguments(class_name: str, given: Mapping[str, Any]) -> None:
 
 
 def _fault(name: str, value: Any) -> tuple[type[AdamxError] | None, str]:
-    """The error that the value deserves, or None, and what was expected."""
+    """The error for the value, or None, and what was expected."""
     if name in ("boundaries", "values"):
         if not isinstance(value, tuple) or not all(map(is_number, value)):
             return InvalidType, "a list of numbers"
@@ -193,7 +193,7 @@ def _inverse_time_decay(count: chex.ArrayDevice, a: SimpleNamespace) -> chex.Arr
 
 
 def _piecewise_constant_decay(count: chex.ArrayDevice, a: SimpleNamespace) -> chex.ArrayDevice:
-    # Optax's steps at the boundary, and multiplies scales; Keras's steps after it.
+    # Optax's schedule changes at a boundary, and multiplies scales; Keras's changes after it.
     passed = jnp.searchsorted(jnp.asarray(a.boundaries, float), count, side="left")
     return jnp.asarray(a.values, float)[passed]
 

@@ -108,5 +108,5 @@ def torch_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _item(x: Any) -> Any:
-    """A number that torch may hold in a tensor."""
+    """A number, out of the tensor in which torch may hold it."""
     return x.item() if hasattr(x, "item") else x

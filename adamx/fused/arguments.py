@@ -35,7 +35,7 @@ class StepArguments(AdamArguments):
             raise error.replace(remedy=self._remedy(error)) from None
 
     def _remedy(self, error: AdamxError) -> str:
-        """What can be done here, where `optax.inject_hyperparams` does not fit."""
+        """The remedy for a fused step, to which `optax.inject_hyperparams` does not apply."""
         value = getattr(self, error.where, None)
         if callable(value):
             return (

@@ -20,9 +20,9 @@ _LEAVES_OF_A_CALL = 128
 def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
     """The next moments and parameters; see `adamx.fused.step.step_leaves` for the operands.
 
-    One call, but for trees of hundreds of leaves: XLA's compile time grows with the third power of
-    a call's results that lie in the memory of its operands. A thousand leaves take a minute in one
-    call, and two seconds in calls of 128.
+    One call, or several for trees of hundreds of leaves: XLA's compile time grows with the third
+    power of the number of a call's results that reuse the memory of its operands. A thousand leaves
+    take a minute in one call, and two seconds in calls of 128.
     """
     leaves = len(plan.rows)
     floats, doubles, _, *buffers = operands
@@ -33,7 +33,7 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
     for start in range(0, leaves, _LEAVES_OF_A_CALL):
         group = list(range(start, min(start + _LEAVES_OF_A_CALL, leaves)))
         rows = [plan.rows[i] for i in group]
-        # The buffers that this call needs; nu_max lies as nu does.
+        # The buffers that this call needs; nu_max is laid out like nu.
         mu_used = sorted({row.mu_buffer for row in rows})
         nu_used = sorted({row.nu_buffer for row in rows})
         used = [mu_used, nu_used, nu_used if plan.amsgrad else []]

@@ -1,4 +1,4 @@
-"""Packed states: which arrays they hold, and where in these the parts of each leaf lie."""
+"""Packed states: which arrays they hold, and where in these the part of each leaf begins."""
 
 import hashlib
 import json
@@ -32,8 +32,8 @@ __all__ = [
 _ALIGNMENT = 64  # bytes: a line of the cache, and the widest vector register
 
 Buffers = dict[str, chex.ArrayDevice]
-# A key of a dictionary, since those are part of a tree's structure: it goes where the arrays go,
-# through `jax.jit` and into every file, and takes no array itself.
+# A key of a dictionary, since keys are part of a tree's structure: it follows the arrays through
+# `jax.jit` and into every file, and adds no array itself.
 Layout = dict[str, tuple[()]]
 
 
@@ -43,10 +43,10 @@ class PackedAdamState(NamedTuple):
     Attributes:
       count: the number of steps done, an int32 scalar.
       mu, nu: flat arrays by the name of their dtype, `{"float32": ...}`: one, or one for each dtype
-        if they differ. A leaf's part begins at a multiple of 64 bytes; between parts are zeros.
+        if they differ. A leaf's part begins at a multiple of 64 bytes; zeros fill the gaps.
       layout: `{digest: ()}` with a digest of the names and shapes of the parameters and of where
-        their moments lie, by which `step` and `unpack` know a state of other parameters. None, as
-        in a state that is made by hand, for no such check.
+        their moments are, by which `step` and `unpack` detect a state of other parameters. None
+        disables this check, as in a state that is made by hand.
     """
 
     __module__ = "adamx"  # as users import it: what pickles and repr name
@@ -79,14 +79,14 @@ def buffers_of(adam: PackedState) -> dict[str, Buffers]:
 
 
 class Span(NamedTuple):
-    """Where a leaf's part lies: in the buffer of which dtype, and from which element on."""
+    """Where a leaf's part begins: the dtype of its buffer, and its first element."""
 
     dtype: str
     begin: int
 
 
 def locate(sizes: Sequence[int], dtypes: Sequence[np.dtype]) -> tuple[list[Span], dict[str, int]]:
-    """Where the parts of leaves of these sizes and dtypes lie, and the sizes of the buffers."""
+    """Where the parts of leaves of these sizes and dtypes begin, and the sizes of the buffers."""
     ends: dict[str, int] = {}
     found = []
     for size, dtype in zip(sizes, dtypes, strict=True):
@@ -100,7 +100,7 @@ def locate(sizes: Sequence[int], dtypes: Sequence[np.dtype]) -> tuple[list[Span]
 def leaf_dtype(field: str, param: Any, names: set[str]) -> np.dtype:
     """The dtype of a parameter's moment `field` ("mu", "nu", "nu_max"), given the buffers' names.
 
-    It is that of the only buffer; of several, the one that `scale_by_adam` chooses by itself.
+    With one buffer, that of the buffer; with several, the one that `scale_by_adam` has by default.
     """
     if len(names) == 1:
         return jnp.dtype(next(iter(names)))
@@ -109,7 +109,7 @@ def leaf_dtype(field: str, param: Any, names: set[str]) -> np.dtype:
 
 
 def _leaf_spans(field: str, buffers: Buffers, params: Sequence[Any]) -> list[Span]:
-    """Where in `buffers` the parts of `params` lie; raise a ValueError if they cannot."""
+    """Where in `buffers` the parts of `params` begin; raise a ValueError if they do not fit."""
     dtypes = [leaf_dtype(field, p, set(buffers)) for p in params]
     found, ends = locate([int(np.prod(jnp.shape(p))) for p in params], dtypes)
     sizes = {name: jnp.size(buffer) for name, buffer in buffers.items()}
@@ -131,9 +131,9 @@ def _leaf_spans(field: str, buffers: Buffers, params: Sequence[Any]) -> list[Spa
 
 
 def packed_spans(adam: PackedState, params: optax.Params) -> list[list[Span]]:
-    """For each field, where in its buffers the parts of the leaves of `params` lie.
+    """For each field, where in its buffers the parts of the leaves of `params` begin.
 
-    Raise a ValueError for a state of other parameters, or unless nu_max lies as nu does.
+    Raise a ValueError for a state of other parameters, or if nu_max is not laid out like nu.
     """
     found = _field_spans(adam, params)
     if adam.layout is not None and adam.layout != _layout(params, found):
@@ -163,12 +163,12 @@ def _field_spans(adam: PackedState, params: optax.Params) -> list[list[Span]]:
 
 
 def with_layout(adam: PackedState, params: optax.Params) -> Any:
-    """`adam` with the layout that it has for these parameters."""
+    """`adam` with its field `layout` set for these parameters."""
     return adam._replace(layout=_layout(params, _field_spans(adam, params)))
 
 
 def _layout(params: optax.Params, spans: Sequence[Sequence[Span]]) -> Layout:
-    """A digest of each leaf's name and shape, and of where its moments lie."""
+    """A digest of each leaf's name and shape, and of where its moments are."""
     named = flatten_with_path(params)[0]
     leaves = [[path_name(path), *jnp.shape(leaf)] for path, leaf in named]
     digest = hashlib.sha256(json.dumps([leaves, spans]).encode())

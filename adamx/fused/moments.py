@@ -1,4 +1,4 @@
-"""The moments in a state, separate or packed, as a whole step takes them and gives them back."""
+"""The moments in a state, separate or packed, as a whole step takes and returns them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ class Moments(NamedTuple):
 
 
 def open_separate(adam: Any, params: optax.Params, trained: Sequence[int]) -> Moments:
-    """The moments in an `AdamState`: a buffer for each leaf; `trained` are those to be stepped."""
+    """The moments in an `AdamState`, a buffer for each leaf; `trained` are the leaves to step."""
     opened = open_state(adam, params)
     columns = list(opened.columns.values())
 

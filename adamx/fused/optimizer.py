@@ -64,20 +64,20 @@ class FusedOptimizer(NamedTuple):
     def jit(self, **options: Any) -> _CompiledStep:
         """The compiled step, which changes parameters and state in place.
 
-        JAX gives each result the memory of the first donated argument left that has its shape and
-        dtype. Arguments and results of `step` are in the same order, so each array stays where it
-        is: `jit()` is `jax.jit(step, donate_argnums=(1, 2))`. The arrays of `params` and `state`
-        that were passed in are deleted; gradients are kept.
+        JAX gives each result the memory of the first unused donated argument that has its shape and
+        dtype. Arguments and results of `step` are in the same order, so each array keeps its
+        memory: `jit()` is `jax.jit(step, donate_argnums=(1, 2))`. The arrays of `params` and
+        `state` that were passed in are deleted; gradients are kept.
 
         Args:
-          **options: further arguments of `jax.jit`: `out_shardings`, say.
+          **options: further arguments of `jax.jit`, such as `out_shardings`.
 
         Returns:
           `step`, compiled for each structure, shape and dtype at its first call. Parameters and
           state are donated, whether they are given by position or by name.
 
         Raises:
-          TypeError: for an option that `jax.jit` does not have, and for those of donation.
+          TypeError: for an option that `jax.jit` does not have, or one of donation.
         """
         compiled: Any = jax.jit(
             self.step, donate_argnums=(1, 2), donate_argnames=("params", "state"), **options
@@ -85,10 +85,10 @@ class FusedOptimizer(NamedTuple):
         return compiled
 
     def update(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise: this is no transformation, and those who want one call `update`.
+        """Raise: a fused optimizer is not an Optax transformation.
 
         Raises:
-          TypeError: says what to use instead.
+          TypeError: always; it says what to use instead.
         """
         del args, kwargs
         raise InvalidType(
@@ -121,12 +121,12 @@ def _pair(whole: WholeStep) -> FusedOptimizer:
 def fused_adam(arguments: FusedAdamArguments) -> FusedOptimizer:
     r"""Adam in one pass over memory: gradients in, parameters out.
 
-    `step` computes what `adam` and `optax.apply_updates` do, with the same state, so a run may
-    change from one to the other at any step. On a CPU, a compiled kernel reads each of gradient,
-    moments and parameter once and writes the latter three in place. Elsewhere (GPU, TPU, several
-    devices, under `vmap` or differentiation, complex or 8-bit arrays, `nesterov`, `nu_key`,
-    `jax.export`, no compiled kernel, see `adamx.native.status`) the step is compiled from JAX's own
-    operations, with the same result.
+    `step` computes what `adam` and `optax.apply_updates` do, with the same state: you can switch
+    between them at any step. On a CPU, a compiled kernel reads gradient, moments and parameter once
+    each, and writes moments and parameter in place. Elsewhere (GPU, TPU, several devices, under
+    `vmap` or differentiation, complex or 8-bit arrays, `nesterov`, `nu_key`, `jax.export`, no
+    compiled kernel, see `adamx.native.status`) the step is compiled from JAX's own operations, with
+    the same result.
 
     With every option, in this order: the gradients are clipped by their global norm; weight decay
     that is not decoupled is added to them; Adam; decoupled weight decay; the learning rate.
@@ -139,21 +139,21 @@ def fused_adam(arguments: FusedAdamArguments) -> FusedOptimizer:
       weight_decay: at least 0: a scalar, or a schedule of the count of steps.
       decoupled: True to shrink parameters by learning rate times weight decay, as AdamW does; False
         to add weight decay times the parameters to the gradients, as `torch.optim.Adam` does.
-      mask: where weights decay; see `adamw`.
+      mask: where weight decay applies; see `adamw`.
       clip_global_norm: the largest global norm of the gradients, above 0, as in
         `optax.clip_by_global_norm`; None for no limit. It reads the gradients once more.
-      packed: keep all first moments in one buffer and all second moments in another. JAX spends
-        about as long on passing an array into a compiled function and out as the kernel does on
-        thousands of numbers: with many small leaves this is most of a step. For parameters that are
-        not sharded. `adamx.unpack` gives the ordinary state.
+      packed: keep all first moments in one buffer and all second moments in another. JAX takes
+        about as long to pass an array into a compiled function and out as the kernel takes for
+        thousands of numbers: with many small leaves this is most of a step. Only for parameters
+        that are not sharded. `adamx.unpack` gives the ordinary state.
 
     Returns:
-      `(init, step)`, pure. `init(params)` returns the state of the `optax.chain` of those of
+      `(init, step)`, pure. `init(params)` returns the state of an `optax.chain` of those parts of
       `clip_by_global_norm`, `add_decayed_weights`, `scale_by_adam`, `add_decayed_weights` and
-      `scale_by_learning_rate` that are asked for: that of `adam` or `adamw` without the others.
-      With `packed`, a `PackedAdamState` stands in it. `step(grads, params, state)` returns the next
-      parameters and state, in the dtypes given. A leaf of `grads` that is None leaves its parameter
-      and moments as they were. Each leaf is computed in the widest precision of its arrays, float32
+      `scale_by_learning_rate` that are used: without the others, the state of `adam` or `adamw`.
+      With `packed`, it holds a `PackedAdamState`. `step(grads, params, state)` returns the next
+      parameters and state, in the dtypes given. Where a leaf of `grads` is None, its parameter and
+      moments do not change. Each leaf is computed in the widest precision of its arrays, float32
       at least, and rounded once at the end; `update` also rounds the direction, and the update, to
       the gradient's dtype.
 

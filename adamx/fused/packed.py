@@ -65,8 +65,8 @@ def pack(state: optax.OptState, params: optax.Params) -> optax.OptState:
 
     Raises:
       ValueError: the state has no Adam state; moments of another structure or shape than
-        `params`; moments of dtypes that differ otherwise than the parameters' do, from which
-        `unpack` would not know them; parameters that are sharded over several devices.
+        `params`; moments whose dtypes differ in another way than the parameters' dtypes, so that
+        `unpack` could not find them; parameters that are sharded over several devices.
       TypeError: a parameter is complex.
 
     Example:
@@ -184,7 +184,7 @@ def _take(buffer: chex.ArrayDevice, span: Span, like: Any) -> chex.ArrayDevice:
 def _replace_nodes(
     state: optax.OptState, kinds: tuple[type, ...], replace: Callable[[Any], Any], words: str
 ) -> optax.OptState:
-    """A copy of `state` with `replace(node)` for every node of these types; at least one."""
+    """A copy of `state` with `replace(node)` for every node of these types; raise if none is."""
     nodes = 0
 
     def at(node: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A whole step in JAX's own operations, from and to the operands of the compiled kernel."""
+"""A whole step in JAX's own operations, with the operands and results of the compiled kernel."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
         spots = [(row.mu_buffer, row.mu_element), of_nu, of_nu][: len(columns)]
         g, p, shape = grads[i], params[i], params[i].shape
         if any(column[b].shape != shape for column, (b, _) in zip(columns, spots, strict=True)):
-            # A part of a flat buffer is quick to address only in its own, flat shape.
+            # A part of a flat buffer is quick to address only in its flat shape.
             g, p = g.reshape(-1), p.reshape(-1)
         moments = [
             column[buffer].reshape(p.shape)
@@ -82,11 +82,11 @@ def _step_parameter(
 def _replace_parts(
     buffer: chex.ArrayDevice, parts: Sequence[tuple[int, chex.ArrayDevice]]
 ) -> chex.ArrayDevice:
-    """The buffer with these parts, which begin at rising elements, instead of its own."""
+    """The buffer with these parts replaced; they are in rising order of their first element."""
     if len(parts) == 1 and parts[0][1].shape == buffer.shape:
         return parts[0][1]
-    # Computed before they are put together: XLA would compute them within the concatenation, with
-    # a choice among all of them for each element.
+    # The barrier makes XLA compute the parts before it joins them. Within the concatenation it
+    # would choose among all of them for each element.
     arrays = jax.lax.optimization_barrier([part.reshape(-1) for _, part in parts])
     pieces, end = [], 0
     for (at, _), part in zip(parts, arrays, strict=True):

@@ -15,7 +15,7 @@ class Row(NamedTuple):
 
     mu_buffer: int
     mu_element: int
-    nu_buffer: int  # nu_max lies in its buffer as nu does
+    nu_buffer: int  # nu_max has the same buffer number and element
     nu_element: int
     decays: bool
 

@@ -1,7 +1,7 @@
 """A whole step of Adam, parameters included, as one operation of JAX in several forms.
 
-`_FORMS` is the list of them; `choose` takes the first that is not refused, and says why the others
-are. With Python's logging at level DEBUG for "adamx.fused", each compilation tells.
+`_FORMS` lists them; `choose` takes the first that applies, and says why those before it do not. At
+level DEBUG, the logger "adamx.fused" reports the choice at each compilation.
 """
 
 import itertools
@@ -29,7 +29,7 @@ _logger = logging.getLogger("adamx.fused")
 class _Form(NamedTuple):
     name: str
     run: Callable[..., list[chex.ArrayDevice]]
-    refuse: Callable[[Target, Sequence[Any], Plan], str | None]  # why it cannot, or None
+    refuse: Callable[[Target, Sequence[Any], Plan], str | None]  # why it does not apply, or None
 
 
 def _refuse_kernel(target: Target, arrays: Sequence[Any], plan: Plan) -> str | None:
@@ -43,7 +43,7 @@ def _refuse_kernel(target: Target, arrays: Sequence[Any], plan: Plan) -> str | N
         return "the step is not compiled for a CPU"
     if target.is_export:
         return "the program is exported"
-    # Asked last: it loads the library.
+    # Checked last, since it loads the library.
     return None if native.is_registered() else native.status().reason
 
 
@@ -54,7 +54,7 @@ _FORMS = (
 
 
 def choose(target: Target, arrays: Sequence[Any], plan: Plan) -> tuple[_Form, dict[str, str]]:
-    """The form of a step on these arrays, and by name why the forms before it were refused."""
+    """The form of a step on these arrays, and by name why each form before it does not apply."""
     reasons: dict[str, str] = {}
     for form in _FORMS:
         reason = form.refuse(target, arrays, plan)
@@ -102,8 +102,8 @@ def step_leaves(
     operands += arrays
     run = _operation
     if jax.sharding.get_abstract_mesh().size > 1:
-        # Our operation has no rule for axes that are explicit or split by hand: there, the form
-        # that does not need it goes straight into the program.
+        # The operation has no rule for mesh axes that are explicit or split by hand. There, the
+        # form in JAX's own operations goes straight into the program.
         run = choose(Target("cpu", None, is_export=False), arrays, plan)[0].run
     results = run(*operands, plan=plan)
     *new_moments, new_params = split_list(results, [*map(len, moments), len(params)])

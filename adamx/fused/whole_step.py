@@ -1,4 +1,4 @@
-"""What the arguments of a whole step make of gradients, parameters and a state."""
+"""A whole step as its arguments define it: from gradients, parameters and a state to the next."""
 
 import functools
 from collections.abc import Callable
@@ -30,7 +30,7 @@ __all__ = ["WholeStep"]
 
 
 class WholeStep:
-    """The arguments of a whole step, and the pair of functions that they mean."""
+    """The arguments of a whole step, and the pair of functions that they define."""
 
     def __init__(
         self, arguments: StepArguments, decay: DecayArguments | None, decoupled: bool
@@ -43,7 +43,7 @@ class WholeStep:
     def parts(self) -> dict[str, Callable[[Any], Any]]:
         """The parts of the equivalent chain, each by the `init` that makes its state.
 
-        Made when they are needed: Optax's cannot be pickled.
+        Built at each call: Optax's transformations cannot be pickled.
         """
         a, decay = self.arguments, self.decay
         found: dict[str, Callable[[Any], Any]] = {}
@@ -185,7 +185,7 @@ class WholeStep:
 
 
 def _check_trained(params: Any) -> None:
-    """`check_params`, with what can be done here: no `optax.masked` goes around a whole step."""
+    """`check_params`, with another remedy: `optax.masked` cannot wrap a whole step."""
     try:
         check_params(params)
     except InvalidType as error:

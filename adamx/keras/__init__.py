@@ -1,4 +1,4 @@
-"""The surface of `tf.contrib.keras.optimizers.Adam` of TensorFlow 1.1, and Keras's schedules."""
+"""The interface of `tf.contrib.keras.optimizers.Adam` of TensorFlow 1.1, and Keras's schedules."""
 
 from adamx.config.keras_schedules import KerasSchedule
 from adamx.keras.optimizer import Adam

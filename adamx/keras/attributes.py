@@ -41,11 +41,11 @@ class UnknownAttribute(AdamxError, AttributeError):
 
 
 class StrictAttributes:
-    """A class with slots alone, whose errors for other attributes say what to use instead."""
+    """A class with only slots, whose errors for other attributes say what to use instead."""
 
     __slots__ = ()
 
-    if not TYPE_CHECKING:  # it would take any attribute for one that is there
+    if not TYPE_CHECKING:  # a type checker would then accept any attribute
 
         def __getattr__(self, name: str) -> Any:
             problem = f"attribute {name!r} of {type(self).__name__} is not there"
@@ -71,7 +71,7 @@ def hyperparameter(name: str, doc: str) -> Any:
         return self._config[name]
 
     def set_(self: Any, value: float) -> None:
-        # In place, and so at once: of two threads that set two of them neither loses its own.
+        # In place, and so atomic: when two threads set different ones, both changes are kept.
         self._config[name] = check_argument(name, value)
 
     return property(get, set_, doc=doc)

@@ -1,4 +1,4 @@
-"""One change of an optimizer at a time, by values that are known."""
+"""Changes of an optimizer: one at a time, and never by traced values."""
 
 import contextlib
 import threading
@@ -16,8 +16,8 @@ __all__ = ["Changes", "refuse_traced"]
 class Changes:
     """Lets one thread at a time change an optimizer, from reading its state to storing the next.
 
-    The others wait. Within a change the same thread cannot make another one, which would be lost:
-    a loss that calls its own optimizer gets an error.
+    The other threads wait. Within a change the same thread cannot make another one, which would be
+    lost: a loss that calls its own optimizer raises an error.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Changes:
 
     @contextlib.contextmanager
     def one(self, caller: str) -> Iterator[None]:
-        """The time of one change, which `caller` makes."""
+        """A context within which `caller` makes one change."""
         with self._lock:
             if self._is_changing:
                 raise InvalidValue(
@@ -43,7 +43,7 @@ class Changes:
 
 
 def refuse_traced(caller: str, tree: Any) -> None:
-    """Raise if an array in `tree` has no value yet: a state of such arrays is lost with them."""
+    """Raise if an array in `tree` is traced: a state of such arrays ends with their trace."""
     if any(is_traced(x) for x in jax.tree.leaves(tree)):
         raise InvalidValue(
             where=caller,

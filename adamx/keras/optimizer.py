@@ -1,4 +1,4 @@
-"""Adam with the surface of `tf.contrib.keras.optimizers.Adam` of TensorFlow 1.1."""
+"""Adam with the interface of `tf.contrib.keras.optimizers.Adam` of TensorFlow 1.1."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
@@ -29,7 +29,7 @@ from adamx.transforms.adam import AdamState
 
 __all__ = ["Adam"]
 
-# The hyperparameters that can change in mid-training, and what AdamConfig calls them.
+# The hyperparameters that can change during training, and what AdamConfig calls them.
 _SETTABLE = {"lr": "learning_rate", "beta_1": "b1", "beta_2": "b2", "decay": "decay"}
 
 
@@ -47,19 +47,19 @@ class Adam(StrictAttributes):
         \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t} \frac{m_t}{\sqrt{v_t} + \varepsilon}
 
     A thin layer over `transformation`: it keeps the state, and compiles a step once for each loss
-    function, constraints and structure of parameters. Which function it is goes by equality: define
-    them outside of the training loop, since a new lambda is compiled anew.
+    function, constraints and structure of parameters. Functions are compared by equality: define
+    them outside of the training loop, since a new lambda is compiled again.
 
     The object of a bound method, the arguments of a `functools.partial` and the attributes of a
-    frozen dataclass are looked at in each step: arrays are traced, another value is compiled anew,
-    an object that can change unseen is an error. What a function finds in global variables or in
-    those around it is compiled in: a later change there has no effect.
+    frozen dataclass are checked in each step: arrays are traced, another value is compiled again,
+    an object that can change undetected is an error. What a function reads from global variables or
+    from enclosing functions is compiled in: a later change there has no effect.
 
-    Of a tree of parameters the arrays are trained. Whatever else is in it, such as the functions
-    and Python numbers in an Equinox module, is passed to the loss and comes back as it is.
+    Only the arrays in the tree of parameters are trained. Everything else in it, such as functions
+    and Python numbers in an Equinox module, is passed to the loss and returned unchanged.
 
     Threads may share it: changes of its state are made one after the other. Copies, pickles and
-    `from_config` with `set_weights` go on independently of the original.
+    `from_config` with `set_weights` continue independently of the original.
 
     Args:
       lr: the learning rate, at least 0.
@@ -71,13 +71,13 @@ class Adam(StrictAttributes):
         absolute value of an entry, which is clipped after the norm. None or 0 for no limit.
 
     Attributes:
-      lr, beta_1, beta_2, decay: as given; may be set at any time, and nothing is compiled anew.
+      lr, beta_1, beta_2, decay: as given; may be set at any time, without compiling again.
       iterations: the number of steps done, an int; may be set once there is a state.
 
     Raises:
       ValueError: a number out of range, also when rounded to float32.
       TypeError: an argument of the wrong type; one that TensorFlow 1.1 does not have.
-      AttributeError: an attribute is not there, or cannot be set. The message says what to use.
+      AttributeError: an attribute does not exist or cannot be set. The message says what to use.
 
     Example:
       >>> import jax.numpy as jnp
@@ -141,7 +141,7 @@ class Adam(StrictAttributes):
         """An optimizer with the hyperparameters of a `get_config`, also of TensorFlow 1.1's own.
 
         Args:
-          config: is not changed. Keys that are missing have the default values.
+          config: it is not changed. Keys that are missing have the default values.
 
         Raises:
           ValueError, TypeError: as the constructor.
@@ -163,7 +163,7 @@ class Adam(StrictAttributes):
     def transformation(self) -> optax.GradientTransformationExtraArgs:
         """The pure Optax transformation with the same arithmetic: clipping, Adam, learning rate.
 
-        It has the hyperparameters of now, also when they are set later.
+        It has the present hyperparameters, and keeps them when they are set later.
         """
         return AdamConfig.from_keras(self._config, "tf1").transformation()
 
@@ -176,9 +176,9 @@ class Adam(StrictAttributes):
     def state(self) -> AdamState | None:
         """The Adam state (count, mu, nu), mu and nu like the parameters; None before there is one.
 
-        It does not change: after the next step there is another.
+        It does not change: the next step makes another one.
         """
-        # A copy of the containers, whose contents a user could exchange.
+        # A copy of the containers, whose contents a user could replace.
         state = jax.tree.map(lambda x: x, self._state)
         nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, AdamState))
         return next((node for node in nodes if isinstance(node, AdamState)), None)
@@ -198,14 +198,14 @@ class Adam(StrictAttributes):
             self._store("iterations", adam_weights.set_weights(state, weights))
 
     def build(self, params: Any) -> None:
-        """Make the state for `params`: no steps done, moments of 0. A state there was is discarded.
+        """Make the state for `params`: no steps done, moments of 0. An earlier state is discarded.
 
         `get_updates` does this at the first step.
 
         Raises:
           TypeError: a parameter is neither floating-point nor complex, or an array of another
-            framework; there is none. The message names its path.
-          ValueError: the call is traced. After an error all is as it was.
+            framework; `params` has no arrays. The message names the path.
+          ValueError: the call is traced. After an error nothing has changed.
         """
         arrays = take_trained(params)
         refuse_traced("build", arrays)
@@ -213,25 +213,25 @@ class Adam(StrictAttributes):
             self._store("build", self._initial_state(arrays))
 
     def get_gradients(self, loss: Loss, params: Any, *args: Any) -> Any:
-        """The gradients of `loss(params, *args)` by `params`, clipped as configured.
+        """The gradients of `loss(params, *args)` with respect to `params`, clipped as configured.
 
         Args:
           loss: returns a real floating-point scalar. A function, or another callable that cannot
-            change unseen (see the class); is traced by `jax.jit`.
+            change undetected (see the class); `jax.jit` traces it.
           params: tree of parameters, floating-point or complex arrays.
           *args: trees. Arrays and numbers in them are traced; other leaves, also True and False,
-            are compiled in, and may not change unseen either.
+            are compiled in, and must not change undetected either.
 
         Returns:
-          A tree like `params`, in its dtypes, with None where a leaf is no array. For complex
+          A tree like `params`, in its dtypes, with None where a leaf is not an array. For complex
           parameters the direction of steepest ascent, which is the conjugate of what `jax.grad`
           returns.
 
         Raises:
-          ValueError: the loss is no scalar.
-          TypeError: the loss is no real floating-point number; a parameter is neither
+          ValueError: the loss is not a scalar.
+          TypeError: the loss is not a real floating-point number; a parameter is neither
             floating-point nor complex; an array is masked or of another framework; the loss or
-            a leaf of `params` or `args` can change unseen.
+            a leaf of `params` or `args` can change undetected.
         """
         call = make_call("get_gradients(loss, params, ...)", self._fixed, loss, None, params, args)
         return clipped_gradients(call.program, call.arrays, call.traced)
@@ -246,7 +246,7 @@ class Adam(StrictAttributes):
         """Take one step on `loss(params, *args)`.
 
         Args:
-          params: as for `get_gradients`; is not changed, nor donated.
+          params: as for `get_gradients`; they are neither changed nor donated.
           constraints: maps paths of parameters, such as `dense/kernel`, to functions that are
             applied to them after the step, such as `optax.projections.projection_non_negative`.
             None or empty for none.
@@ -261,7 +261,7 @@ class Adam(StrictAttributes):
           ValueError: no parameter has the path of a constraint; a constraint changed the shape or
             dtype; the parameters are not those of the state; the call is traced; or as
             `get_gradients`.
-          TypeError: as `get_gradients`. After an error all is as it was.
+          TypeError: as `get_gradients`. After an error nothing has changed.
         """
         form = "get_updates(params, None, loss, ...)"
         call = make_call(form, self._fixed, loss, constraints, params, args)
@@ -274,7 +274,7 @@ class Adam(StrictAttributes):
 
     def get_weights(self) -> list[np.ndarray]:
         """The state as NumPy arrays: [iterations, every m, every v]; empty before there is one."""
-        state = self._state  # read once: another thread may exchange it
+        state = self._state  # read once: another thread may replace it
         return [] if state is None else adam_weights.get_weights(state)
 
     def set_weights(self, weights: Iterable[np.ndarray]) -> None:
@@ -292,7 +292,7 @@ class Adam(StrictAttributes):
             self._store("set_weights", adam_weights.set_weights(state, weights))
 
     def _store(self, caller: str, state: optax.OptState) -> None:
-        """The one place where a state is kept."""
+        """Keep a new state; every change ends here."""
         refuse_traced(caller, state)
         self._state = state
 

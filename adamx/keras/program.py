@@ -45,7 +45,7 @@ class Program(NamedTuple):
     parts: tuple[Static, ...]
 
     def fill(self, traced: list[Any]) -> tuple[Loss, dict[str, Constraint], Any, Any]:
-        """The loss, the constraints, what of the parameters is no array, and the arguments."""
+        """The loss, the constraints, the parameters' leaves that are not arrays, the arguments."""
         rest = iter(traced)
         loss, *constraints, others, args = (merge(rest, part) for part in self.parts)
         return loss, dict(zip(self.paths, constraints, strict=True)), others, args
@@ -68,7 +68,7 @@ def make_call(
     params: Any,
     args: tuple[Any, ...],
 ) -> Call:
-    """What is compiled and what it is called with. `form` is how the user's call is written."""
+    """The program and what it is called with. `form` shows in errors how to write the call."""
     if constraints is not None and not isinstance(constraints, Mapping):
         raise InvalidType(
             where="constraints",
@@ -183,7 +183,7 @@ def _constrained(params: Any, constraints: dict[str, Constraint]) -> Any:
 
 
 def with_numbers(config: AdamConfig, numbers: Mapping[str, Any]) -> AdamConfig:
-    """`config` with other numbers: as arrays, so that state and program are the same for all."""
+    """`config` with other numbers, as arrays, so that state and program do not depend on them."""
     return dataclasses.replace(config, **{k: jnp.asarray(v) for k, v in numbers.items()})
 
 
@@ -245,7 +245,7 @@ def combine(arrays: Any, others: Any) -> Any:
 
 
 def _as_jax_array(x: Any) -> Any:
-    """`x` as steps return it, so that the second one need not be compiled for other arguments."""
+    """`x` as a step returns it, so that the second step is not compiled again."""
     return strip_weak_type(x if isinstance(x, jax.Array) else jnp.asarray(x))
 
 
@@ -258,7 +258,7 @@ def _check_returned(name: str, x: Any) -> None:
 
 
 def placed_like(arrays: Any, state: Any) -> Any:
-    """`state`, and what of it is tied to no device on those of `arrays`, where steps leave it."""
+    """`state`, its uncommitted arrays put on the devices of `arrays`, where steps leave them."""
     leaves = jax.tree.leaves(arrays)
     tied = [x for x in leaves if not is_traced(x) and x.committed]
     if not tied:

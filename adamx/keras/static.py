@@ -1,9 +1,9 @@
 """Which part of a step's functions and arguments is traced, and which is compiled in.
 
-What is compiled in has to stay what it was, or a later step would use its old value without a word.
-So a function is taken apart like a tree: arrays within a bound method's object, a `partial` or a
-frozen dataclass are traced, other values are compared at each step, and an object that can change
-unseen is an error.
+What is compiled in must not change, or a later step would silently use its old value. So a function
+is taken apart like a tree: arrays within a bound method's object, a `partial` or a frozen dataclass
+are traced, other values are compared at each step, and an object that can change undetected is an
+error.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ from adamx.base.trees import flatten_with_path, path_name
 
 __all__ = ["ARRAYS", "TRACEABLE", "Static", "check_array", "merge", "split"]
 
-# Of what a function holds these are traced. A scalar of NumPy, like a Python number, may be a size.
+# These are traced in what a function holds. A NumPy scalar, like a Python number, may be a size.
 ARRAYS = (jax.Array, np.ndarray)
 TRACEABLE = (*ARRAYS, np.generic, int, float, complex)
 
 _OTHER_DTYPES = (np.dtype(np.bool_), jax.dtypes.float0)
 
-# What does not change as long as it is the same object, so far as one can tell.
+# What is assumed not to change as long as it is the same object.
 _FIXED = (FunctionType, BuiltinFunctionType, np.ufunc, type, ModuleType, enum.Enum)
 
 # What changes with each use, though it has no attributes.
@@ -39,9 +39,9 @@ _USED_UP = (Iterator, np.random.Generator, np.random.RandomState)
 
 
 class Static(NamedTuple):
-    """What of a tree is compiled in.
+    """The part of a tree that is compiled in.
 
-    A part is None for a leaf that is traced, an `_Opened`, or a leaf with its type (1 == True).
+    One of `parts` is None for a traced leaf, an `_Opened`, or a leaf with its type (1 == True).
     """
 
     treedef: Any
@@ -60,20 +60,20 @@ def split(tree: Any, kinds: tuple[type, ...]) -> tuple[list[Any], Static]:
 
     Args:
       tree: functions are leaves of it, or it is one.
-      kinds: the types of leaves to trace. Of what a function holds the arrays are.
+      kinds: the types of leaves to trace. In what a function holds, arrays are traced.
 
     Raises:
-      InvalidType: a leaf is an array of something else than JAX and NumPy, has a dtype that JAX
-        lacks, or can change without being seen. The message names its path.
+      InvalidType: a leaf is an array of another library than JAX and NumPy, has a dtype that JAX
+        lacks, or can change undetected. The message names its path.
     """
     traced, parts = [], []
     # JAX takes a Partial for a tree, and does not look into its function.
-    is_leaf = _is_partial if kinds else None  # but without kinds the tree's form is to stay
+    is_leaf = _is_partial if kinds else None  # without kinds, the tree keeps its structure
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_leaf)
     for i, leaf in enumerate(leaves):
         try:
             arrays, part = _split_leaf(leaf, kinds)
-        except InvalidType as error:  # paths take time: only then
+        except InvalidType as error:  # paths take time, so only on an error
             path, _ = flatten_with_path(tree, is_leaf=is_leaf)[0][i]
             raise error.within(path_name(path)) if path else error from None
         traced += arrays
@@ -82,7 +82,7 @@ def split(tree: Any, kinds: tuple[type, ...]) -> tuple[list[Any], Static]:
 
 
 def _split_leaf(leaf: Any, kinds: tuple[type, ...]) -> tuple[list[Any], Any]:
-    """What of the leaf is traced, and its part in a `Static`."""
+    """The traced values in the leaf, and its part in a `Static`."""
     check_array(leaf)
     if isinstance(leaf, kinds) and not isinstance(leaf, bool):
         return [leaf], None
@@ -176,7 +176,7 @@ def _attributes(x: Any) -> dict[str, Any]:
 
 
 def _check_fixed(x: Any) -> None:
-    """Raise unless `x` cannot change, or is compared with what was compiled in by its value."""
+    """Raise unless `x` cannot change, or comparing its value with the compiled one detects it."""
     if callable(x) and hasattr(x, "__wrapped__"):
         x = inspect.unwrap(x)  # what decorators such as jax.jit wrap
     if isinstance(x, _FIXED) or type(x).__module__.partition(".")[0] in ("jax", "jaxlib"):
@@ -188,7 +188,7 @@ def _check_fixed(x: Any) -> None:
         hash(x)
     except TypeError as error:
         raise _changeable(x) from error
-    # Two objects are equal by their values if their class says how; else only one to itself.
+    # Without an `__eq__` of its class an object equals only itself, whatever its attributes.
     if isinstance(x, _USED_UP) or (type(x).__eq__ is object.__eq__ and _attributes(x)):
         raise _changeable(x)
 

@@ -1,7 +1,7 @@
 """The compiled kernel: a whole step of Adam on a CPU in one pass over memory.
 
 Built at install if a C++ compiler is found; the environment variable ADAMX_NATIVE=0 disables it.
-`status` tells whether it is in use, and why.
+`status` says whether it is in use, and why.
 """
 
 from adamx.native.loader import NORM, STEP, Status, is_registered, status

@@ -1,4 +1,4 @@
-// The mathematics of Adam on a stretch of one leaf; numerics.py says the same in JAX.
+// The mathematics of Adam on a range of one leaf's elements; numerics.py has the same in JAX.
 //
 // Compiled once for each instruction set, with ADAMX_ISA as the name of its namespace, so that no
 // function compiled for one is linked into another. For the same reason nothing of the standard
@@ -38,7 +38,7 @@ inline uint16_t ToBfloat16(float x) {  // to nearest, ties to even
 }
 
 // Half precision by integers alone: the modes that flush subnormal numbers to zero are on here,
-// and half's own subnormals are to be kept.
+// and half's own subnormals must be kept.
 inline float FromFloat16(uint16_t x) {
   const uint32_t sign = uint32_t{x & 0x8000u} << 16, magnitude = x & 0x7fffu;
   const uint32_t normal = (magnitude << 13) + (112u << 23);
@@ -78,7 +78,7 @@ struct Scratch {
 template <class T>
 constexpr Dtype kOwn = sizeof(T) == 8 ? Dtype::kFloat64 : Dtype::kFloat32;
 
-// The n elements from `begin` on as T: where they lie, or converted into `scratch`.
+// The n elements from `begin` on as T: in their own memory, or converted into `scratch`.
 template <class T>
 T* Load(const Array& array, int64_t begin, int64_t n, T* __restrict scratch) {
   if (array.dtype == kOwn<T>) return static_cast<T*>(array.data) + begin;
@@ -95,8 +95,8 @@ T* Load(const Array& array, int64_t begin, int64_t n, T* __restrict scratch) {
   return scratch;
 }
 
-// The other way; nothing to do where the elements were computed in their own place. From double to
-// 16 bits it rounds once to float on the way, as XLA does.
+// The inverse of Load; nothing to do where the elements were computed in their own memory. From
+// double to 16 bits it rounds to float first, as XLA does.
 template <class T>
 void Store(const Array& array, int64_t begin, int64_t n, const T* __restrict scratch) {
   if (array.dtype == kOwn<T>) return;
@@ -116,8 +116,8 @@ void Store(const Array& array, int64_t begin, int64_t n, const T* __restrict scr
 
 inline float Sqrt(float x) { return __builtin_sqrtf(x); }
 inline double Sqrt(double x) { return __builtin_sqrt(x); }
-// a * b + c, rounded once where the processor can: there XLA does the same. It is written out, and
-// not left to the compiler, which would decide differently from one place in a loop to another.
+// a * b + c, rounded once where the processor can, as XLA does there. It is explicit because the
+// compiler would decide differently for different parts of a loop.
 #if defined(__FMA__) || defined(__aarch64__)
 inline float MultiplyAdd(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline double MultiplyAdd(double a, double b, double c) { return __builtin_fma(a, b, c); }
@@ -137,7 +137,7 @@ inline T MovingAverage(T mean, T x, T b, T rest) {
   return kFromMean ? MultiplyAdd(2 * rest, half, mean) : MultiplyAdd(-2 * b, half, x);
 }
 
-// The same of g^2. What has overflowed stays infinite, and does not turn into NaN.
+// The same for g^2. What has overflowed stays infinite, and does not turn into NaN.
 template <bool kFromMean, class T>
 inline T MeanSquare(T v, T g, T b, T rest) {
   const T infinity = T(__builtin_inf()), square = g * g, difference = MultiplyAdd(g, g, -v);
@@ -183,7 +183,7 @@ void Adam(int64_t n, const T* __restrict g, T* __restrict m, T* __restrict v,
       const bool keep = v_max[i] > candidate || v_max[i] != v_max[i];  // NaN stays
       v_max[i] = largest = keep ? v_max[i] : candidate;
     }
-    // Both in halves: the corrected m may be just too large, beside a v that is infinite.
+    // Numerator and denominator are halved: the corrected m may just overflow, where v is infinite.
     const T denominator = T(0.5) * (Sqrt(largest * f.after_maximum + s.eps_root) + s.eps);
     T direction = m[i] * f.half_m / denominator;
     if (kDecoupled) direction = MultiplyAdd(s.weight_decay, p[i], direction);

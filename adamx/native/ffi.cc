@@ -1,10 +1,10 @@
-// The step as custom calls of XLA: they check what they are given, and hand it on.
+// The step as custom calls of XLA: they check their arguments, and pass them to the kernel.
 //
-// adamx_step: Arguments are the scalars of the step in float32 and in float64 (the latter empty unless an
-// array is of float64), the global norm of the gradients as a scalar of either (read where they are
-// clipped), the buffers of mu, of nu and, with AMSGrad, of nu_max, then each leaf's gradient, then
-// each leaf's parameter. Results are the moments and parameters, each in the memory of its argument.
-// `table` has a Row for each leaf.
+// adamx_step: Arguments are the scalars of the step in float32 and in float64 (the latter empty
+// unless an array is of float64), the global norm of the gradients as a scalar of either (read if
+// they are clipped), the buffers of mu, of nu and, with AMSGrad, of nu_max, then each leaf's
+// gradient, then each leaf's parameter. Results are the moments and parameters, each in the memory
+// of its argument. `table` has a Row for each leaf.
 //
 // adamx_norm: Arguments are gradients, the result is their global norm, a scalar.
 
@@ -22,7 +22,7 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-// How arguments and attributes are to be read. It is in the names under which the handlers are
+// The version of the arguments and attributes. It is in the names under which the handlers are
 // registered, so that a program that was compiled for another version does not find them.
 constexpr int kInterface = 2;
 
@@ -51,7 +51,7 @@ bool ToDtype(ffi::DataType type, adamx::Dtype* dtype) {
   }
 }
 
-// An argument, and for one that is updated, how far the leaves so far have used it.
+// An argument. In a buffer of moments, `used` is where the last leaf's part ends.
 struct Buffer {
   adamx::Array array;
   int64_t size;
@@ -225,12 +225,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(adamx_norm, NormHandler,
                                   .RemainingArgs()
                                   .Ret<ffi::AnyBuffer>());
 
-// What adamx.native asks before it registers the handler.
+// What adamx.native reads before it registers the handlers.
 ADAMX_EXPORT int adamx_ffi_major() { return XLA_FFI_API_MAJOR; }
 ADAMX_EXPORT int adamx_ffi_minor() { return XLA_FFI_API_MINOR; }
 ADAMX_EXPORT int adamx_interface() { return kInterface; }
-// One step on n elements of one dtype, g, m, v and p of each, where they lie; `scalars` are of
-// float64 for float64, of float32 otherwise. adamx.native looks at the results.
+// One step in place on n elements of g, m, v and p, all of one dtype; `scalars` are of float64 for
+// float64, of float32 otherwise. adamx.native checks the results.
 ADAMX_EXPORT void adamx_probe(int dtype, int64_t n, void* g, void* m, void* v, void* p,
                               const void* scalars) {
   const auto kind = static_cast<adamx::Dtype>(dtype);

@@ -1,4 +1,4 @@
-// What a step works on, as plain data: nothing here knows XLA or the instruction set.
+// The data of a step. Nothing here depends on XLA or on the instruction set.
 
 #ifndef ADAMX_LEAF_H_
 #define ADAMX_LEAF_H_
@@ -29,7 +29,7 @@ struct Leaf {
 // The numbers of a step: the fields of numerics.Scalars, in their order.
 template <class T>
 struct Scalars {
-  T b1, one_minus_b1;            // each rounded for itself
+  T b1, one_minus_b1;            // each rounded separately
   T b2, one_minus_b2;            //
   T eps, eps_root;               //
   T m_correction, v_correction;  // 1 - b1^t and 1 - b2^t
@@ -46,10 +46,10 @@ struct Options {
   bool clip;       // by the global norm
 };
 
-// The functions of one instruction set. Both take elements [begin, end) of a leaf.
+// The functions of one instruction set. Each works on elements [begin, end) of a leaf.
 struct Kernels {
   const char* name;
-  // `norm` is the global norm of the gradients where options.clip, and unused elsewhere.
+  // `norm` is the global norm of the gradients if options.clip, and unused otherwise.
   void (*step32)(const Leaf&, int64_t begin, int64_t end, const Scalars<float>&,
                  const Options&, double norm);
   void (*step64)(const Leaf&, int64_t begin, int64_t end, const Scalars<double>&,
@@ -57,7 +57,7 @@ struct Kernels {
   double (*sum_of_squares)(const Array& g, int64_t begin, int64_t end);
 };
 
-// The best set of functions that this processor can run, and all of those.
+// The best functions that this processor can run; and all that it can, the best first.
 const Kernels& BestKernels();
 size_t AllKernels(const Kernels* (&found)[3]);
 

@@ -1,6 +1,6 @@
-"""Loading the compiled kernel, and telling XLA of it.
+"""Load the compiled kernel, and register it with XLA.
 
-Nothing is loaded before a step is first compiled, or `status` asks.
+Nothing is loaded before a step is first compiled, or `status` is called.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from adamx.native.probe import find_fault, flushes_subnormals
 
 __all__ = ["NORM", "STEP", "Status", "is_registered", "status"]
 
-# The kernel's interface: what it reads from arguments and attributes; see `kInterface` in ffi.cc.
+# The version of the kernel's arguments and attributes; see `kInterface` in ffi.cc.
 _INTERFACE = 2
 # The names under which XLA knows it.
 STEP, NORM = f"adamx_step_v{_INTERFACE}", f"adamx_norm_v{_INTERFACE}"
@@ -27,7 +27,7 @@ _LIBRARY = "libadamx_native.so"
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Whether the compiled kernel is used; true where it is.
+    """Whether the compiled kernel is used; as a boolean, `in_use`.
 
     Attributes:
       in_use: whether `adamx.fused_adam` calls it, where it applies.
@@ -47,7 +47,7 @@ class Status:
 def status() -> Status:
     """Whether the compiled kernel is in use and, if not, why.
 
-    JAX's backends are not initialised by it.
+    It does not initialise JAX's backends.
 
     Example:
       >>> import adamx
@@ -58,9 +58,9 @@ def status() -> Status:
 
 
 def is_registered() -> bool:
-    """Whether XLA knows the kernel, as `STEP` and `NORM`; called when a step is compiled.
+    """Register the kernel with XLA as `STEP` and `NORM`, once; return whether it is registered.
 
-    Call it before an executable that was compiled in another process is loaded.
+    Compiling a step calls it. Call it before you load an executable that another process compiled.
     """
     return bool(_loaded()[0]) and _register()
 
@@ -79,7 +79,7 @@ def _loaded() -> tuple[Status, ctypes.CDLL | None]:
         library = ctypes.CDLL(str(path))
         compiled = library.adamx_ffi_major(), library.adamx_ffi_minor()
         interface = library.adamx_interface()
-        _ = library.adamx_probe  # which older ones do not have
+        _ = library.adamx_probe  # which older libraries do not have
         library.adamx_instruction_set.restype = ctypes.c_char_p
         instruction_set = library.adamx_instruction_set().decode()
     except (OSError, AttributeError) as error:
@@ -131,10 +131,10 @@ def _why_absent(folders: Sequence[Path]) -> str:
 
 
 def _ffi_version() -> tuple[int, int]:
-    """The version of the interface that jaxlib has, as its header tells.
+    """The version of XLA's foreign function interface in jaxlib, read from its header.
 
-    It is asked before anything is registered: a library that is too new fails only when the backend
-    is initialised, and takes the backend with it.
+    It is checked before anything is registered: a library that is too new fails only when the
+    backend is initialised, and the backend fails with it.
     """
     header = Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h"
     numbers = dict(re.findall(r"#define XLA_FFI_API_(MAJOR|MINOR) (\d+)", header.read_text()))

@@ -17,7 +17,7 @@ namespace adamx {
 // `schedule` gives a task to a thread pool; it is called `helpers` times. The calling thread works
 // too, and takes every block that no task has taken. So it waits only for blocks that a task has
 // begun, never for a task to start: it cannot deadlock, however busy or small the pool is. A task
-// that starts late finds nothing left and does not touch `body`, which may be gone by then.
+// that starts late finds no block and does not touch `body`, which may no longer exist by then.
 template <class Schedule, class Body>
 void ParallelFor(int64_t blocks, int64_t helpers, Schedule&& schedule, const Body& body) {
   struct Shared {

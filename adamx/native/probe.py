@@ -1,4 +1,4 @@
-"""Whether a kernel that was compiled with who knows which flags computes as it has to."""
+"""Whether a kernel that was compiled with unknown flags computes correctly."""
 
 import ctypes
 import itertools
@@ -8,19 +8,19 @@ import numpy as np
 
 __all__ = ["find_fault", "flushes_subnormals"]
 
-_DTYPES = (np.float32, np.float64, None, np.float16)  # as in leaf.h; bfloat16 NumPy does not have
+_DTYPES = (np.float32, np.float64, None, np.float16)  # as in leaf.h; NumPy has no bfloat16
 # b1 and b2 of 0.5, no eps, moments that need no correction, a learning rate of 1.
 _SCALARS = (0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 1.0, 1.0, -1.0, 0.0, 0.0)
-_REPEATS = 3  # beyond the longest vector register, and a rest
+_REPEATS = 3  # longer than any vector register, and a remainder
 
 
 def flushes_subnormals() -> bool:
-    """Whether this thread treats subnormal numbers as zero: a library may have turned that on."""
+    """Whether this thread treats subnormal numbers as zero, as a library may have set it to."""
     return sys.float_info.min * 0.5 == 0.0
 
 
 def find_fault(library: ctypes.CDLL) -> str | None:
-    """What the kernel computes wrongly, or None: a step on special numbers beside NumPy's."""
+    """What differs between a step of the kernel and NumPy's on special numbers, or None."""
     flushes = flushes_subnormals()
     for number, dtype in enumerate(_DTYPES):
         if dtype is None:

@@ -16,7 +16,7 @@
 
 namespace adamx {
 
-// While it lives, this thread takes subnormal numbers as zero and makes none, as XLA's do.
+// While it lives, this thread treats subnormal numbers as zero and makes none, like XLA's threads.
 class FlushSubnormals {
  public:
 #if defined(__SSE2__)
@@ -50,8 +50,8 @@ inline bool InDouble(const Leaf& leaf) {
   return false;
 }
 
-// The elements of all leaves, one leaf after the other, in blocks: about 64 of them, so that threads
-// share them out evenly, but of 1 to 16 times kBlock each.
+// The elements of all leaves, one leaf after the other, in blocks: about 64 of them, so that
+// threads get even shares, but of 1 to 16 times kBlock each.
 class Blocks {
  public:
   explicit Blocks(const std::vector<Leaf>& leaves) : leaves_(leaves) {
@@ -86,7 +86,7 @@ template <class Schedule>
 double SumOfSquares(const Kernels& kernels, const std::vector<Leaf>& leaves, int64_t threads,
                     Schedule&& schedule) {
   const Blocks blocks(leaves);
-  std::vector<double> parts(blocks.count());  // added up in order: the threads leave no trace
+  std::vector<double> parts(blocks.count());  // added up in order, whichever thread made them
   ParallelFor(blocks.count(), std::min(threads, blocks.count()) - 1, schedule, [&](int64_t block) {
     FlushSubnormals flush;
     blocks.Each(block, [&](const Leaf& leaf, int64_t begin, int64_t end) {

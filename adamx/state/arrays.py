@@ -28,12 +28,12 @@ def get_weights(state: optax.OptState) -> list[np.ndarray]:
 
     Args:
       state: any Optax state that holds an Adam state: of a chain, `inject_hyperparams`,
-        `MultiSteps`, or a partition, whose parts are put together again.
+        `MultiSteps`, or a partition, whose parts are merged.
 
     Returns:
       [count, every mu, every nu], with AMSGrad then every maximum of nu: copies, leaves in the
       order of the parameters' tree, None and masked leaves left out. Shapes and dtypes are the
-      state's, but NumPy has no bfloat16 and no float8: they come as float32, exactly.
+      state's, but bfloat16 and float8, which NumPy lacks, become float32 without loss.
 
     Raises:
       ValueError: there is no Adam state, or there are several for one parameter, or they are at
@@ -47,9 +47,9 @@ def set_weights(state: optax.OptState, weights: Iterable[np.ndarray]) -> optax.O
     """A copy of `state` whose Adam state has these weights: the inverse of `get_weights`.
 
     Schedules that count the same steps as Adam (`optax.scale_by_schedule`, scheduled weight decay,
-    `inject_hyperparams`) move on by as many as Adam does, so that a learning rate goes on where it
-    was. All else that `state` holds stays as it is there: an average of the parameters, gradients
-    that `MultiSteps` has gathered, a learning rate that was set by hand.
+    `inject_hyperparams`) change by as many steps as Adam's count, so that a learning rate continues
+    where it was. Everything else in `state` is kept: an average of the parameters, gradients that
+    `MultiSteps` has accumulated, a learning rate that was set by hand.
 
     Args:
       state: as for `get_weights`; gives the structure, dtypes and shardings. It is not changed.
@@ -59,11 +59,11 @@ def set_weights(state: optax.OptState, weights: Iterable[np.ndarray]) -> optax.O
       The new state.
 
     Raises:
-      ValueError: the number of arrays or a shape differs; a count is no whole number from 0 to the
-        largest of its dtype; a second moment is negative; a value is no number, too large for the
-        dtype, masked, or an object that NumPy cannot read; a schedule counts calls of `MultiSteps`
-        or the like around Adam, which only some of them reach. The message names the array.
-      TypeError: `weights` is no list, but a mapping, say; see `from_numpy`.
+      ValueError: the number of arrays or a shape differs; a count is not a whole number from 0 to
+        the largest of its dtype; a second moment is negative; a value is not a number, too large
+        for the dtype, masked, or an object that NumPy cannot read; a schedule counts the calls of a
+        wrapper such as `MultiSteps`, of which only some reach Adam. The message names the array.
+      TypeError: `weights` is not a list; for a mapping see `from_numpy`.
     """
     try:
         iterator = None if isinstance(weights, str | bytes | Mapping | Set) else iter(weights)
@@ -88,10 +88,11 @@ def set_weights(state: optax.OptState, weights: Iterable[np.ndarray]) -> optax.O
 
 
 def to_numpy(state: optax.OptState) -> dict[str, np.ndarray]:
-    """The Adam state within `state` by path, fit for `np.savez`.
+    """The Adam state within `state` by path, ready for `np.savez`.
 
-    Boxes of Flax are no part of a path: it is the same for a model of NNX, its pure state and a
-    plain tree. `nnx.state(optimizer)` and other mappings are taken for states by their fields.
+    Flax's boxes are not part of a path: it is the same for a model of NNX, its pure state and a
+    tree without boxes. `nnx.state(optimizer)` and other mappings with the fields of a state count
+    as one.
 
     Args:
       state: as for `get_weights`.
@@ -116,14 +117,14 @@ def to_numpy(state: optax.OptState) -> dict[str, np.ndarray]:
 def from_numpy(state: optax.OptState, arrays: Mapping[str, np.ndarray]) -> optax.OptState:
     """A copy of `state` whose Adam state has these arrays: the inverse of `to_numpy`.
 
-    It also brings a state into another form of the same tree. An `nnx.Optimizer`, which cannot take
-    a state of plain arrays, takes what this makes of it::
+    It also converts a state to another form of the same tree. An `nnx.Optimizer` cannot take a
+    state of arrays without boxes, but takes the result of this::
 
         arrays = adamx.to_numpy(state)  # that `Checkpoint.restore` returned, say
         optimizer.opt_state = adamx.from_numpy(optimizer.opt_state, arrays)
 
     Args:
-      state: as for `set_weights`, which also tells what happens to all else in it.
+      state: as for `set_weights`, which also says what happens to everything else in it.
       arrays: as `to_numpy` returns them, or as `np.load` reads them back. `mu/kernel/value`, as
         files may call an array of Flax NNX, means `mu/kernel`.
 
@@ -132,7 +133,7 @@ def from_numpy(state: optax.OptState, arrays: Mapping[str, np.ndarray]) -> optax
 
     Raises:
       ValueError: a name is missing or unknown, or as `set_weights`.
-      TypeError: `arrays` is no mapping; see `set_weights`.
+      TypeError: `arrays` is not a mapping; see `set_weights`.
     """
     if not isinstance(arrays, Mapping):
         raise InvalidType(

@@ -1,16 +1,17 @@
-"""Whose steps each integer scalar of an Optax state counts.
+"""What each integer scalar of an Optax state counts.
 
 Adam's count can be set to any step, and a schedule that counts the same steps has to follow it.
-Which counters those are is told by what holds them:
+What a counter counts is decided by the node that holds it:
 
 - In a state of Adam, `count` is Adam's.
-- In a wrapper, or another state of Optax that counts in a way of its own, it is what `_ROLES` says:
-  of its class, or of a mapping with its fields, as in `nnx.state` of an optimizer.
+- In a wrapper, or another state of Optax that counts differently, `_ROLES` has the answer: for its
+  class, or for a mapping with its fields, as in `nnx.state` of an optimizer.
 - Beside an `opt_state`, in an object of Flax that trains, `step` counts the calls of `update`.
 - In any other node, `count` counts the calls of `update` of the transformation that the node
-  belongs to. Alone, it is a schedule's or a random key's and follows Adam. Beside floating-point
-  arrays, it counts what went into them (for the bias correction of an average, say), and stays as
-  they do. In a node that holds other counters it is a wrapper's, which may pass on some calls only.
+  belongs to. Alone, it belongs to a schedule or a random key, and follows Adam. Beside
+  floating-point arrays, it counts what went into them (for the bias correction of an average, say),
+  and stays as they do. In a node that holds other counters it belongs to a wrapper, which may pass
+  on only some calls.
 - All others are unknown, and an error if Adam's count changes.
 
 A *gate* is a wrapper that passes only some calls of `update` on to the transformation it holds.
@@ -34,17 +35,17 @@ __all__ = ["Counter", "check_together", "find_counters", "find_following"]
 
 Kind = Literal["adam", "follows", "stays", "unknown"]
 
-# The gates around a counter: for each the path of its node, and what reaches the other side.
+# The gates around a counter: for each the path of its node, and which calls it passes on.
 _Gates = tuple[tuple[KeyPath, str], ...]
 
-# What a field of a known node is. Any other word names a gate: the field counts, or the states in
-# it count, only the calls that pass it. Fields without a word hold states like any other node.
+# The role of a field of a known node. Any other word names a gate: the field, or the states in it,
+# count only the calls that pass it. Fields without a role hold states like any other node.
 _CALLS = "calls"  # counts every call
 _OWN = "own"  # neither follows Adam nor holds a counter that does
 
 _INJECTED = {"count": _CALLS, "hyperparams": _OWN}
 
-# Of `contrib` Optax promises nothing, and () stands for a class that is gone: nothing is one.
+# Optax may remove classes of `contrib`. () replaces a missing class: nothing is an instance of it.
 _ROLES: tuple[tuple[Any, Mapping[str, str]], ...] = (
     # Gates
     (
@@ -123,11 +124,11 @@ def find_counters(state: optax.OptState, shape: tuple[int, ...] = ()) -> list[Co
 
 
 def find_following(state: optax.OptState, shape: tuple[int, ...] = ()) -> set[KeyPath]:
-    """The paths of the counters in `state` that go with Adam's.
+    """The paths of the counters in `state` that follow Adam's.
 
     Raises:
-      InvalidValue: an integer scalar is unknown, or one counts the calls on the other side of a
-        gate, whose number is not known.
+      InvalidValue: an integer scalar is unknown, or one is behind other gates than Adam's count, so
+        that the number of its calls is not known.
     """
     counters = find_counters(state, shape)
     if unknown := [counter for counter in counters if counter.kind == "unknown"]:
@@ -155,7 +156,7 @@ def check_together(state: optax.OptState) -> None:
     """Raise where a checkpoint of Adam's count and moments would lose steps or gradients.
 
     Raises:
-      InvalidValue: a counter that follows Adam's has counted other steps; or gradients wait in
+      InvalidValue: a counter that follows Adam's differs from it; or gradients wait in
         `optax.MultiSteps` for an update.
     """
     leaves = dict(flatten_with_path(state)[0])
@@ -206,7 +207,7 @@ class _Position(NamedTuple):
 
 
 def _visit(node: Any, at: _Position, shape: tuple[int, ...], kind: Kind) -> list[Counter]:
-    """The counters in a node; of this kind, if it is a counter itself, or stays as it is."""
+    """The counters in a node. `kind` is theirs if the node is a counter, or if it is "stays"."""
     scalars = _integer_scalars(node, shape)
     if not scalars:
         return []

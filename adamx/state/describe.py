@@ -31,7 +31,7 @@ def describe_sharding(
 ) -> None:
     """Print what each device holds: the bytes of each leaf, of all, and of what is not split.
 
-    A leaf in another memory than the devices' own, such as `pinned_host`, is marked.
+    A leaf in another memory than the devices' default, such as `pinned_host`, is marked.
 
     Args:
       tree: arrays, or their shapes as of `jax.eval_shape`: parameters, a state, or both.
@@ -42,7 +42,7 @@ def describe_sharding(
     Raises:
       ValueError: `shardings` of another structure than `tree`; a dimension that the devices do not
         divide.
-      TypeError: something else than a sharding among `shardings`.
+      TypeError: an entry of `shardings` is not a sharding.
 
     Example:
       >>> import adamx, jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The Adam state within any Optax state: its arrays by name, and a copy with others instead."""
+"""The Adam state within any Optax state: its arrays by name, and a copy with other arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def named_arrays(state: optax.OptState) -> dict[str, Any]:
 
     Raises:
       InvalidValue: no Adam state; several that overlap or are at different steps; two parameters
-        with the same path; something else than an array, or one that is traced or was deleted.
+        with the same path; a leaf that is not an array, is traced or was deleted.
     """
     nodes = [node for node in jax.tree.leaves(state, is_leaf=_is_adam) if _is_adam(node)]
     states = [adam for node in nodes if (adam := as_adam(node))]
@@ -71,16 +71,16 @@ def replace_arrays(
 ) -> optax.OptState:
     """A copy of `state` with `arrays`, named as by `named_arrays`, in its Adam states.
 
-    Counters that go with Adam's count move on by as many steps.
+    Counters that follow Adam's count change by as many steps.
 
     Args:
-      state: one that `named_arrays` takes; is not changed.
+      state: one that `named_arrays` takes; it is not changed.
       arrays: the new arrays. All names of `named_arrays(state)`.
       fit: makes a new leaf of the present one and the new array.
 
     Raises:
-      InvalidValue: the count changes, and for some integer scalar of `state` it is not known by
-        how much it has to change, as in `find_following`.
+      InvalidValue: the count changes, and it is not known by how much some integer scalar of
+        `state` has to change; see `find_following`.
     """
     nodes, _ = flatten_with_path(state, _is_adam)
     adams = {path: adam for path, node in nodes if (adam := as_adam(node))}
@@ -149,9 +149,9 @@ def _checked(name: str, leaf: Any) -> Any:
 
 
 def _merge(name: str, trees: Sequence[Any], *, is_sparse: bool) -> Any:
-    """The one tree of which each of `trees` has a part, and nothing for the others.
+    """The one tree that `trees` split: each has a part of it, and a gap for the others.
 
-    Nothing is `optax.MaskedNode`, or None as `equinox.partition` leaves it; in a sparse tree, which
+    A gap is `optax.MaskedNode`, or None as `equinox.partition` leaves it; in a sparse tree, which
     `nnx.state` makes of a state, it is a missing key.
     """
     parts = [tree for tree in trees if not isinstance(tree, optax.MaskedNode | None)]

@@ -1,4 +1,4 @@
-"""Gradients on their way to the moments that are split over the devices."""
+"""Gradients for moments that are split over the devices."""
 
 import math
 from typing import Any
@@ -35,19 +35,19 @@ def reduce_scatter(grads: optax.Updates, shardings: chex.ArrayTree, axis: Axis) 
             local, mesh=mesh, in_specs=(P(), P("data")), out_specs=(P(), specs)
         )
 
-    The gradients that come out are split as the moments are, and go into `update` or `step`.
+    The resulting gradients are split as the moments are. Pass them to `update` or `step`.
 
-    A parameter that is split over `axis` itself comes into `jax.shard_map` in parts, and so does
-    its gradient come out of `jax.grad`, summed where the parts were gathered. It is divided by the
+    A parameter that is itself split over `axis` enters `jax.shard_map` in parts. Its gradient from
+    `jax.grad` is then in parts too, summed where the parts were gathered. It is divided by the
     number of devices, and not scattered again.
 
     Args:
       grads: the gradients of the loss of this device's part of the batch.
-      shardings: for each, from `zero_sharding` without a transformation. Of a `NamedSharding` from
-        elsewhere the gradient is taken to be whole.
-      axis: every axis of the mesh that the batch is split over, and that `pcast` is given: those
-        over which the moments are not split are averaged over. Over an axis that is not named here
-        JAX has summed the gradients, which cannot be told.
+      shardings: one for each gradient, from `zero_sharding` without a transformation. With any
+        other `NamedSharding` the gradient is taken to be whole.
+      axis: every axis of the mesh that the batch is split over, and that `pcast` is given.
+        Gradients are averaged over those of them that their moments are not split over. Over an
+        axis that is missing here JAX has summed the gradients, which cannot be detected.
 
     Returns:
       For each gradient this device's part of the mean, or the whole mean where it is replicated;
@@ -57,7 +57,7 @@ def reduce_scatter(grads: optax.Updates, shardings: chex.ArrayTree, axis: Axis) 
       ValueError: gradients that were summed over `axis`, or one of its axes, already, since the
         parameters were not varying over it; `shardings` of another structure; a dimension that the
         devices do not divide.
-      TypeError: something else than a `NamedSharding` among `shardings`.
+      TypeError: an entry of `shardings` is not a `NamedSharding`.
     """
     axes = (axis,) if isinstance(axis, str) else tuple(axis)
     tracked = varies_over(jax.lax.axis_index(axes), axes[0])
@@ -103,11 +103,11 @@ def reduce_scatter(grads: optax.Updates, shardings: chex.ArrayTree, axis: Axis) 
 def _is_part(
     shape: tuple[int, ...], sharding: NamedSharding, dimension: int, split: tuple[str, ...]
 ) -> bool:
-    """Whether a gradient of this shape is that of a part of its parameter, which is split so."""
+    """Whether a gradient of this shape is that of a part of a parameter split over `split`."""
     owner = sharding.owner if isinstance(sharding, PartSharding) else None
     if owner is None or not set(split) <= set(owner.spec[dimension]):
         return False
     others = [name for name in owner.spec[dimension] if name not in split]
     size = owner.shape[dimension] // jax.lax.axis_size(split)
-    # Axes of another kind, of a model, may be split by hand or by the compiler.
+    # Other axes, such as those of a model, may be split by hand or by the compiler.
     return shape[dimension] in (size, size // math.prod(sharding.mesh.shape[n] for n in others))

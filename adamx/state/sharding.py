@@ -31,7 +31,7 @@ Axis = str | tuple[str, ...]
 
 
 class _Owner(NamedTuple):
-    """What the moments of a parameter lie by: its shape, and how it lies itself."""
+    """What the shardings of moments depend on: the shape and the sharding of their parameter."""
 
     shape: tuple[int, ...]
     spec: tuple[tuple[str, ...], ...]  # for each dimension the axes that it is split over
@@ -39,16 +39,16 @@ class _Owner(NamedTuple):
 
 
 class PartSharding(NamedSharding):
-    """That of a parameter which is split over `axis` itself, with the whole shape.
+    """The sharding of a parameter that is itself split over `axis`, with its whole shape.
 
-    Inside of `jax.shard_map` its gradient is a part already, which only its shape tells.
+    Inside of `jax.shard_map` its gradient is a part already, which only its shape shows.
     """
 
     owner: _Owner | None = None
 
     @classmethod
     def of(cls, mesh: Mesh | AbstractMesh, spec: PartitionSpec, owner: _Owner) -> Self:
-        """Besides what a `NamedSharding` takes, how the parameter lies."""
+        """A sharding from the arguments of a `NamedSharding` and the parameter that it is for."""
         sharding = cls(mesh, spec, memory_kind=owner.memory_kind)
         sharding.owner = owner
         return sharding
@@ -70,13 +70,13 @@ def zero_sharding(
 
     Each device along `axis` holds one part of every moment instead of all of it. A moment is split
     along the largest of its dimensions that the axis divides and that its parameter is not split
-    along; along the others it lies as the parameter does, and in the same kind of memory. What
-    cannot be split so is replicated, as counts are: `describe_sharding` prints it. A parameter that
-    is split over `axis` itself has moments that lie as it does. Of several axes, a moment is split
-    over those that its parameter is not split over; if no dimension is divided by all of these
-    together, over those of them that make the most parts.
+    along; along the others it is split as the parameter is, and it uses the same kind of memory.
+    What cannot be split so is replicated, as counts are: `describe_sharding` prints it. If a
+    parameter is itself split over `axis`, its moments are split as it is. With several axes, a
+    moment is split over those that its parameter is not split over; if no dimension is divided by
+    all of these together, over those of them that make the most parts.
 
-    Nothing moves here. JAX's partitioner does the rest, if the state is created with these
+    This function moves nothing. JAX's partitioner does, if the state is created with these
     shardings and the compiled step returns it with them, and the parameters with their own::
 
         state = jax.jit(tx.init, out_shardings=shardings)(params)
@@ -88,9 +88,9 @@ def zero_sharding(
     parts are gathered. No moment is ever gathered.
 
     Args:
-      params: the tree of parameters: arrays, or their shapes as of `jax.eval_shape`. A
-        `NamedSharding` of theirs on `mesh` is kept; those without one count as replicated, as do
-        Flax's boxed shapes, to which `flax.linen.get_sharding` gives theirs.
+      params: the tree of parameters: arrays, or their shapes as of `jax.eval_shape`. If they have a
+        `NamedSharding` on `mesh`, it is kept. Those without one count as replicated, as do Flax's
+        boxed shapes, to which `flax.linen.get_sharding` gives theirs.
       mesh: the devices.
       axis: the axis of `mesh` that the batch is split over, or a tuple of axes.
       transformation: what makes the state: a `GradientTransformation` of Optax or adamx, or a
@@ -103,7 +103,7 @@ def zero_sharding(
       and it is of floating or complex dtype; all others are replicated.
 
     Raises:
-      ValueError: `axis` is not of the mesh; a parameter is split on another mesh, or on one with
+      ValueError: the mesh has no such `axis`; a parameter is split on another mesh, or on one with
         the devices in another order; a packed state, whose buffers hold many parameters each.
 
     Warns:
@@ -198,7 +198,7 @@ def _names(spec: Iterable[tuple[str, ...]]) -> set[str]:
 
 
 def _lie(path: KeyPath, param: Any, mesh: Mesh | AbstractMesh) -> _Owner:
-    """How a parameter lies on `mesh`."""
+    """The shape of a parameter, and its sharding on `mesh`."""
     sharding = getattr(param, "sharding", None)
     entries: list[Any] = [None] * np.ndim(param)
     if isinstance(sharding, NamedSharding):
@@ -209,20 +209,20 @@ def _lie(path: KeyPath, param: Any, mesh: Mesh | AbstractMesh) -> _Owner:
 
 
 def memory_kind(sharding: Any) -> str | None:
-    """The memory that arrays of this sharding lie in, if it is not their devices' default."""
+    """The kind of memory of this sharding, if it is not the default of its devices."""
     kind = getattr(sharding, "memory_kind", None)
     if kind is None or isinstance(getattr(sharding, "mesh", None), AbstractMesh):
         return kind
     device = next(iter(sharding.device_set))
     try:
         default = device.default_memory().kind
-    except jax.errors.JaxRuntimeError:  # one of a topology, that programs are compiled for alone
+    except jax.errors.JaxRuntimeError:  # a device of a topology, which is only compiled for
         default = "device"
     return None if kind == default else kind
 
 
 def _check_mesh(path: KeyPath, sharding: NamedSharding, mesh: Mesh | AbstractMesh) -> None:
-    """Raise for a parameter on another mesh; one that is whole may be on other devices."""
+    """Raise for a parameter on another mesh; a replicated one may be on other devices."""
     other = sharding.mesh
     is_split = not sharding.is_fully_replicated
     if is_split and list(other.shape.items()) != list(mesh.shape.items()):
@@ -244,7 +244,7 @@ def _check_mesh(path: KeyPath, sharding: NamedSharding, mesh: Mesh | AbstractMes
 
 
 def _split(owner: _Owner, axes: tuple[str, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """The owner's spec, with one of its free dimensions split over the axes that it leaves."""
+    """The owner's spec, with one unsplit dimension split over axes that the spec does not use."""
     entries: list[tuple[str, ...] | str | None] = [
         names[0] if len(names) == 1 else names or None for names in owner.spec
     ]

@@ -1,4 +1,4 @@
-"""Adam as pure init/update pairs over trees of parameters, to be chained with Optax's own."""
+"""Adam as pure init/update pairs over trees of parameters, for chains of Optax."""
 
 import functools
 from typing import Any
@@ -47,50 +47,50 @@ def scale_by_adam(arguments: DirectionArguments) -> optax.GradientTransformation
                   m_t / (\sqrt{v_t+\bar\varepsilon} + \varepsilon)`
     ============  =============================================================  ================
 
-    No constant eps above 0 turns one form into the other. The state is Optax's own, so that a run
-    may change between `optax.scale_by_adam` and this one at any step.
+    Unless eps is 0, the two forms cannot be matched by changing eps. The state is Optax's own: you
+    can switch between `optax.scale_by_adam` and this transformation at any step.
 
-    Everything is computed in float32 or wider. Numbers of Python and NumPy keep their double
-    precision until they meet an array. `optax.inject_hyperparams` makes arrays of them, in the
+    Everything is computed in float32 or wider. Python and NumPy numbers keep their double
+    precision until they meet an array. `optax.inject_hyperparams` turns them into arrays of the
     dtype of the parameters: name b1, b2, eps and eps_root in its `static_args` unless they are to
-    change. In an array of float32 a decay rate above 1 - 3e-8 is 1 and an eps below 2.4e-38 is 0,
-    which cannot be told from the array: directions are NaN, with that eps where gradients were
-    always zero.
+    change. In a float32 array, b1 or b2 above 1 - 3e-8 is 1, and an eps below 2.4e-38 is 0. adamx
+    cannot detect this: directions are then NaN, with that eps only where gradients were always
+    zero.
 
     Args:
       b1: decay rate of the first moment, in [0, 1). Scalar; may be traced, like the next three.
       b2: decay rate of the second moment, in [0, 1).
       eps: added to the square root, at least 0; with 0, gradients that were always zero give NaN.
       eps_root: added inside the square root, at least 0. Not needed to differentiate the update.
-      mu_dtype: dtype of the first moment; None for the parameter's. The precision counts: complex
-        parameters get the complex dtype of that precision.
+      mu_dtype: dtype of the first moment; None for the parameter's. Only its precision counts:
+        complex parameters get the complex dtype of that precision.
       nu_dtype: real floating dtype of the second moment; None for that of the parameter's real
-        part, but at least float32. In bfloat16 the increments of v round away. In float16, with b2
-        = 0.999, those of gradients below 5e-3 are 0, whereupon the direction is huge; a v above
-        65,504 is infinite.
-      nu_key: rounds a second moment in bfloat16 at random, so that its mean is right and it does
-        not stall: a seed, or a key as for `stochastic_round`, which may have the same one.
-        Each part of an `optax.partition` needs its own.
-        None to round it to nearest. AMSGrad's maximum is always rounded to nearest.
-      nesterov: Nesterov's look ahead in place of the first moment (Dozat 2016, algorithm 2 in
+        part, but at least float32. In bfloat16 the increments of v are lost in rounding. In
+        float16, with b2 = 0.999, those of gradients below 5e-3 are 0, and the direction becomes
+        huge; a v above 65,504 is infinite.
+      nu_key: a seed or a key, as for `stochastic_round`, to round a second moment in bfloat16 at
+        random: its mean is kept and it does not stall. Both may have the same key, but each part
+        of an `optax.partition` needs a different one.
+        None to round to nearest. AMSGrad's maximum is always rounded to nearest.
+      nesterov: use Nesterov's look-ahead instead of the first moment (Dozat 2016, algorithm 2 in
         Optax's form). Only with convention "optax": NAdam in Keras and torch differs from it.
       amsgrad: divide by the largest second moment so far (Reddi et al. 2018).
-      convention: whose Adam, see the table. Not so for complex parameters: torch steps their real
-        and imaginary parts apart, each with a second moment of its own, as the transformation does
-        within `optax.contrib.split_real_and_imaginary`.
+      convention: selects the form in the table. Complex parameters are an exception: torch steps
+        their real and imaginary parts separately, each with its own second moment. To do the same,
+        wrap the transformation in `optax.contrib.split_real_and_imaginary`.
 
     Returns:
       A transformation. `init(params)` takes a tree of floating-point or complex arrays and Python
-      scalars, None for what does not train, and returns `AdamState(count, mu, nu)`, with `amsgrad`
+      scalars, None for what is not trained, and returns `AdamState(count, mu, nu)`, with `amsgrad`
       `AmsgradState(count, mu, nu, nu_max)`: count an int32 scalar that stops at its largest value,
       the others trees like `params`. `update(updates, state, params=None)` returns the direction in
       the dtypes of `updates` and the next state in the dtypes of `state`. A leaf of `updates` that
-      is None comes back as None, and its moments as they were.
+      is None stays None, and its moments do not change.
 
     Raises:
-      ValueError: a number out of range (when it is one of Python or NumPy), an array that is not a
-        scalar, an unknown convention, a `nu_key` without `nu_dtype="bfloat16"`; in
-        `update`, gradients whose shapes or structure are not those of the state.
+      ValueError: a Python or NumPy number out of range, an array that is not a scalar, an unknown
+        convention, a `nu_key` without `nu_dtype="bfloat16"`; in `update`, gradients whose shapes or
+        structure differ from those of the state.
       TypeError: an argument of the wrong type or name; b1, b2, eps or eps_root as an array of less
         precision than float32; in `init`, a parameter that is neither floating-point nor complex;
         in `update`, such a gradient, or a real one for a complex parameter or the reverse.
@@ -113,8 +113,8 @@ def scale_by_adam(arguments: DirectionArguments) -> optax.GradientTransformation
 def adam(arguments: AdamArguments) -> optax.GradientTransformationExtraArgs:
     r"""Adam: `scale_by_adam`, then multiplication by minus the learning rate.
 
-    It stands in for `optax.adam`, for `optax.nadam` with `nesterov=True` and for `optax.amsgrad`
-    with `amsgrad=True`: same arguments, same state.
+    It replaces `optax.adam`, with `nesterov=True` `optax.nadam`, and with `amsgrad=True`
+    `optax.amsgrad`: same arguments, same state.
 
     Args:
       learning_rate: the step size :math:`\alpha`, at least 0: a scalar, or a schedule that maps the
@@ -123,8 +123,8 @@ def adam(arguments: AdamArguments) -> optax.GradientTransformationExtraArgs:
         `scale_by_adam`.
 
     Returns:
-      A transformation whose updates are to be added to the parameters (`optax.apply_updates`), with
-      the state of an `optax.chain` of the two parts.
+      A transformation whose updates you add to the parameters (`optax.apply_updates`), with the
+      state of an `optax.chain` of the two parts.
 
     Raises:
       ValueError, TypeError: as `scale_by_adam`, and for a learning rate out of range.
@@ -151,9 +151,9 @@ def adam(arguments: AdamArguments) -> optax.GradientTransformationExtraArgs:
 def adamw(arguments: AdamWArguments) -> optax.GradientTransformationExtraArgs:
     r"""Adam with decoupled weight decay: the parameters also shrink by :math:`\alpha\lambda\theta`.
 
-    It stands in for `optax.adamw`, and for `optax.nadamw` with `nesterov=True`: same arguments,
-    same state. For the decay that torch's `Adam(weight_decay=...)` adds to the gradient instead,
-    chain `optax.add_decayed_weights` before `adam`.
+    It replaces `optax.adamw`, and with `nesterov=True` `optax.nadamw`: same arguments, same state.
+    For the weight decay that torch's `Adam(weight_decay=...)` adds to the gradient instead, chain
+    `optax.add_decayed_weights` before `adam`.
 
     Args:
       learning_rate: see `adam`.
@@ -162,7 +162,7 @@ def adamw(arguments: AdamWArguments) -> optax.GradientTransformationExtraArgs:
       weight_decay: :math:`\lambda`, at least 0: a scalar, or a schedule of the count of steps. As
         in torch and Keras it is multiplied by the learning rate.
       mask: a tree like the parameters, or a prefix of it, or a function from parameters to one,
-        that is True where weights decay; None for everywhere.
+        that is True where weight decay applies; None for everywhere.
 
     Returns:
       A transformation like that of `adam`; `update` needs `params`.
@@ -184,7 +184,7 @@ _Fixed = tuple[float | None, ...]
 
 
 class _Direction:
-    """The arguments of `scale_by_adam`, and the pair of functions that they mean."""
+    """The arguments of `scale_by_adam`, and the pair of functions that they define."""
 
     def __init__(self, arguments: DirectionArguments) -> None:
         self.arguments = arguments
@@ -288,7 +288,7 @@ def _step_array(
 ) -> tuple[chex.ArrayDevice, list[Any]]:
     """`step_leaf`, compiled once for all leaves of a shape: outside of `jit` one call for each.
 
-    The scalars are `fixed`, numbers of Python, where those are not None, and else `traced`.
+    Each scalar is a Python number in `fixed`, or where that is None an array in `traced`.
     """
     known: list[Any] = [f if t is None else t for f, t in zip(fixed, traced, strict=True)]
     direction, moments = step_leaf(
@@ -302,7 +302,7 @@ def nu_keys(
 ) -> chex.ArrayDevice:
     """The keys of one step's second moments, uint32[leaves, 2].
 
-    `stochastic_round` with the same key has others.
+    They differ from those of `stochastic_round` with the same key.
     """
     key = fold_in(key_data(nu_key), np.uint32(2**32 - 1))  # which no count reaches
     return leaf_keys(key, count, leaves)

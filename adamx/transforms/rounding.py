@@ -1,7 +1,7 @@
-"""Stochastic rounding: arrays narrower than float32 that small updates move by the right mean.
+"""Stochastic rounding: small updates to arrays narrower than float32 survive on average.
 
-Rounded to the nearest bfloat16, 1 + 1e-4 is 1, however often it is computed. Rounded to one of its
-two neighbours at random, with the probability that makes the mean right, it moves.
+Rounded to the nearest bfloat16, 1 + 1e-4 is 1, however often it is computed. If it is rounded to
+one of its two neighbours at random, with probabilities that keep the mean, it moves.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ __all__ = ["StochasticRoundState", "stochastic_round"]
 
 
 class StochasticRoundState(NamedTuple):
-    """The state of `stochastic_round`: arrays that any checkpoint takes.
+    """The state of `stochastic_round`: arrays that any checkpoint can hold.
 
     Attributes:
       count: the number of steps done, an int32 scalar that stops at its largest value.
@@ -43,38 +43,39 @@ class StochasticRoundState(NamedTuple):
 def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformationExtraArgs:
     r"""Round parameters narrower than float32 at random, so that small updates are not lost.
 
-    The last part of a chain, after the learning rate: `adam` and the like after it are an error
-    where they get what it returned. With parameter :math:`p` and update
+    Make it the last part of a chain, after the learning rate: `adam` and the like raise an error
+    for updates that it returned. With parameter :math:`p` and update
     :math:`u`, the sum :math:`s = p + u` is computed in float32 and lies between two neighbouring
     numbers :math:`a \le s \le b` of the parameter's dtype. The parameter becomes
 
     .. math:: r = b \text{ with probability } \frac{s - a}{b - a}, \text{ else } a,
 
-    whose mean is s; s itself where it is such a number. Beyond the largest, s is rounded to
-    nearest. The update comes back as :math:`r - p` in float32, and `optax.apply_updates` then gives
-    r exactly. (Not for 8-bit floats, which JAX does not promote: there, add them in float32.)
-    Derivatives are those of a sum that is not rounded.
+    whose mean is s; r is s where s is a number of that dtype. Beyond the largest number, s is
+    rounded to nearest. The returned update is :math:`r - p` in float32, with which
+    `optax.apply_updates` gives r exactly. (Not for 8-bit floats, which JAX does not promote: there,
+    add them in float32.) Derivatives are those of a sum that is not rounded.
 
-    Parameters of float32 and wider, and complex ones, get the update that was given.
+    Parameters of float32 and wider, and complex ones, get the given update unchanged.
 
-    Give gradients in float32 (`optax.tree.cast(grads, "float32")`). Adam's updates come in the
-    gradients' dtype, and weight decay is added to the direction in it: in bfloat16 what is below
-    about 1/500 of the direction is lost, which is nearly all of a decay of 1e-4. Optax's gates
-    (`apply_if_finite` and the like) need it too, since the updates that come back are in float32.
+    Give gradients in float32 (`optax.tree.cast(grads, "float32")`). Adam's updates have the
+    gradients' dtype, in which weight decay is added to the direction: in bfloat16 what is below
+    about 1/500 of the direction is lost, which is nearly all of a weight decay of 1e-4. Optax's
+    conditional wrappers (`apply_if_finite` and the like) need float32 gradients too, since the
+    returned updates are in float32.
 
-    Of wrappers that compute parameters themselves it goes around `optax.lookahead`, not inside,
-    where what it does would be rounded to nearest again. `optax.contrib.schedule_free` is not for
-    narrow parameters: it adds up its weights in their dtype.
+    Chain it after `optax.lookahead`, not inside of it, where its result would be rounded to nearest
+    again. Do not use `optax.contrib.schedule_free` with narrow parameters: it adds up its weights
+    in their dtype.
 
     Add the updates with `optax.apply_updates`, which keeps the parameters' dtype.
-    `equinox.apply_updates` makes them float32, whereupon the next `update` raises an error. An
+    `equinox.apply_updates` makes them float32, and the next `update` then raises an error. An
     infinite parameter becomes NaN.
 
     Args:
       key: a seed, or a key of `jax.random` (Threefry, JAX's default), typed or as uint32[2], which
         may be traced. Members of an ensemble under `jax.vmap`, devices under `jax.shard_map` and
-        parts of an `optax.partition` need keys of their own; arrays that `jax.jit` shards do not:
-        an element's bits depend on its index in the whole array.
+        parts of an `optax.partition` need different keys; arrays that `jax.jit` shards do not: an
+        element's bits depend on its index in the whole array.
 
     Returns:
       A transformation with the state `StochasticRoundState(count, key, narrow)`. `update(updates,
@@ -83,8 +84,8 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
 
     Raises:
       ValueError: a key of another generator or shape; in `update`, no params, updates whose shapes
-        or structure are not theirs, or params whose narrow dtypes are not those of `init`.
-      TypeError: a key that is none; in `update`, a state of another transformation.
+        or structure differ from theirs, or params whose narrow dtypes differ from those in `init`.
+      TypeError: something that is not a key; in `update`, a state of another transformation.
 
     Example:
       >>> import adamx, jax.numpy as jnp, optax
@@ -146,7 +147,7 @@ def _update_leaf(u: chex.Array, p: chex.Array, key: chex.ArrayDevice) -> chex.Ar
 
     Where r is at least about 2**-11 of p, the errors of difference and sum together are below half
     of r's distance to its neighbours. Where it is smaller, p + u cancels: the sum is exact and a
-    multiple of u's last place, as then are r and p; r - p has no more places than u, and is exact.
+    multiple of u's last bit, as then are r and p; r - p has no more bits than u, and is exact.
     (Differences below 2**-126 are 0 to some of XLA's code; there r is p.)
     """
     p = jnp.asarray(p)

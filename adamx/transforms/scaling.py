@@ -1,7 +1,7 @@
-"""Optax's multiplications by a learning rate and a weight decay, which promote nothing.
+"""Optax's multiplications by a learning rate and a weight decay, but without type promotion.
 
-Optax multiplies an update by the number it was given: an array of float32 makes updates of float32
-from those of bfloat16. Here a number takes the precision of what it multiplies.
+Optax multiplies an update by the number as it is given: a float32 array turns bfloat16 updates into
+float32. Here a number takes the precision of what it multiplies.
 """
 
 from typing import Any
