@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints in any format that is registered."""
+"""Read and write checkpoints in any registered format."""
 
 import contextlib
 import dataclasses
@@ -42,24 +42,24 @@ def load(
 
     Args:
       path: a file, a folder or a prefix of files, in one of `FORMATS`.
-      config: hyperparameters instead of the file's. A mapping of fields of `AdamConfig`, such as
-        `{"learning_rate": 3e-4}`, keeps what it does not name. Formats that have no hyperparameters
-        need an `AdamConfig`.
+      config: hyperparameters to use instead of the file's. A mapping of fields of `AdamConfig`,
+        such as `{"learning_rate": 3e-4}`, changes only these fields. Formats that store no
+        hyperparameters need an `AdamConfig`.
       optimizer: which of several optimizers to read: its dotted key in the file, such as "optG".
       weights: which of several models' weights are those of the optimizer: their dotted key.
-      strict: whether to refuse names of variables that the file does not tell.
-      format: one of `FORMATS`; None to tell it from the content, whatever the file is called.
+      strict: whether to raise if the file does not store the name of each variable.
+      format: one of `FORMATS`; None to detect it from the content, whatever the file is called.
       progress: called with the number of bytes just read.
 
     Returns:
       All that the file holds of the optimizer, and of the model's weights. Nothing in the file is
-      executed, and memory is taken for what is there, not for what it claims.
+      executed, and sizes that it states are never trusted.
 
     Raises:
       CheckpointError: the file is truncated, damaged, of another kind, or without the state of one
         Adam; the message names it.
       OSError: the file cannot be read.
-      ImportError: the package is missing that reads the format; the message says what to install.
+      ImportError: the package that reads the format is missing; the message says what to install.
 
     Warns:
       UserWarning: `config` is an `AdamConfig` that contradicts the file's hyperparameters. All of
@@ -119,17 +119,17 @@ def save(
     """Write an optimizer state to a file. A crash leaves the file as it was.
 
     Args:
-      path: where to. Where the format is of folders, nothing may be there.
+      path: where to write. If the format is a folder, nothing may exist there.
       checkpoint: what to write.
-      format: one of `FORMATS`; None to tell it from the suffix of `path`.
+      format: one of `FORMATS`; None to choose it by the suffix of `path`.
       template: an existing file of the model in this format. A copy of it is written, with the
         checkpoint's values instead of its weights, moments, iterations and hyperparameters, in its
         own order and names. Some formats need one (Keras), some take none (adamx's own); for torch,
         None writes an optimizer's state dict, with the variables in the checkpoint's order.
-      order: the file's names of the checkpoint's `params`, in their order, where they differ; or of
-        those of `names`. Or, with a template, a mapping from its names, of weights and of the
-        optimizer's variables, to those of the checkpoint. torch goes by position alone: without a
-        template, if `checkpoint.ordered` is False, give `checkpoint.names` in the model's order.
+      order: where names differ, the file's names of the checkpoint's `params` or `names`, in their
+        order. Or, with a template, a mapping from its names of weights and of variables to those of
+        the checkpoint. torch knows parameters by position only: without a template, if
+        `checkpoint.ordered` is False, give `checkpoint.names` in the model's order.
       optimizer: which of several optimizers in the template: its dotted key.
       weights: which of several models' weights in the template: their dotted key.
       progress: called with the number of bytes just written.
@@ -137,8 +137,8 @@ def save(
     Between Keras and torch, the kernels of dense layers are transposed.
 
     Returns:
-      What the file has no room for: names such as `params/hidden/kernel`; empty if all is in it.
-      Also what of the template stays as it was but counts steps or may, such as `scheduler.pt`.
+      What the file cannot hold: names such as `params/hidden/kernel`; empty if it holds all. Also
+      parts of the template that (may) count steps but are copied unchanged, such as `scheduler.pt`.
 
     Raises:
       CheckpointError: the format cannot express the configuration; names or shapes do not fit the
@@ -164,9 +164,9 @@ def write(
     optimizer: str | None = None,
     weights: str | None = None,
 ) -> tuple[str, ...]:
-    """`save`, and use the checkpoint up: it loses its arrays, so that none is in memory twice."""
+    """Like `save`, but drop the checkpoint's arrays on the way: none is in memory twice."""
     form = find_target(path, format, template)
-    # Of a template's hyperparameters only those count that tell which variables there are.
+    # Of a template's hyperparameters, only those matter that decide which variables exist.
     config, source = checkpoint.groups[0].config, None
     if template is not None:
         source = Source(Path(template), config, progress, optimizer=optimizer, weights=weights)
@@ -184,10 +184,10 @@ def write(
 def find_target(
     path: Path, format: Format | None, template: str | os.PathLike[str] | None = None
 ) -> FileFormat:
-    """The format to write: that of `format`, of the suffix, or of a template that is a folder.
+    """The format to write: by `format`, by the suffix, or by a template that is a folder.
 
     Raises:
-      CheckpointError: none of them tells, or adamx only reads the format.
+      CheckpointError: none of them decides, or adamx only reads the format.
       OSError, ImportError: there can be no file at `path`; a package is missing.
     """
     if format is not None:
@@ -250,7 +250,7 @@ def _read(form: FileFormat, source: Source, *, values: bool) -> Checkpoint:
 def _fit(
     form: FileFormat, checkpoint: Checkpoint, source: Source | None, order: Order | None
 ) -> tuple[Checkpoint, list[str]]:
-    """What `form` is to write, and what of the checkpoint is not in it."""
+    """The checkpoint that `form` is to write, and what it leaves out."""
     if source is not None:
         plan = _read(form, dataclasses.replace(source, progress=None), values=False)
         try:

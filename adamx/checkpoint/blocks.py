@@ -1,4 +1,4 @@
-"""The entries of large arrays, some at a time."""
+"""Iterate over large arrays in blocks."""
 
 from collections.abc import Iterator
 
@@ -11,9 +11,9 @@ _BLOCK = 1 << 13  # entries
 
 
 def iterate_blocks(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
-    """The entries of arrays of one shape side by side, some at a time, so that copies stay small.
+    """Blocks of the same entries of arrays of one shape, so that copies stay small.
 
-    Integers stay what they are; other numbers become float64, a complex one two of them.
+    Integers stay integers; other numbers become float64, a complex number two of them.
     """
     kinds = {array.dtype.kind for array in arrays}
     wide = np.dtype(np.complex128 if "c" in kinds else np.float64)

@@ -1,4 +1,4 @@
-"""The optimizer state of any framework, in one form, and its way into and out of a JAX tree."""
+"""The optimizer state of any framework in one class, with conversion from and to JAX trees."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,33 +43,33 @@ class Checkpoint:
     """An Adam optimizer's state, and what a file holds of the model's weights.
 
     Attributes:
-      framework: whose file it was: "tf1" (TensorFlow 1.1, Keras 2.0), "tf_keras_legacy",
+      framework: what wrote the file: "tf1" (TensorFlow 1.1, Keras 2.0), "tf_keras_legacy",
         "tf_keras", "keras3", "torch" or "jax".
-      version: of the framework, where the file says it.
+      version: of the framework, if the file states it.
       groups: for each group of variables their names, hyperparameters and count of steps. Most
         files have one group.
-      params: the model's weights by name, in the model's order; those that are not trained too.
-        Empty if the file holds none.
+      params: the model's weights by name, in the model's order, including those that are not
+        trained. Empty if the file holds none.
       mu: the first moments by name. Shapes and dtypes are the file's.
       nu: the second moments by name.
       nu_max: AMSGrad's maxima by name; empty without AMSGrad.
-      naming: by name how it is known: "file" if the file tells it, "inferred" if it was taken from
-        the order of the model's weights, "unknown" if it is only a number.
+      naming: where each name comes from: "file" if the file stores it, "inferred" if it was taken
+        from the order of the model's weights, "unknown" if it is only a number.
       transformed: whether `from_state` was given a layout, so that arrays called `kernel` may not
         be in JAX's.
-      ordered: whether the variables are in the order of the model, as far as the file tells. False
-        after `from_state` without `order`, and of files of JAX programs, since JAX sorts trees.
+      ordered: whether the variables are in the order of the model, as far as the file shows. False
+        after `from_state` without `order`, and for files of JAX programs, since JAX sorts trees.
       quantised: whether moments were kept in 8 bits, so that these are approximate.
-      extra: what Adam's state has no room for: Keras's averages of the weights as
+      extra: what is not part of Adam's state: Keras's averages of the weights as
         `average/<name>`, and their `ema_momentum`.
-      not_read: what else the file holds and adamx did not read, such as a scheduler.
+      not_read: what else is in the file and was not read, such as a scheduler.
       notes: remarks on what was read, such as that moments were dequantised.
 
-    The mappings cannot be changed; `dataclasses.replace` makes a checkpoint with others. Of one
-    group, it and the constructor take `names`, `config` and `count` in place of `groups`.
+    The mappings are read-only; `dataclasses.replace` makes a checkpoint with others. For a single
+    group, it and the constructor accept `names`, `config` and `count` instead of `groups`.
 
     Raises:
-      CheckpointError: a name without its moments, moments without a name, or of unlike shapes.
+      CheckpointError: a name has no moments, moments have no name, or their shapes differ.
     """
 
     __module__ = "adamx.checkpoint"  # as users import it: what pickles and repr name
@@ -138,8 +138,8 @@ class Checkpoint:
     def names(self) -> tuple[str, ...]:
         """The variables of the optimizer, in the file's order.
 
-        Such as `hidden/kernel` (Keras), `hidden.weight` (torch), or "0", "1", ... where the file
-        does not tell. A frozen parameter of torch is among them, though it has no moments.
+        Such as `hidden/kernel` (Keras), `hidden.weight` (torch), or "0", "1", ... if the file has
+        no names. A frozen parameter of torch is included, though it has no moments.
         """
         return tuple(name for group in self.groups for name in group.names)
 
@@ -170,24 +170,24 @@ class Checkpoint:
         """The checkpoint of a run in JAX.
 
         Args:
-          params: the model's parameters. Others without moments may be there; keys are left out.
+          params: the model's parameters. Some may have no moments; random keys are left out.
           state: any Optax state that holds an Adam state for them; see `adamx.to_numpy`.
           config: the hyperparameters. They are not in the state: give those of the run.
           transformation: what made the state. Its next step is compared with that of `config`.
-          order: the tree's paths in the order that the checkpoint is to have; None for the tree's.
+          order: the tree's paths in the checkpoint's order; None for the order of the tree.
           layout: applied to weights and moments alike, with the path, as in `restore`.
           transform: the old name of `layout`; deprecated.
 
         Returns:
-          A checkpoint with framework "jax", and the paths as names. bfloat16 comes as float32.
+          A checkpoint with framework "jax" and the paths as names. bfloat16 becomes float32.
 
         Raises:
-          ValueError: as `adamx.to_numpy`; an ensemble; moments of no parameter; an order not of all
-            paths; another state or steps than `config`'s; other counters; gradients that wait.
+          ValueError: as `adamx.to_numpy`; an ensemble; moments of no parameter; paths missing in
+            `order`; a state or step not that of `config`; other counters; accumulated gradients.
 
         Warns:
-          UserWarning: no `transformation` was given, or its next step is 0, so that nothing tells
-            Adam from Adamax; or `adamx.stochastic_round` rounded, which no configuration says.
+          UserWarning: no `transformation` was given, or its next step is 0, so that Adam cannot be
+            told from Adamax; or `adamx.stochastic_round` is in use, which `config` cannot describe.
         """
         layout = choose_layout(layout, transform)
         check_made(transformation, params, state, config)
@@ -209,24 +209,24 @@ class Checkpoint:
         transformation: optax.GradientTransformation | None = None,
         transform: Layout | None = None,
     ) -> tuple[optax.GradientTransformationExtraArgs, optax.OptState]:
-        """The optimizer, to go on with in JAX.
+        """The optimizer, to continue with in JAX.
 
         Args:
           params: the tree of parameters to train; its shapes and dtypes count, not its values. A
             leaf that is None is not trained.
-          order: the tree's paths in the order of `names`, where names differ. Where `names` has
-            some without moments, they may be left out, or not. Or a mapping from the file's names
-            to paths, in which those of other weights may stand, too.
-          layout: called with a path of the tree and each array that goes there, to change how its
-            axes stand; `torch_linear` is one. Where shapes alone decide what goes where, an error
+          order: the tree's paths in the order of `names`, where names differ. Those without moments
+            may be left out. Or a mapping from the file's names to paths, which may contain other
+            weights, too.
+          layout: called with a path of the tree and each array that goes there, to rearrange its
+            axes; `torch_linear` is one. Where only shapes decide what goes where, an error
             that it raises means that this array does not go there.
-          transformation: one to go on with that holds an Adam and perhaps more than `config` can
-            say, such as `adamx.stochastic_round`; what else it keeps begins anew. None for
-            `config.transformation()`. Its numbers, and AMSGrad's convention, are not compared.
+          transformation: one with an Adam, to continue with; it may hold parts that `config` cannot
+            describe, such as `adamx.stochastic_round`; these begin anew. Its hyperparameters, and
+            AMSGrad's convention, are not compared. None for `config.transformation()`.
           transform: the old name of `layout`; deprecated.
 
         Returns:
-          The transformation, and its state: the moments, and every count, those of schedules too.
+          The transformation, and its state: the moments and every count, also those of schedules.
           `nnx.Optimizer` needs the state in its own boxes: `optimizer.opt_state =
           adamx.from_numpy(optimizer.opt_state, adamx.to_numpy(state))`.
 
@@ -264,12 +264,12 @@ class Checkpoint:
             (frozen layers, statistics of batch normalisation) may be left out of it.
           order: the tree's paths in the order of `names`, as in `restore`; or for all of the file's
             weights, if there are more, in that of `self.params`. Or a mapping from the file's names
-            to paths: needed if `names` are only numbers, which do not tell the weights' order.
+            to paths: needed if `names` are only numbers, which do not give the weights' order.
           layout: as in `restore`.
           transform: the old name of `layout`; deprecated.
 
         Returns:
-          A tree like `params`, with JAX arrays of the dtypes there; its random keys as they are.
+          A tree like `params`, with JAX arrays of the dtypes there; random keys are unchanged.
 
         Raises:
           CheckpointError: as `restore`; or the file holds no weights.
@@ -287,29 +287,29 @@ class Checkpoint:
         """The checkpoint with other names for the optimizer's variables.
 
         Args:
-          names: in the order of `names`, as `adamx.checkpoint.torch_names` lists them where the
-            model is. If the file holds weights, those of weights; what `torch.compile` and
-            DistributedDataParallel put before names may be there or not.
+          names: the new names in the order of `names`, as `adamx.checkpoint.torch_names` lists them
+            in the training environment. If the file holds weights, names of these; prefixes of
+            `torch.compile` and DistributedDataParallel are optional.
 
         Returns:
-          A checkpoint whose `naming` is "file", since the names are told and not guessed.
+          A checkpoint whose `naming` is "file", since the names are given and not guessed.
 
         Raises:
-          CheckpointError: the names are not as many, or one is there twice or is none of the
-            weights; or a variable has another shape than the weight that it is to be.
+          CheckpointError: the number of names is wrong; a name occurs twice or is not that of a
+            weight; or the shape of a variable differs from that of its weight.
         """
         return dataclasses.replace(self, **rename_fields(self, names))
 
     def problems(self) -> list[Problem]:
-        """What no run of Adam gives: moments that are not finite, or that contradict each other.
+        """What no run of Adam can give: moments that are not finite, or contradict each other.
 
         Returns:
-          Findings with `field`, `name` and `finding`; empty if all is sound.
+          Findings with `field`, `name` and `finding`; empty if there are none.
         """
         return find_problems(self.groups, self.mu, self.nu, self.nu_max, self.quantised)
 
     def drain(self, field: str) -> Iterator[tuple[str, np.ndarray]]:
-        """The arrays of a field by name, each forgotten as it comes, so that memory is freed."""
+        """The arrays of a field by name, each dropped as it is yielded, so that memory is freed."""
         arrays: dict[str, np.ndarray] = getattr(self, "_own")[field]  # noqa: B009
         for name in list(arrays):
             yield name, arrays.pop(name)

@@ -60,7 +60,7 @@ def bring(
 
 
 def find_differences(a: Checkpoint, b: Checkpoint) -> dict[str, dict[str, str]]:
-    """By variable and kind of array: the largest difference, and in how many entries."""
+    """For each variable and kind of array: the largest difference, and how many entries differ."""
     kinds = {"mu": "m", "nu": "v", "nu_max": "v_max", "params": "weight", "extra": "average"}
     found: dict[str, dict[str, str]] = {}
     for field, kind in kinds.items():
@@ -74,9 +74,9 @@ def find_differences(a: Checkpoint, b: Checkpoint) -> dict[str, dict[str, str]]:
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> tuple[float, int]:
-    """The largest absolute difference, and how many entries are not the same to the bit.
+    """The largest absolute difference, and how many entries differ in any bit.
 
-    NaN is the same as NaN; 0 is not the same as -0.
+    Any NaN equals any other; 0 and -0 differ.
     """
     largest, entries = 0.0, 0
     with np.errstate(all="ignore"):
@@ -113,15 +113,15 @@ def measure_steps(
     """What the moments of a variable mean for its steps, in units of the learning rate.
 
     Returns:
-      `largest_step`, the largest |m^| / sqrt(v^) of moments without their bias, where not all
-      gradients were 0 ("inf" and "nan" are texts); `below_eps`, the share of entries whose sqrt(v^)
-      is below 10 eps; `zero`, the share of entries whose moments are 0.
+      `largest_step`, the largest |m^| / sqrt(v^) of bias-corrected moments, where not all
+      gradients were 0 ("inf" and "nan" are strings); `below_eps`, the share of entries whose
+      sqrt(v^) is below 10 eps; `zero`, the share of entries whose moments are 0.
     """
     if not m.size or not count:
         return {"largest_step": 0.0, "below_eps": 0.0, "zero": float(bool(m.size))}
     corrections = _correct(config, count)
     least = 10 * config.eps
-    # Where epsilon stands beside sqrt(v) itself.
+    # This convention adds epsilon to sqrt(v), before the bias correction.
     least /= math.sqrt(corrections[1]) if config.convention == "keras" else 1.0
     largest, below, zero = 0.0, 0, 0
     with np.errstate(all="ignore"):
@@ -139,7 +139,7 @@ def measure_steps(
 
 
 def _correct(config: AdamConfig, count: int) -> list[float]:
-    """1 - b^count of both moments, by which they are divided; 1 before the first step."""
+    """The bias corrections 1 - b**count of both moments; 1 before the first step."""
     decays = (float(config.b1), float(config.b2))
     return [-math.expm1(count * math.log(b)) if b and count else 1.0 for b in decays]
 

@@ -30,21 +30,21 @@ _Arrays = Mapping[str, np.ndarray]
 
 
 class Held(Protocol):
-    """What a checkpoint holds: for functions of modules that `Checkpoint` itself is made of."""
+    """What a checkpoint holds, for functions in modules that `Checkpoint` imports."""
 
     @property
     def framework(self) -> Framework:
-        """Whose file it was."""
+        """What wrote the file."""
         ...
 
     @property
     def groups(self) -> Sequence[ParameterGroup]:
-        """Of variables."""
+        """The groups of variables."""
         ...
 
     @property
     def names(self) -> Sequence[str]:
-        """Of the optimizer's variables."""
+        """The names of the optimizer's variables."""
         ...
 
     @property
@@ -74,7 +74,7 @@ class Held(Protocol):
 
 
 def guess_naming(names: Sequence[str]) -> Naming:
-    """How names are known where the reader does not say: numbers are none."""
+    """How names are known where the reader does not say; numbers are not names."""
     return "unknown" if all(name.isdecimal() for name in names) else "file"
 
 
@@ -84,7 +84,7 @@ def make_groups(
     config: AdamConfig | None,
     count: int | None,
 ) -> tuple[ParameterGroup, ...]:
-    """The groups of a checkpoint, of which one may be told by its parts.
+    """The groups of a checkpoint; a single group may be given by its parts.
 
     Raises:
       CheckpointError: neither groups nor all parts of one; or parts beside several groups.
@@ -159,7 +159,7 @@ def check_moments(
       params: the weights by name.
       mu: the first moments by name.
       others: `nu` and `nu_max`, each by name.
-      amsgrad: by name, whether there are to be maxima.
+      amsgrad: by name, whether the variable must have maxima.
     """
     known = set(names)
     if len(known) != len(names):

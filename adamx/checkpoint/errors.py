@@ -1,4 +1,4 @@
-"""The error of this room, and what turns others into it."""
+"""`CheckpointError`, and what converts other errors to it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ class CheckpointError(InvalidValue):
     """A file that cannot be read, or a state that a file or a tree cannot hold.
 
     Its fields (`where`, `expected`, `found`, `remedy`, `problem`) make up the message. `argument`
-    names the argument of `load`, `save` or `Checkpoint` that answers it: "config", "template",
+    names the argument of `load`, `save` or `Checkpoint` that resolves it: "config", "template",
     "order", "names", "format", "optimizer", "weights", "strict", "layout", "generation",
     "transformation", "checkpoint" (other settings); or it is None.
     """
@@ -26,7 +26,7 @@ class CheckpointError(InvalidValue):
 
 
 def convert_error(error: Exception, **fields: Any) -> CheckpointError:
-    """The error of another room as one of this, with some of its fields replaced."""
+    """An error of another part of adamx as a CheckpointError, with some fields replaced."""
     if not isinstance(error, AdamxError):
         return CheckpointError(**({"problem": str(error)} | fields))
     own = {name: getattr(error, name) for name in (*_FIELDS, "argument", "choices")}
@@ -38,7 +38,7 @@ def name_file(path: Path, kind: str) -> Iterator[None]:
     """Turn whatever a damaged file makes a reader raise into one CheckpointError that names it.
 
     Readers of other packages raise nearly anything on malformed bytes. Errors of the operating
-    system (no such file, no permission) and a missing package stay what they are.
+    system (no such file, no permission) and of a missing package are not converted.
 
     Args:
       path: the file.
@@ -59,7 +59,7 @@ def name_file(path: Path, kind: str) -> Iterator[None]:
 
 
 def _make_legible(error: CheckpointError) -> CheckpointError:
-    """The same without control characters, and not without end: it may quote the file."""
+    """The same error, shortened and without control characters, since it may quote the file."""
     left, fields = _LONGEST, {}
     for name in _FIELDS:
         text = getattr(error, name)

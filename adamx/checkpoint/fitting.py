@@ -1,4 +1,4 @@
-"""A checkpoint in the names, the order and the layout of another file or framework."""
+"""Convert a checkpoint to the names, order and layout of another file or framework."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ __all__ = ["fit", "fit_moments", "match_variables"]
 
 _Arrays = Mapping[str, np.ndarray]
 
-# A count of batches that torch alone has: the template's stays.
+# Only torch has this count of batches: the template's is kept.
 _TORCHS_OWN = "num_batches_tracked"
 
 
@@ -112,7 +112,7 @@ def match_variables(
     order: Order | None = None,
     sides: tuple[str, str] = ("the checkpoint", "the template"),
 ) -> dict[str, str]:
-    """By name of the target's variables, the name in the checkpoint; see `fit`."""
+    """Map each variable's name in the target to its name in the checkpoint; see `fit`."""
     given, _ = _split_order(order, checkpoint, target)
     carry = _carrier(checkpoint, target)
     return _assign(checkpoint.mu, target.mu, given, carry, (), sides)
@@ -121,7 +121,7 @@ def match_variables(
 def _carrier(
     checkpoint: Checkpoint, target: Checkpoint
 ) -> Callable[[np.ndarray, str, str], np.ndarray]:
-    """What lays an array out as the target's framework does, by its names on both sides."""
+    """A function that puts an array in the target's layout, given its old and its new name."""
     keras_is_target = FRAMEWORKS[target.framework].kernel != "out, in"
 
     def carry(array: np.ndarray, name: str, path: str) -> np.ndarray:
@@ -134,7 +134,7 @@ def _carrier(
 def _split_order(
     order: Order | None, checkpoint: Checkpoint, target: Checkpoint
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """By name in the checkpoint the one in the target, of variables and of weights."""
+    """Map names in the checkpoint to names in the target, for variables and for weights."""
     if isinstance(order, Mapping):
         check_pairs(order, [*target.names, *target.params])
         given = {name: path for path, name in order.items() if path in target.mu}
@@ -192,7 +192,7 @@ def fit_moments(
 
 
 def _put_in_order(order: Order | None, names: Sequence[str], framework: Framework) -> Sequence[str]:
-    """The names as the caller says that the model has them."""
+    """The names in the model's order, which the caller gives."""
     if order is None:
         raise CheckpointError(
             where="order",
@@ -213,7 +213,7 @@ def _apply_order(order: Order, checkpoint: Checkpoint) -> dict[str, str]:
 def _lay_out_for(
     array: np.ndarray, name: str, checkpoint: Checkpoint, target: Framework
 ) -> np.ndarray:
-    """An array of one framework as another one lays it out.
+    """Convert an array from one framework's layout to another's.
 
     The kernel of a dense layer in Keras is the transpose of torch's weight, embeddings are the
     same; anything else of two dimensions or more is an error. `name` is Keras's name of the
@@ -254,7 +254,7 @@ def _assign(
     optional: Sequence[str],
     sides: tuple[str, str],
 ) -> dict[str, str]:
-    """By path what goes there: as `order` says, and by name what it does not speak of."""
+    """Map each path to what goes there: by `order`, and by name where it does not say."""
     known = {n: p for n, p in order.items() if n in found and p in wanted}
     if known:
         rest = [name for name in found if name not in order]

@@ -15,13 +15,13 @@ formats.md and README.md have to name it, and a test says what their lines are.)
             return head.start.startswith(b"EXAMPLE")
 
         def read(self, source, *, values):
-            import example                # a package that is not required: here, not above
+            import example                # an optional package: import it here, not above
             ...
             return Checkpoint(...)
 
         def write(self, target, new, template):
             ...
-            return ["config"]             # what the file has no room for
+            return ["config"]             # what the file cannot hold
 
     register(Example())
 
@@ -38,13 +38,13 @@ What it must do:
   size (`untrusted/account.py`), before you allocate it. `tests/fuzz/cases.py` has a row for each
   format; add one.
 - Read every array with the dtype, the shape and the bits of the file, and write them back so.
-- Take memory for one copy of the arrays. Where `write` makes another one, it takes them from
-  `new.drain(field)`, which forgets each.
-- Say of what framework the file is; `frameworks.py` has their rows.
+- Take memory for one copy of the arrays. If `write` makes another one, it iterates over
+  `new.drain(field)`, which drops each array in turn.
+- Say which framework wrote the file; `frameworks.py` has a row for each.
 
 A format that adamx only reads has `writable = False` and no `write`; `instead` says what to do.
 
-What two formats share stands in a module whose name begins with an underscore.
+Code that several formats share is in modules whose names begin with an underscore.
 """
 
 import abc
@@ -72,13 +72,13 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Head:
-    """What a checkpoint begins with, to recognise its format by.
+    """The start of a checkpoint, by which its format is recognised.
 
     Attributes:
       path: of the file or folder, or the prefix that several files share.
       start: the first KiB; empty if it is no file.
       size: in bytes; 0 if it is no file.
-      entries: the names in a folder, or those of the files with the prefix; none of a file.
+      entries: the names in a folder, or of the files with the prefix; empty for a file.
     """
 
     path: Path
@@ -115,9 +115,9 @@ class Source:
 
     Attributes:
       path: where it is.
-      config: hyperparameters instead of the file's, of a template those of the checkpoint
-        that is to be written; or None. Never None for a format that does not hold them. Of a
-        format that does, `load` gives them only where reading raised an error with
+      config: hyperparameters to use instead of the file's; for a template, those of the checkpoint
+        that is to be written; or None. Never None for a format that does not store them. For a
+        format that does, `load` passes them only after reading has raised an error with
         `argument="config"`.
       progress: called with the number of bytes just read.
       optimizer: the dotted key, within the file, of the optimizer to read; None for the only one.
@@ -145,25 +145,25 @@ class Target:
 
 
 class FileFormat(abc.ABC):
-    """One way in which a checkpoint lies on disk.
+    """One way to store a checkpoint on disk.
 
     Attributes:
       name: what `format=` and `--to` take.
-      title: what it is, for people: a few words.
-      names: whether files tell the names of the optimizer's variables, in a few words.
-      suffixes: of file names; of all formats' the longest one that a name ends in tells. Empty for
-        folders.
+      title: what it is, for users: a few words.
+      names: whether files store the names of the optimizer's variables, in a few words.
+      suffixes: of file names; the longest one among all formats that a name ends in decides. Empty
+        for folders.
       extra: the extra of adamx that installs what `read` or `write` import, or None.
       packages: what `write` imports of it. They are imported before anything else is done.
       template: whether `write` needs an existing file of the model to start from, or can use one.
       writable: whether there is a `write`.
-      instead: how to come by a file of a format that is not writable, in a clause.
+      instead: how to get a file of a format that is not writable, in a clause.
       holds_config: whether files hold all hyperparameters; if not, `load` needs `config=`.
-      config_of: whose configuration files are of, "keras" or "torch", as the command's `--config`
-        takes it; None for either.
+      config_of: which framework's configuration the command's `--config` takes for such files,
+        "keras" or "torch"; None for either.
       has_selectors: whether a file may hold several optimizers or models, among which
         `Source.optimizer` and `Source.weights` choose.
-      framework: whose names, order and layout the moments take where `template` is "optional" and
+      framework: whose names, order and layout the moments get if `template` is "optional" and
         none is given; None to write the checkpoint as it is.
     """
 
@@ -185,27 +185,27 @@ class FileFormat(abc.ABC):
     def matches(self, head: Head) -> bool:
         """Whether content that begins like this is of the format, whatever the file is called.
 
-        Of a file exactly one format says so. Look further by `head.examine` only where the start
-        is the format's; damage found there may be raised.
+        For each file, exactly one format returns True. Look further, by `head.examine`, only if the
+        start is the format's; damage found there may be raised.
         """
 
     @abc.abstractmethod
     def read(self, source: Source, *, values: bool) -> Checkpoint:
         """The checkpoint in a file.
 
-        Without `values` the file is a template, of which names, shapes, dtypes and the framework
-        count: arrays need not be read, nor the hyperparameters be such as adamx knows.
+        Without `values` the file is a template: only its names, shapes, dtypes and framework
+        matter. Arrays need not be read, and adamx need not support the hyperparameters.
         """
 
     def outline(self, path: Path) -> Iterable[str]:
-        """What is in a file, a text for each part: for people, where it cannot be read."""
+        """What is in a file that cannot be read: a text for each part, for users."""
         del path
         return ()
 
     def request_config(self, source: Source) -> CheckpointError:
-        """The error for a file whose format has no `holds_config`, where no `config=` was given.
+        """The error where `config=` is missing and the format does not have `holds_config`.
 
-        A format that holds some hyperparameters reads them here, and names them and the others.
+        A format that stores some hyperparameters reads them here, and lists them and the others.
         """
         del source
         return CheckpointError(
@@ -226,8 +226,8 @@ class FileFormat(abc.ABC):
           template: the file of which a copy with other values is written, if there is one.
 
         Returns:
-          What the format has no room for: `params/<name>`, names of `extra`, "config"; and files
-          of the template that stay as they were, though they may be of what was written.
+          What the format cannot hold: `params/<name>`, names of `extra`, "config"; and files of
+          the template that are copied unchanged, though they may depend on what was written.
         """
         raise NotImplementedError(f"{self.name} is not writable")
 
@@ -238,12 +238,12 @@ class FileFormat(abc.ABC):
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is one of folders."""
+        """Whether checkpoints in it are folders."""
         return not self.suffixes
 
     @property
     def description(self) -> str:
-        """What it is, for people, and what tells it."""
+        """What it is, for users, and its first suffix or "folder"."""
         return f"{self.title} ({'folder' if self.is_folder else self.suffixes[0]})"
 
 

@@ -1,4 +1,4 @@
-"""The groups of one checkpoint in the names of another."""
+"""Convert the groups of one checkpoint to the names of another."""
 
 import dataclasses
 import itertools
@@ -24,8 +24,8 @@ def fit_groups(
       sources: by name in the target, the name in the checkpoint.
 
     Returns:
-      The groups; and whether they have the checkpoint's hyperparameters. They have not where it has
-      one group and the target several with different ones, of which it cannot tell which is which.
+      The groups; and whether they have the checkpoint's hyperparameters. They do not if it has one
+      group and the target several with different ones: nothing says which of these it replaces.
 
     Raises:
       CheckpointError: variables of one group there have different hyperparameters.
@@ -57,7 +57,7 @@ def fit_groups(
 def reorder_groups(groups: _Groups, names: Sequence[str]) -> tuple[ParameterGroup, ...]:
     """The groups, each in the order that `names` has.
 
-    Those that differ in counts alone were one, which is divided anew where its counts change.
+    Groups that differ only in their counts were one, which is split again where counts change.
     """
     place = {name: index for index, name in enumerate(names)}
     alike: list[list[ParameterGroup]] = []

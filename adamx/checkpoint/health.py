@@ -1,4 +1,4 @@
-"""What is wrong with an optimizer's moments: values that no run of Adam can have.
+"""Find moments that no run of Adam can give.
 
 With m and v that start at zero, and any gradients, Cauchy and Schwarz bound m after t steps:
 
@@ -28,7 +28,7 @@ _Arrays = Mapping[str, np.ndarray]
 _SLACK, _SLACK_IF_NARROW, _UNDERFLOW, _SMALLEST = 1.001, 2.0, 1e-36, 1e-17
 _OUTLIER, _LARGE = 1e6, 1e4  # times the next largest sqrt(v); and at least so large
 _MANY_STEPS = 10
-_LOW_BITS = np.uint64((1 << 42) - 1)  # of a float64 that bfloat16 and float16 have not
+_LOW_BITS = np.uint64((1 << 42) - 1)  # of a float64 that bfloat16 and float16 lack
 
 
 class Problem(NamedTuple):
@@ -55,7 +55,7 @@ def find_problems(
     nu_max: _Arrays,
     is_quantised: bool = False,
 ) -> list[Problem]:
-    """Everything in the moments that no run of Adam gives, in the order of the variables.
+    """Everything in the moments that no run of Adam can give, in the order of the variables.
 
     Args:
       groups: of the variables.
@@ -77,7 +77,7 @@ def find_problems(
                 are_zero.append(is_late and not mu[name].any() and not nu[name].any())
             problems += found
     if not problems and are_fresh and (all(are_fresh) or all(are_zero)):
-        # Of one variable it may be so: there are some without gradients, and unused at first.
+        # A single variable may be like this: some get no gradients, or only later.
         steps = groups[0].count
         text = f"those after 1 step, not after {steps}" if all(are_fresh) else f"0 after {steps}"
         finding = f"m and v, as those of all variables, are {text}"
@@ -86,7 +86,7 @@ def find_problems(
 
 
 def warn_of_problems(problems: Sequence[Problem]) -> None:
-    """Warn whoever called the public function that found them."""
+    """Warn the caller of the public function that found them."""
     if problems:
         texts = listed(map(str, problems), most=3)
         warnings.warn(f"no run of Adam gives such moments: {texts}", stacklevel=3)
@@ -145,7 +145,7 @@ def _check_together(
 
 
 def _is_narrow(array: np.ndarray) -> bool:
-    """Whether all numbers have 16 bits, in whatever dtype: those of a run come as float32."""
+    """Whether all numbers fit in 16 bits, whatever the dtype: `from_state` widens bfloat16."""
     return all(not np.any(block.view(np.uint64) & _LOW_BITS) for (block,) in iterate_blocks(array))
 
 
@@ -163,7 +163,7 @@ def _check_outliers(name: str, v: np.ndarray, top: float) -> Iterator[Problem]:
 
 
 def _is_fresh(config: AdamConfig, m: np.ndarray, v: np.ndarray) -> bool:
-    """Whether each m and v are of one gradient g alone: (1 - b1) g and (1 - b2) g^2."""
+    """Whether m and v come from a single gradient g: (1 - b1) g and (1 - b2) g^2."""
     if not config.b1:
         return False
     only, has_moved = bound_ratio(config, 1), False

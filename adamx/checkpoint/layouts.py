@@ -1,4 +1,4 @@
-"""How the axes of arrays stand in a file and in a tree."""
+"""The order of array axes in a file and in a tree."""
 
 import warnings
 from collections.abc import Callable
@@ -19,9 +19,9 @@ __all__ = [
 ]
 
 Layout = Callable[[str, np.ndarray], np.ndarray]
-"""Changes how the axes of an array stand: takes the path in the tree and the array."""
+"""Rearranges the axes of an array: takes the path in the tree and the array."""
 
-# What a tree calls arrays that stand as in torch.
+# Names in a tree of arrays that have the same layout as in torch.
 AS_IN_TORCH = ("weight", "embedding", "embeddings")
 
 
@@ -33,13 +33,13 @@ def torch_linear(path: str, array: np.ndarray) -> np.ndarray:
       array: a weight or a moment.
 
     Returns:
-      The transpose of a two-dimensional array whose path ends in `kernel`; as they are, arrays of
-      fewer dimensions, and those called `weight`, `embedding` or `embeddings`.
+      The transpose of a two-dimensional array whose path ends in `kernel`. Arrays of fewer
+      dimensions, and those called `weight`, `embedding` or `embeddings`, are returned unchanged.
 
     Raises:
-      CheckpointError: anything else, such as the kernel of a convolution. How its axes stand
-        depends on the layer; give a layout of your own. Or an array of two dimensions comes to a
-        path such as `hidden/bias`; give an `order`.
+      CheckpointError: anything else, such as the kernel of a convolution, whose order of axes
+        depends on the layer: write your own layout. Or an array of two dimensions is put at a
+        path such as `hidden/bias`: give an `order`.
     """
     if array.ndim < 2 or read_role(path) in AS_IN_TORCH:
         return array
@@ -89,7 +89,7 @@ def lay_out(path: str, array: np.ndarray, layout: Layout | None) -> np.ndarray:
     """`array` as it goes to `path`.
 
     Raises:
-      CheckpointError: the layout raised an error, or returned something else than an array.
+      CheckpointError: the layout raised an error, or returned something other than an array.
     """
     if layout is None:
         return array

@@ -1,4 +1,4 @@
-"""Which variable of a file is which of a tree: by order, by name, or by shapes without a doubt."""
+"""Match the variables of a file and of a tree: by order, by name, or by unambiguous shapes."""
 
 import math
 from collections import Counter
@@ -19,7 +19,7 @@ _MOST_REFUSALS = 5
 
 
 def check_order(order: object, lengths: Collection[int], of: str) -> list[str]:
-    """`order` as a list of paths, none twice, as many as one of `lengths`."""
+    """`order` as a list of distinct paths, whose length is one of `lengths`."""
     if isinstance(order, str) or not isinstance(order, Sequence):
         raise InvalidType(where="order", expected="a list of paths", found=type(order).__name__)
     paths = list(order)
@@ -60,9 +60,9 @@ def check_paths(order: object, paths: Collection[str], of: str = "leaf of params
 def apply_order(
     order: object, names: Sequence[str], mu: Collection[str], of: Collection[str]
 ) -> dict[str, str]:
-    """By name the path that `order` gives it: in the order of `names`, or in that of `of`.
+    """Map each name to the path that `order` gives it: in the order of `names`, or of `of`.
 
-    Of `names`, those without moments (`mu`) may be left out.
+    Names without moments (those not in `mu`) may be left out.
     """
     trained = [name for name in names if name in mu]
     choices = [list(names), trained]
@@ -73,7 +73,7 @@ def apply_order(
 
 
 def check_pairs(order: Mapping[str, str], known: Collection[str]) -> None:
-    """Raise unless `order` is of names in a file, which are `known`, to paths."""
+    """Raise unless `order` maps names in the file, which are `known`, to paths."""
     for name, path in order.items():
         if not isinstance(name, str) or not isinstance(path, str):
             raise InvalidType(
@@ -99,14 +99,14 @@ def assign(
     sides: tuple[str, str] = ("the file", "the tree"),
     named: bool = True,
 ) -> dict[str, str]:
-    """By path of the tree, the name of the file's variable that belongs there.
+    """Map each path of the tree to the name of the file's variable that belongs there.
 
     Args:
       found: the file's variables and their shapes, in the file's order.
       wanted: the tree's paths and their shapes.
-      order: by name of a variable its path, where the user has said so.
-      shape_at: the shape of a variable, by name and path, as it would be put in there. Where
-        shapes alone decide, it is asked only for pairs with the same number of entries, and an
+      order: the paths that the user gave, by name of the variable.
+      shape_at: given a name and a path, the shape that the variable would have there. Where only
+        shapes decide, it is called only for pairs with the same number of entries, and an
         error there means that the two do not belong together.
       optional: names that need not be in the tree.
       known: by name, what is wrong with a variable that is not among those found.
@@ -174,11 +174,11 @@ def _match_shapes(
     sides: tuple[str, str],
     refusals: list[str],
 ) -> dict[str, str]:
-    """By name the path of the same shape, if there is only one way to assign all; {} if none.
+    """Map each name to a path of the same shape, if there is only one way to do so; {} if none.
 
-    There is only one if and only if this never comes to a halt: take a variable that fits one path
-    only, or a path that only one variable fits, and go on without both. `refusals` gets a line for
-    each pair of which `shape_at` raised an error.
+    There is only one if and only if this never gets stuck: take a variable that fits only one
+    path, or a path that only one variable fits, and continue without both. `refusals` gets a line
+    for each pair for which `shape_at` raised an error.
     """
 
     def fits_at(name: str, path: str) -> bool:
@@ -232,7 +232,7 @@ def _describe_ambiguity(
 
 
 def _table(entries: Mapping[str, Shape], faults: Mapping[str, str]) -> str:
-    """A line for each: the fault of one that has any, the shape of others."""
+    """A line for each entry: its fault if it has one, else its shape."""
     lines = [f"{n}: {faults[n]}" if n in faults else f"{n} {entries[n]}" for n in entries]
     more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
     return "".join(f"\n  {line}" for line in [*lines[:_MOST_LINES], *more])

@@ -18,12 +18,12 @@ __all__ = [
 ]
 
 _TRANSPOSED = {"kernel", "weight"}
-# What torch.compile, FSDP and checkpoints of activations put between the parts of a name.
+# What torch.compile, FSDP and activation checkpointing insert between the parts of a name.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 def split_name(name: str) -> tuple[str, ...]:
-    """The parts of a name, without the `value` under which Flax NNX has an array of its states.
+    """The parts of a name, without the key `value` under which Flax NNX keeps an array.
 
     adamx names leaves without it (`base/trees.py`); other programs' files have it.
     """
@@ -32,7 +32,7 @@ def split_name(name: str) -> tuple[str, ...]:
 
 
 def split_names(names: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """By name its parts; an error where two names have the same, `a.b` and `a/b`."""
+    """Map names to their parts; an error if two have the same parts, as `a.b` and `a/b` do."""
     split = {name: split_name(name) for name in names}
     if len(set(split.values())) != len(split):
         counts = Counter(split.values())
@@ -76,13 +76,13 @@ def match_names(
     wanted: Collection[str],
     others: Collection[str] = (),
 ) -> dict[str, str]:
-    """By name the path that is equal, or equal without what all names and all paths begin with.
+    """Map names to paths that are equal, or equal without what all names or paths begin with.
 
     Args:
       found: the names.
       required: those of them that must have a path.
       wanted: the paths.
-      others: names in the file that are not to be matched. A path that is one of them means it.
+      others: names in the file that are not to be matched. A path equal to one belongs to it.
     """
     names, paths = split_names(found), split_names(wanted)
     known = [*names.values(), *split_names(others).values()]
@@ -106,7 +106,7 @@ def match_names(
 
 
 def _count_common(names: Sequence[tuple[str, ...]]) -> int:
-    """How many first parts all names share, short of the whole of any."""
+    """How many leading parts all names share, not counting the last part of any."""
     if len(names) < 2:
         return 0
     count = 0

@@ -37,7 +37,7 @@ def override(checkpoint: Checkpoint, config: Override) -> Checkpoint:
     """The checkpoint with these hyperparameters in all of its groups.
 
     Raises:
-      CheckpointError: AMSGrad's maxima in the file are of the other kind, or not there.
+      CheckpointError: AMSGrad's maxima in the file are of the other kind, or missing.
     """
     groups = []
     for group in checkpoint.groups:
@@ -68,7 +68,7 @@ def _check_maxima(old: AdamConfig, new: AdamConfig) -> None:
 
 
 def list_contradictions(groups: Sequence[ParameterGroup], config: AdamConfig) -> list[str]:
-    """What a complete configuration changes of what a file says: a text for each field."""
+    """What a complete configuration changes in that of a file: a text for each field."""
     texts = []
     idle = config.idle_fields().intersection(*(group.config.idle_fields() for group in groups))
     idle.add("float32")  # rounds what is the same in float32

@@ -1,7 +1,7 @@
-"""Whether a transformation makes the steps that a configuration means.
+"""Check that a transformation makes the steps that a configuration describes.
 
-Optax keeps one class of state for Adam, Adamax, RAdam, LAMB, Yogi and a part of Muon. What made a
-state is seen from the step that it makes next.
+Optax has one class of state for Adam, Adamax, RAdam, LAMB, Yogi and a part of Muon. Only the next
+step shows which of them made a state.
 """
 
 import warnings
@@ -39,7 +39,7 @@ def check_made(
 
     Args:
       transformation: what made the state; None to warn the caller of the public function that
-        nothing tells.
+        this cannot be checked.
       params: the parameters, of which some may have no moments.
       state: of `transformation`; not changed.
       config: the hyperparameters that the checkpoint is to have.
@@ -66,7 +66,7 @@ def check_made(
         return
     tree, made = _restore(transformation, wide, moved, arrays)
     is_seen = False
-    # Zeros too: where gradients are small, it is in the moments' own size that epsilon counts.
+    # Zeros too: where moments are small, gradients of about 1 would hide epsilon.
     for make in (_make_wave, jnp.zeros_like):
         theirs = _step(transformation, tree, made, make)
         own_gradients: Any = {path: make(leaf) for path, leaf in moved.items()}
@@ -122,7 +122,7 @@ def _step(
 
 
 def _waits(state: optax.OptState) -> bool:
-    """Whether gradients are accumulated, and the step is to come."""
+    """Whether gradients have been accumulated for a step that is still to come."""
 
     def is_it(node: object) -> bool:
         return isinstance(node, optax.MultiStepsState)
@@ -134,7 +134,7 @@ def _waits(state: optax.OptState) -> bool:
 def _compare(path: str, made: np.ndarray, meant: np.ndarray, p: Any, by: Made) -> None:
     largest = float(np.max(np.abs(meant), initial=0.0))
     allowed = _TOLERANCE * largest + _SMALLEST
-    if isinstance(by, FusedOptimizer):  # which gives parameters, and they are rounded
+    if isinstance(by, FusedOptimizer):  # it returns parameters, which are rounded
         allowed += 2 * float(jnp.finfo(p.dtype).eps) * float(jnp.max(jnp.abs(p), initial=0.0))
     difference = float(np.max(np.abs(made - meant), initial=0.0))
     if difference > allowed:

@@ -1,4 +1,4 @@
-"""Other names for an optimizer's variables, such as a model has where it is trained."""
+"""Rename an optimizer's variables, for example to their names in the training environment."""
 
 import dataclasses
 from collections import Counter
@@ -83,7 +83,7 @@ def _find_weights(given: Sequence[str], weights: Sequence[str]) -> list[str]:
     """The names as those of the weights are spelled."""
     known = set(weights)
     bare = dict(zip(unwrap_names(weights), weights, strict=True))
-    if len(bare) < len(weights):  # names that wrappers alone tell apart
+    if len(bare) < len(weights):  # names that differ only in what wrappers added
         bare = {}
     found = [
         name if name in known else bare.get(plain)

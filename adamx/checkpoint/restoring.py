@@ -1,4 +1,4 @@
-"""What a checkpoint takes from a tree and an optimizer state, and puts into them."""
+"""Convert between a checkpoint, and a tree with its optimizer state."""
 
 import dataclasses
 import warnings
@@ -46,13 +46,13 @@ def assign_variables(
     *,
     are_weights: bool,
 ) -> dict[str, str]:
-    """By path of a tree, the name of the weight or the moment that goes there.
+    """Map each path of a tree to the name of the weight or the moment that goes there.
 
     Args:
       found: the checkpoint.
       leaves: of the tree, by path.
-      order: paths in the order of the names, or a mapping from names to paths, by the user.
-      layout: changes how the axes of an array stand.
+      order: the user's paths in the order of the names, or mapping from names to paths.
+      layout: rearranges the axes of an array.
       are_weights: whether weights go there, and not moments.
     """
     names, weights, moments = found.names, found.params, found.mu
@@ -137,7 +137,7 @@ def restore_state(
     transformation: optax.GradientTransformation | None,
     layout: Layout | None,
 ) -> tuple[optax.GradientTransformationExtraArgs, optax.OptState]:
-    """The transformation that groups mean, unless it is given, and its state.
+    """The transformation that the groups describe, unless it is given, and its state.
 
     Args:
       params: the tree of parameters.
@@ -145,7 +145,7 @@ def restore_state(
       moments: by field and name.
       sources: by path of the tree, the name of what goes there.
       transformation: instead of that of the groups.
-      layout: changes how the axes of an array stand.
+      layout: rearranges the axes of an array.
     """
     moved = set(sources.values())
     groups = [group for group in groups if moved.intersection(group.names)] or list(groups[:1])
@@ -191,7 +191,7 @@ def restore_state(
 
 
 def _join_alike(groups: Sequence[ParameterGroup]) -> list[ParameterGroup]:
-    """One group for those with the same hyperparameters and count, wherever they stand."""
+    """Merge groups with the same hyperparameters and count, adjacent or not."""
     joined: list[ParameterGroup] = []
     for group in groups:
         for index, other in enumerate(joined):

@@ -1,4 +1,4 @@
-"""The names that a model of torch has for its optimizer's parameters, where both of them are."""
+"""List the names of an optimizer's parameters in the environment where torch trains the model."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ __all__ = ["torch_names"]
 def torch_names(model: Any, optimizer: Any) -> list[str]:
     """The names of an optimizer's parameters, in the order in which its state dict numbers them.
 
-    Run it beside the training, and save what it returns: most files of torch do not hold it. torch
-    itself is not imported.
+    Run it in the training environment, and save what it returns: most files of torch do not have
+    these names. It does not import torch.
 
     Args:
       model: the `torch.nn.Module`; the one within `torch.compile` or DistributedDataParallel, or
@@ -23,7 +23,7 @@ def torch_names(model: Any, optimizer: Any) -> list[str]:
 
     Returns:
       For each parameter, group by group, its name in `model.named_parameters()`, without what
-      wrappers put into it. A weight that layers share has the first of its names. For
+      wrappers put into it. A weight that layers share has the first of its names. Pass the list to
       `Checkpoint.rename`.
 
     Raises:

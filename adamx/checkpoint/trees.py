@@ -1,4 +1,4 @@
-"""How the arrays of a file go into a tree of parameters."""
+"""Put the arrays of a file into a tree of parameters."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -69,7 +69,7 @@ def rounds_at_random(state: optax.OptState) -> bool:
 
 
 def list_leaves(params: optax.Params) -> dict[str, Any]:
-    """The leaves of a tree by path, but for the keys of random numbers, such as a dropout's."""
+    """The leaves of a tree by path, except random keys, such as a dropout's."""
     leaves: dict[str, Any] = {}
     for path, leaf in flatten_with_path(params)[0]:
         name = path_name(path)
@@ -108,14 +108,14 @@ def assign_to_tree(
     frozen: Collection[str],
     named: bool,
 ) -> dict[str, str]:
-    """By path of the tree, the name of the one of `arrays` that goes there.
+    """Map each path of the tree to the name of the one of `arrays` that goes there.
 
     Args:
       arrays: of the file, by name, in its order.
       leaves: of the tree, by path.
-      order: by name of an array its path, where the user has said so.
-      layout: changes how the axes of an array stand.
-      is_transposed: whether kernels stand in the file as in torch.
+      order: the paths that the user gave, by name of the array.
+      layout: rearranges the axes of an array.
+      is_transposed: whether kernels in the file have torch's layout.
       optional: names that need not be in the tree.
       frozen: names of the file that have none of these arrays.
       named: whether the names are more than numbers in an order.

@@ -27,7 +27,7 @@ _SAME, _DIFFERENT = 0, 1
 def diff(arguments: argparse.Namespace) -> int:
     """Run the command; 1 if the states differ."""
     order = read_order(arguments.order)
-    # A file with hyperparameters of its own keeps them: they are compared.
+    # A file that has hyperparameters keeps them, so that they are compared.
     _, a = load_file(arguments.a, arguments, prefers_own=True)
     _, b = load_file(arguments.b, arguments, prefers_own=True)
     try:
@@ -67,7 +67,7 @@ _Pair = tuple[ParameterGroup, ParameterGroup]
 
 
 def _pair_groups(a: Checkpoint, b: Checkpoint, sources: Mapping[str, str]) -> dict[str, _Pair]:
-    """By variable of B, its group in A and in B."""
+    """Map each variable of B to its group in A and in B."""
     ours = {name: group for group in a.groups for name in group.names}
     theirs = {name: group for group in b.groups for name in group.names}
     return {path: (ours[name], theirs[path]) for path, name in sources.items()}
@@ -76,7 +76,7 @@ def _pair_groups(a: Checkpoint, b: Checkpoint, sources: Mapping[str, str]) -> di
 def _gather(
     pairs: Mapping[str, _Pair], compare: Callable[[ParameterGroup, ParameterGroup], Iterator[str]]
 ) -> list[str]:
-    """What differs; with the names of the variables where it is not so of all."""
+    """What differs; with the names of the variables unless all of them differ."""
     found: dict[str, list[str]] = {}
     for name, pair in pairs.items():
         for line in compare(*pair):

@@ -29,7 +29,7 @@ def convert(arguments: argparse.Namespace) -> int:
     if os.path.lexists(target) and not arguments.force:
         remedy = "" if target.is_dir() else "--force replaces it"
         raise CheckpointError("exists", where=str(target), remedy=remedy)
-    # What is wrong with it is told before a large file is read.
+    # Report an unusable target before reading a large file.
     find_target(target, arguments.to, arguments.template)
     order = read_order(arguments.order)
     old, checkpoint = load_file(arguments.source, arguments)

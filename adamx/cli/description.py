@@ -21,7 +21,7 @@ def describe_variables(
 
     Args:
       checkpoint: what was read.
-      is_configured: whether its hyperparameters are known, by which moments make steps.
+      is_configured: whether its hyperparameters are known, which the size of a step depends on.
     """
     c = checkpoint
     sources = {"m": c.mu, "sqrt_v": c.nu, "sqrt_v_max": c.nu_max, "weight": c.params}
@@ -69,7 +69,7 @@ def make_rows(variables: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             row[title] = "" if share is None else f"{100 * share:.3g} %"
         wrong = [f"{count} in {titles[k]}" for k, count in variable["nonfinite"].items() if count]
         rows.append(row | {"NOT FINITE": ", ".join(wrong)})
-    # Columns that say of every variable that all is well.
+    # Leave out columns in which every variable is unremarkable.
     silent = {"NOT FINITE", "largest step", *_SHARES.values()}
     silent = {k for k in silent if all(row[k] in ("", "0 %") for row in rows)}
     return [{k: v for k, v in row.items() if k not in silent} for row in rows]

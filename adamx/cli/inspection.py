@@ -37,7 +37,7 @@ _ALWAYS_SHOWN = ("learning_rate", "b1", "b2", "eps", "convention")
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    """Run the command; 1 if it was to check and something is wrong."""
+    """Run the command; return 1 if `--check` found something wrong."""
     if arguments.order_template is not None and os.path.lexists(arguments.order_template):
         raise CheckpointError("exists", where=str(arguments.order_template))
     try:
@@ -76,7 +76,7 @@ def _print_checkpoint(head: Sequence[str], variables: list[dict[str, Any]]) -> N
 
 
 def _show_anyhow(arguments: argparse.Namespace, error: CheckpointError) -> None:
-    """What can be seen of a file that cannot be read, and all that is in the way but `error`."""
+    """Print what can be read of a file in spite of `error`, and all other obstacles."""
     path, form = arguments.file, recognise(arguments.file)
     keys = {"optimizer": arguments.optimizer, "weights": arguments.weights}
     given: dict[str, Any] = {name: key for name, key in keys.items() if key is not None}
@@ -110,7 +110,7 @@ def _show_anyhow(arguments: argparse.Namespace, error: CheckpointError) -> None:
         return
     for text in list(obstacles)[1:]:  # the first is raised
         print(f"\n{text}")
-    sys.stdout.flush()  # before the error, which goes elsewhere
+    sys.stdout.flush()  # before the error, which goes to standard error
 
 
 def _collect_seen(file: str, one: View) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def load_file(
     Args:
       path: the file.
       arguments: of the command, with the options of `add_options`.
-      prefers_own: whether a file with hyperparameters of its own keeps them beside `--config`.
+      prefers_own: whether a file that has hyperparameters keeps them in spite of `--config`.
     """
     settings, form = dict(arguments.set), recognise(path)
     config = find_config(form, arguments, prefers_own=prefers_own)
@@ -80,7 +80,7 @@ def load_file(
         try:
             checkpoint = load(path, config=config, progress=progress, **keys)
         except CheckpointError as error:
-            # Of this format other files have hyperparameters, of which `--set` changes some.
+            # The format stores hyperparameters, but this file has none: `--set` provides them.
             is_bare = error.argument == "config" and error.where == f"{path}: config"
             if config is not None or not settings or not is_bare:
                 raise

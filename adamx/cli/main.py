@@ -1,4 +1,4 @@
-"""The command `adamx`: what a checkpoint holds, the same in another format, whether two agree."""
+"""The command `adamx`: inspect, convert and compare checkpoints."""
 
 import argparse
 import io
@@ -30,9 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit code: 0; 1 if two states differ, or `--check` found something; 2 after bad input,
-      with the error on standard error; 130 if interrupted; 141 if nobody reads the output any more.
+      with the error on standard error; 130 if interrupted; 141 if the output's reader has exited.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # not to fail at a name that cannot be shown
+    # Never crash on a name that the terminal cannot encode.
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = _make_parser().parse_args(argv)
     try:

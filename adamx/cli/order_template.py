@@ -16,9 +16,9 @@ def write_order_template(path: Path, checkpoint: Checkpoint, source: Path) -> No
 
     Args:
       path: of a new text file.
-      checkpoint: names that the file does not tell are numbers; those of the weights of the same
-        shape, which may be meant, stand beside them.
-      source: what it was read of.
+      checkpoint: what was read. An unknown name is a number; beside it are the names of the weights
+        of the same shape, which are the candidates.
+      source: the file that it was read from.
     """
     about = [
         f"The variables of {source}, in the optimizer's order.",

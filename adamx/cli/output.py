@@ -1,4 +1,4 @@
-"""How the command `adamx` shows things: plain texts, tables, a progress bar."""
+"""The output of the command `adamx`: text, tables and a progress bar."""
 
 import contextlib
 import glob
@@ -30,9 +30,9 @@ __all__ = [
     "show_progress",
 ]
 
-_LARGE = 64 << 20  # bytes for which one has to wait
+_LARGE = 64 << 20  # bytes; from here on the user has to wait
 
-# The option that gives what an argument of the library does.
+# The option for each argument of the library.
 _OPTIONS = {
     "checkpoint": "--set FIELD=VALUE",
     "config": "--config FILE, or --set FIELD=VALUE",
@@ -62,7 +62,7 @@ def list_effective(config: AdamConfig) -> dict[str, Any]:
 
 
 def show(value: Any) -> str:
-    """The value for people: `0.01 in float32`, say, for the double that this is."""
+    """The value for users: for example `0.01 in float32` for the double that is equal to it."""
     if isinstance(value, Mapping):
         arguments = ", ".join(f"{k}={show(v)}" for k, v in value["config"].items())
         return f"{value['class_name']}({arguments})"
@@ -78,7 +78,7 @@ def narrow(number: float) -> np.float32:
 
 
 def shorten(names: Sequence[str], params: Iterable[str]) -> str:
-    """The first names; in a word if all weights are among them."""
+    """The first names; all weights, if they are among them, are only counted."""
     weights = {f"params/{name}" for name in params}
     if weights and weights <= set(names):
         names = [count_noun(len(weights), "weight"), *(n for n in names if n not in weights)]
@@ -91,7 +91,7 @@ def count_noun(count: int, name: str) -> str:
 
 
 def make_printable(text: str, keep: str = "") -> str:
-    """The text without what steers a terminal: anyone may have written the names in a file."""
+    """The text without control characters of a terminal, since names in a file are untrusted."""
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
@@ -114,7 +114,7 @@ def measure_size(path: Path) -> int:
 
 @contextlib.contextmanager
 def show_progress(doing: str, size: int) -> Iterator[Progress | None]:
-    """A bar on standard error, if somebody sees it and has to wait, and if rich can be imported."""
+    """A bar on standard error, if that is a terminal, the file is large and rich is installed."""
     if size < _LARGE or not sys.stderr.isatty():
         yield None
         return

@@ -16,10 +16,10 @@ _LONGEST = 40  # characters of a name
 
 
 def draw_moments(path: Path, checkpoint: Checkpoint) -> None:
-    """Draw a row for each variable, sorted by its largest step: a sick layer is the first.
+    """Draw a row for each variable, sorted by its largest step: an unhealthy layer comes first.
 
     Args:
-      path: of the picture; its suffix tells the format.
+      path: of the picture; its suffix selects the format.
       checkpoint: of which the first and the second moments are drawn.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What can be seen of a file that cannot be read as it was asked for, and what is in the way."""
+"""Read what can be read of a file that `load` refuses, and collect the reasons."""
 
 import contextlib
 import dataclasses
@@ -21,13 +21,13 @@ _MOST_CHOICES = 8
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A file as it is read with some options that nobody has given.
+    """A file as it is read with some options that the user did not give.
 
     Attributes:
       options: arguments of `load`, without hyperparameters.
-      checkpoint: what is read so; None if nothing is.
+      checkpoint: what these options give; None if it still cannot be read.
       is_configured: whether the hyperparameters are the file's or the user's.
-      obstacles: why it is not read without these options.
+      obstacles: why it cannot be read without these options.
       outline: what is in the file, a text for each part, if there is no checkpoint.
     """
 
@@ -41,8 +41,8 @@ class View:
 def view(path: Path, form: FileFormat, **options: Any) -> Iterator[View]:
     """Each optimizer in a file, as far as it can be read.
 
-    Hyperparameters that are missing are made up, each of several optimizers is taken, and of
-    several models the first.
+    Missing hyperparameters are made up. Of several optimizers each is read, of several models the
+    first.
 
     Args:
       path: of the file.
@@ -77,7 +77,7 @@ def view(path: Path, form: FileFormat, **options: Any) -> Iterator[View]:
 
 
 def _outline(form: FileFormat, path: Path) -> tuple[str, ...]:
-    """What a file holds; nothing where that is not to be seen either."""
+    """What a file holds; empty if that cannot be read either."""
     lines: list[str] = []
     with contextlib.suppress(CheckpointError, ImportError), name_file(path, form.name):
         lines.extend(itertools.islice(form.outline(path), _MOST_LINES))

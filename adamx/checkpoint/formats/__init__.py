@@ -1,4 +1,4 @@
-"""One module for each way in which a checkpoint lies on disk; importing this registers them all."""
+"""One module for each file format; importing this package registers them all."""
 
 from adamx.checkpoint.formats._discovery import MODULES
 

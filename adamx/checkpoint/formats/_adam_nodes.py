@@ -1,4 +1,4 @@
-"""The nodes of a tree of names that are states of Adam, and which of them are to be read."""
+"""Find the states of Adam in a tree of names, and choose which of them to read."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -121,7 +121,7 @@ def _is_within(place: str, key: str) -> bool:
 
 
 def _refuse(tree: ArrayTree) -> CheckpointError:
-    """The error for a file without Adam, with what it has in place of it."""
+    """The error for a file without Adam, with what it has instead."""
     others = [
         f"{dotted(node)} ({', '.join(sorted(fields))})"
         for node, fields in tree.children.items()
@@ -135,7 +135,7 @@ def _refuse(tree: ArrayTree) -> CheckpointError:
 
 
 def _check_kind(adam: AdamNode, tree: ArrayTree) -> None:
-    """Raise for moments that are no floating-point numbers, or not one for each parameter's."""
+    """Raise for moments that are no floating-point numbers, or have one number for each array."""
     for paths in adam.moments.values():
         for path in paths.values():
             if not jnp.issubdtype(dtype := tree.leaves[path].dtype, np.inexact):

@@ -48,7 +48,7 @@ class ArrayTree:
         return path if path in self.leaves else self.boxes.get(path)
 
     def below(self, node: Path) -> dict[Path, Path]:
-        """By path from `node`, without boxes, the paths of all arrays below it."""
+        """Map paths from `node`, without boxes, to the paths of all arrays below it."""
         found: dict[Path, Path] = {}
         size = len(node)
         for path in self.leaves:

@@ -1,7 +1,7 @@
 """The files of a TensorFlow checkpoint: an index of named tensors, and shards with their bytes.
 
 `PREFIX.index` is a LevelDB table of protocol buffers (BundleHeaderProto, BundleEntryProto); the
-tensors lie in `PREFIX.data-00000-of-00001` and so on. TensorFlow is not needed to read them.
+tensors are in `PREFIX.data-00000-of-00001` and so on. TensorFlow is not needed to read them.
 """
 
 import math
@@ -67,7 +67,7 @@ class Entry(NamedTuple):
 
     @property
     def is_floating(self) -> bool:
-        """Whether it holds numbers such as weights are."""
+        """Whether its dtype is one that weights can have."""
         return self.dtype is not None and (
             self.dtype.kind in "fc" or self.dtype == ml_dtypes.bfloat16
         )
@@ -78,7 +78,7 @@ class Bundle:
 
     Attributes:
       entries: by name, in the order of the index, which sorts them.
-      account: what may still be taken.
+      account: the memory that may still be taken.
       read: the names that were asked for.
     """
 
@@ -106,7 +106,7 @@ class Bundle:
         return entries
 
     def array(self, name: str) -> np.ndarray:
-        """The tensor of that name, whose checksum is right."""
+        """The tensor of that name, after verifying its checksum."""
         entry = self._find(name)
         dtype = entry.dtype
         if dtype is None:
@@ -129,7 +129,7 @@ class Bundle:
         return array
 
     def text(self, name: str) -> bytes:
-        """The one string of a scalar of strings, whose checksum is right."""
+        """The one string of a scalar of strings, after verifying its checksum."""
         entry = self._find(name)
         if not entry.is_text or entry.shape:
             raise CheckpointError(where=name, expected="one string", found="another tensor")
@@ -151,7 +151,7 @@ class Bundle:
         return self.entries[name]
 
     def _take(self, name: str, entry: Entry, *, whole: bool = True) -> bytearray:
-        """The bytes of an entry; with `whole`, their checksum is that of the entry."""
+        """The bytes of an entry; `whole` verifies that their checksum is that of the entry."""
         path = self._find_shard(name, entry.shard)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -1,4 +1,4 @@
-"""The graph of objects in a TensorFlow 2 checkpoint: which variable is what of which object."""
+"""The object graph of a TensorFlow 2 checkpoint: which object owns which variable, as what."""
 
 import dataclasses
 from collections import deque
@@ -95,7 +95,7 @@ class Graph:
         return ".".join(reversed(parts))
 
     def _find_parents(self) -> dict[int, tuple[int, str]]:
-        """By number of a node, the one above and its name there."""
+        """Map each node's number to that of its parent, and its name there."""
         if self._parents is None:
             parents, waiting = {0: (0, "")}, deque([0])
             while waiting:

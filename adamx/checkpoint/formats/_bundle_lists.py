@@ -1,4 +1,4 @@
-"""Whose moments the lists of a Keras optimizer are: by their names, not by their order alone."""
+"""Find the variables of the moments in a Keras optimizer's lists, by name rather than order."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -41,19 +41,19 @@ def name_lists(
 
     Args:
       bundle: for the shapes.
-      lists: by what the optimizer calls it, each list of variables.
-      known: the variables that may be trained, by name; of Keras 3 in the optimizer's order.
-      is_keras3: whose names they are.
+      lists: each list of variables, by the name that the optimizer gives it.
+      known: the variables that may be trained, by name; for Keras 3 in the optimizer's order.
+      is_keras3: whether Keras 3 wrote the names, or tf_keras.
 
     Raises:
-      CheckpointError: what the names say cannot be.
+      CheckpointError: the names contradict the number or the shapes of the entries.
     """
     told = {part: _read_names(part, nodes, known, is_keras3) for part, nodes in lists.items()}
     prefixes = [prefix for names in told.values() for _, prefix in names]
     by_name = {part: [name for name, _ in names] for part, names in told.items()}
     naming: Naming = "file"
     if any(None in names or len(set(names)) < len(names) for names in by_name.values()):
-        # Names that two share, or none; the lists of Keras 3 are in the order of its variables.
+        # Names are missing or occur twice; lists of Keras 3 are in the order of its variables.
         count = len(lists["_momentums"])
         in_order = is_keras3 and len(known) == count
         order = [name for name, _ in known] if in_order else [str(i) for i in range(count)]
@@ -77,7 +77,7 @@ def name_lists(
 def _read_names(
     part: str, nodes: Sequence[Node], known: Sequence[tuple[str, Node]], is_keras3: bool
 ) -> list[tuple[str | None, str]]:
-    """For each entry the variable that its name tells, or None; and what stands before."""
+    """For each entry, the variable in its name, or None; and the prefix of the name."""
     if is_keras3:
         kind = _KINDS[part][0]
         by_spelling = _group([(node.full_name.replace("/", "_"), name) for name, node in known])

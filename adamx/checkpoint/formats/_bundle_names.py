@@ -78,7 +78,7 @@ def _find_slots(entries: Collection[str], selected: str | None) -> str:
         owner, _, kind = name.rpartition("/")
         last.add(kind)
         is_new = owner and kind not in kinds and kind not in _OTHER_SLOTS
-        # Any two variables may be called so; slots stand behind the name of a variable.
+        # Any two variables may have such names; only slots begin with the name of a variable.
         if (
             is_new
             and f"{name}_1" in entries
@@ -86,7 +86,7 @@ def _find_slots(entries: Collection[str], selected: str | None) -> str:
         ):
             kinds.add(kind)
     if _ADAM in kinds and selected is None:
-        # A second optimizer has the same variables, with its slots behind those of the first.
+        # A second optimizer has the same variables; its slots are numbered on from the first's.
         kinds = {_ADAM} | {kind for kind in last if re.fullmatch(r"Adam_([2-9]|\d\d+)", kind)}
     elif selected in kinds:
         kinds = {selected}
@@ -109,7 +109,7 @@ def _find_slots(entries: Collection[str], selected: str | None) -> str:
 
 
 def _list_slots(entries: Collection[str], ending: str) -> dict[str, str]:
-    """By name of a variable its slot; a scope stands before the names of all, or of none."""
+    """Map each variable's name to its slot; either all names have a scope in front, or none."""
     slots = {name.removesuffix(ending): name for name in entries if name.endswith(ending)}
     known = [owner for owner in slots if owner in entries]
     if not known and slots:
@@ -122,7 +122,7 @@ def _list_slots(entries: Collection[str], ending: str) -> dict[str, str]:
 
 
 def _find_variable(owner: str, entries: Collection[str]) -> str:
-    """The variable of a slot, before whose name there may be a scope: `train/dense/kernel/Adam`."""
+    """The variable of a slot, whose name may begin with a scope: `train/dense/kernel/Adam`."""
     parts = owner.split("/")
     ways = ("/".join(parts[start:]) for start in range(len(parts)))
     return next((way for way in ways if way in entries), owner)

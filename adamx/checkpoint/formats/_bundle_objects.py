@@ -137,7 +137,7 @@ def _is_optimizer(node: Node) -> bool:
 
 
 def _name_weights(bundle: Bundle, graph: Graph, reachable: set[int]) -> dict[int, str]:
-    """By number of a node, the names of the weights: all variables but optimizers' and metrics'."""
+    """Map node numbers to names of weights: all variables but optimizers' and metrics'."""
     others, lists = set[int](), set[int]()
     for node in graph.nodes:
         if _is_optimizer(node):
@@ -197,7 +197,7 @@ def _read_slots(graph: Graph, found: _Found, names: Mapping[int, str]) -> Optimi
 
 
 def _shorten(graph: Graph, slot: Slot) -> str:
-    """What a slot is called, without the name of its variable, in which layers have theirs."""
+    """The name of a slot, without that of its variable, which contains the names of layers."""
     variable = graph.nodes[slot.variable].full_name
     start, middle, _ = f"/{graph.nodes[slot.value].full_name}".rpartition(f"/{variable}/")
     return f"{start}/{slot.name}" if middle else slot.name

@@ -60,11 +60,11 @@ class Optimizer:
 
 
 def refuse_other_rules(full_names: Iterable[str]) -> None:
-    """Raise if what variables are called says that another optimizer than Adam keeps them.
+    """Raise if the names of variables show that they belong to another optimizer than Adam.
 
     Args:
-      full_names: such as `Adam/hidden/kernel/m` or `nadam/iteration`: the optimizer's own
-        variables. The names of layers are not to be taken for those of optimizers.
+      full_names: such as `Adam/hidden/kernel/m` or `nadam/iteration`: only the optimizer's own
+        variables, so that the name of a layer is not mistaken for an optimizer's.
     """
     for full_name in full_names:
         for part in full_name.split("/")[:-1]:

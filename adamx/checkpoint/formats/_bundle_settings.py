@@ -35,7 +35,7 @@ def read_settings(bundle: Bundle, optimizer: Optimizer) -> dict[str, float]:
 
 
 def request_settings(bundle: Bundle, optimizer: Optimizer) -> CheckpointError:
-    """The error for a file without `config=`: what the file tells, and the call to make."""
+    """The error for a missing `config=`: what is in the file, and the call to make."""
     told = {field: _shorten(value) for field, value in read_settings(bundle, optimizer).items()}
     for field, power in zip(("b1", "b2"), optimizer.powers, strict=False):
         value = bundle.array(power)
@@ -83,10 +83,11 @@ def warn_of_contradictions(
 def read_steps(
     bundle: Bundle, optimizer: Optimizer, config: AdamConfig
 ) -> tuple[int, dict[str, float]]:
-    """The number of steps, and what powers of b1 and b2 tell of those that `config` has not.
+    """The number of steps; and b1 and b2 by their powers, where `config` contradicts these.
 
-    A counter of TensorFlow 1 may be another's. So the count is that at which the power of b2, and
-    of b1 while it is above 0, is what TensorFlow computes: a product of float32 numbers.
+    A counter of TensorFlow 1 may count something else. So the number of steps is the one after
+    which TensorFlow's powers of b2, and of b1 while it is above 0, are what the file has: products
+    of float32 numbers.
 
     Raises:
       CheckpointError: the powers have become 0, or fit no number of steps, and there is no counter.

@@ -64,11 +64,11 @@ class Entry(NamedTuple):
 
 
 class Described(NamedTuple):
-    """All of it.
+    """All that `.metadata` says.
 
     Attributes:
       entries: by name.
-      paths: by name the keys and positions in what was saved, in its order.
+      paths: by name, the keys and positions in the saved object, in its order.
     """
 
     entries: dict[str, Entry]
@@ -211,7 +211,7 @@ def _refuse_absent(name: str, offset: _Shape) -> CheckpointError:
 
 
 def _read_paths(told: Any, entries: Mapping[str, Entry]) -> dict[str, _Path]:
-    """By name the keys in what was saved; a planner that does not tell them flattened nothing."""
+    """Map names to keys in the saved object; a planner without such keys flattened nothing."""
     told = told if isinstance(told, dict) else {}
     paths: dict[str, _Path] = {}
     for name in [*told, *(name for name in entries if name not in told)]:

@@ -20,7 +20,7 @@ __all__ = ["has_state", "read_shards"]
 
 _SUFFIX = ".safetensors"
 _SHARDING = "DCP_SHARDING_INFO"
-# The keys of a state dict, joined by dots: where the optimizer stands, the parameter, the field.
+# The keys of a state dict, joined by dots: those of the optimizer, the parameter, the field.
 _STATE = re.compile(r"(?:(.+?)\.)?state\.(.+)\.([^.]+)")
 _MOMENT = b'.exp_avg"'
 _LARGEST = 1 << 62  # entries of a tensor
@@ -102,7 +102,7 @@ def read_shards(folder: Path, account: Account, progress: Progress | None) -> di
 
 
 def _list_parts(folder: Path, account: Account) -> dict[str, list[_Part]]:
-    """By name the parts of each tensor, with where they begin in it."""
+    """Map each tensor's name to its parts, with their offsets in it."""
     parts: dict[str, list[_Part]] = {}
     for path in _list_files(folder):
         with name_file(Path(path.name), "safetensors file"):
@@ -144,7 +144,7 @@ def _describe(name: str, parts: Sequence[_Part]) -> Entry:
 
 
 def _find_models(weights: Mapping[str, Entry], parameters: Iterable[str]) -> Iterator[str]:
-    """What stands before the names of all parameters of an optimizer, of each model with these."""
+    """The prefix of all names of an optimizer's parameters, for each model that has them."""
     first, *others = parameters
     for name in weights:
         start = name.removesuffix(first)

@@ -47,7 +47,7 @@ class Store:
         return self._read_archive(name, segment)
 
     def read_tensor(self, name: str, entry: Entry) -> np.ndarray:
-        """A tensor: a map of the file, or an array that was put together."""
+        """A tensor: a map of the file, or an array assembled from its parts."""
         _check_cover(name, entry.shape, entry.chunks)
         dtype = find_dtype(entry.dtype.qualname) if entry.dtype else None
         if dtype is None:
@@ -82,7 +82,7 @@ class Store:
         return part
 
     def _begins_safetensors(self, name: str, segment: Segment) -> bool:
-        """Whether the place is that of all tensors of the file, which have their names there."""
+        """Whether the segment is a safetensors section, which has all of the file's tensors."""
         with self.find(name, segment).open("rb") as file:
             file.seek(segment.start)
             start = file.read(HEADER_START + 1)

@@ -72,7 +72,7 @@ def fill(
 
 
 def find_value(tree: Any, path: _Path) -> Any:
-    """What stands at a path of the tree, whose keys may have become numbers."""
+    """The value at a path of the tree, whose keys may have become numbers."""
     node = tree
     for key in path:
         is_list = isinstance(node, list | tuple)
@@ -84,7 +84,7 @@ def _find_optimizer(path: _Path) -> _Path | None:
     """The path of the optimizer of which this is a part of the groups; None if of none."""
     if _GROUPS in path[:-1]:
         return path[: path.index(_GROUPS)]
-    # One that is flat has its groups by the parameters' names, in one level.
+    # A flat optimizer has its groups by the parameters' names, in one level.
     return path[:-1] if str(path[-1]).startswith(f"{_GROUPS}.") else None
 
 

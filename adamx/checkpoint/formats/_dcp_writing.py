@@ -1,7 +1,7 @@
 """A folder of `torch.distributed.checkpoint` with other values, made from one of the same model.
 
-Which rank's file has which part of a tensor stays as it is. Values take other places in the files,
-since their lengths differ, and `.metadata` says where.
+Each rank's file keeps its parts of the tensors. Since the lengths of values change, they move
+within the files, and `.metadata` is updated.
 """
 
 import io
@@ -38,7 +38,7 @@ _BLOCK = 1 << 22  # bytes
 
 
 class _Place(NamedTuple):
-    """Where the part of a value is; its place is an object of `.metadata`."""
+    """The segment of a file with a part of a value; `told` is what `.metadata` has for it."""
 
     start: int
     length: int
@@ -48,7 +48,7 @@ class _Place(NamedTuple):
 
 
 def list_values(saved: Any, described: Described) -> dict[str, Any]:
-    """What stands under each name in a tree that `build_tree` has made."""
+    """The value of each name in a tree that `build_tree` has made."""
     values: dict[str, Any] = {}
     for name, path in described.paths.items():
         try:
@@ -95,7 +95,7 @@ def write_folder(
       values: what is to be there instead, by name; tensors are whole.
 
     Returns:
-      The names of what lay beside, and was copied.
+      The names of other files and folders, which were copied.
     """
     whole = open_metadata(folder, Account(measure(folder)))
     files: dict[str, list[_Place]] = {}
@@ -126,7 +126,7 @@ def write_folder(
 
 
 def _find_part(place: _Place, entries: Mapping[str, Entry], values: Mapping[str, Any]) -> Any:
-    """What is to be at a place; None for what stays."""
+    """The new value of a segment; None to keep the old one."""
     if place.name not in values:
         return None
     entry, value = entries[place.name], values[place.name]

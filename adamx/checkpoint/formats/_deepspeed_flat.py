@@ -40,7 +40,7 @@ def split_each(shapes: Shapes, ranks: int) -> dict[str, list[Piece]]:
 
 
 def split_evenly(shapes: Shapes, ranks: int, size: int) -> dict[str, list[Piece]]:
-    """As ZeRO-1 and 2 did before they told it: one vector, in parts of `size` for each rank."""
+    """As ZeRO-1 and 2 did before files recorded it: one vector, with `size` elements a rank."""
     pieces: dict[str, list[Piece]] = {}
     at = 0
     for name, shape in shapes.items():
@@ -63,7 +63,7 @@ def split_evenly(shapes: Shapes, ranks: int, size: int) -> dict[str, list[Piece]
 
 
 def check_pieces(shapes: Shapes, pieces: Mapping[str, Sequence[Piece]], size: int) -> None:
-    """Raise unless each parameter is complete, and goes on where the vector of a rank ends."""
+    """Raise unless each parameter is complete, and continues where the vector of a rank ends."""
     for name, shape in shapes.items():
         own = pieces.get(name, [])
         count = sum(piece.length for piece in own)
@@ -122,7 +122,7 @@ def assemble(
     arrays = {name: np.empty(math.prod(shape), dtype) for name, shape in shapes.items()}
     filled = dict.fromkeys(shapes, 0)
     for rank, vector in enumerate(vectors):
-        with account.lend():  # it is forgotten after this
+        with account.lend():  # its memory is freed after this
             [read] = read_tensors([vector], account, progress)
         own = [(piece, name) for name in shapes for piece in pieces[name] if piece.rank == rank]
         at = 0

@@ -1,4 +1,4 @@
-"""What all of DeepSpeed's ways to write an optimizer have in common: shapes, groups, a state."""
+"""What all of DeepSpeed's forms of an optimizer have in common: shapes, groups, a state."""
 
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ class State(NamedTuple):
     Attributes:
       state: by name of a parameter.
       groups: with names as `params`.
-      masters: the weights that the optimizer moves.
+      masters: the weights that the optimizer updates.
     """
 
     state: dict[str, dict[str, Any]]

@@ -79,7 +79,7 @@ def write_universal(
     """Write other values into a copy of such a folder.
 
     Args:
-      old: the folder, whose files tell the form in which each array is.
+      old: the folder, whose files determine the form of each array.
       new: the copy.
       shapes: of the parameters.
       state: of the optimizer, by name.
@@ -112,7 +112,7 @@ def write_universal(
 
 def _read_parameter(path: Path, shape: tuple[int, ...], account: Account) -> Any:
     saved = _read(path, account)
-    tensor = saved.get("param") if isinstance(saved, dict) else saved  # of ZeRO-3 it is bare
+    tensor = saved.get("param") if isinstance(saved, dict) else saved  # ZeRO-3 saves it bare
     where = f"{path.parent.name}/{path.name}"
     if not isinstance(tensor, Tensor):
         raise CheckpointError(where=where, expected="a tensor", found=describe(tensor))

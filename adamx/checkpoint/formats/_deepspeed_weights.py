@@ -1,4 +1,4 @@
-"""The weights in DeepSpeed's files of models, beside those that the optimizer moves."""
+"""The weights in DeepSpeed's files of models, beside those that the optimizer updates."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ def gather_weights(
 def _gather_frozen(
     models: Sequence[_Model], account: Account, progress: Progress | None, *, values: bool
 ) -> dict[str, np.ndarray]:
-    """What ZeRO-3 splits of the weights that no optimizer moves."""
+    """The frozen weights, which ZeRO-3 splits over the ranks."""
     gathered: dict[str, np.ndarray] = {}
     for name, shape in _list_frozen(models[0]).items():
         parts = [(model.get("frozen_param_fragments") or {}).get(name) for model in models]
@@ -85,7 +85,7 @@ def _list_frozen(model: _Model) -> dict[str, tuple[int, ...]]:
 def replace_weights(models: Sequence[_Model], weights: Mapping[str, np.ndarray]) -> None:
     """Put weights into what the models' files hold, in the dtypes that they have there.
 
-    Those that ZeRO-3 moves are in the optimizer's files alone.
+    Those that ZeRO-3 updates are only in the optimizer's files.
     """
     frozen = _list_frozen(models[0]) if models[0].get("frozen_param_fragments") else {}
     for name in frozen.keys() & weights.keys():
@@ -125,7 +125,7 @@ def replace_weights(models: Sequence[_Model], weights: Mapping[str, np.ndarray])
 
 def _narrow(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> Tensor:
     """A weight in the model's dtype, rounded to nearest."""
-    with np.errstate(over="ignore"):  # told below
+    with np.errstate(over="ignore"):  # an error below
         narrow = array.astype(dtype)
     if (np.isfinite(array) & ~np.isfinite(narrow)).any():
         raise CheckpointError(

@@ -22,7 +22,7 @@ from adamx.checkpoint.writing.torch_writer import write_archive
 
 __all__ = ["Opened", "write_folder"]
 
-# Which stay right: DeepSpeed's own script, and what names the step's folder.
+# Copies that stay valid: DeepSpeed's own script, and what names the step's folder.
 _OWN = re.compile(r"latest(_universal)?|zero_to_\w+\.py")
 
 _Entries = Mapping[str, Mapping[str, Any]]
@@ -38,7 +38,7 @@ class Opened(NamedTuple):
       models: what the models' files hold.
       optimizers: what the optimizer's files hold; nothing in a Universal Checkpoint.
       shapes: of the parameters of each vector.
-      zero: where what is in the optimizer's files; None of a Universal Checkpoint.
+      zero: what is where in the optimizer's files; None for a Universal Checkpoint.
       saved: the optimizer and the model as state dicts.
     """
 
@@ -62,10 +62,10 @@ def write_folder(
       path: the template: the folder of a step, or one with that of the newest step in it.
       opened: the step; its `saved` has the new state.
       weights: by name.
-      more: how many steps the values have done more than those of the template.
+      more: how many steps the values are ahead of those of the template.
 
     Returns:
-      What stays as it was, though it may be of what was written.
+      What is copied unchanged, though it may depend on what was written.
     """
     state, groups = opened.saved["optimizer"]["state"], opened.saved["optimizer"]["param_groups"]
     place, left = target.path, []
@@ -73,7 +73,7 @@ def write_folder(
         left += copy_folder(path, place, list_other_steps(path, opened.folder.name))
         place /= opened.folder.name
         place.mkdir()
-    # A Universal Checkpoint may lie beside the optimizer's files of the run that it is of.
+    # A Universal Checkpoint may be in one folder with the optimizer's files that it was made of.
     written = [file.name for file in (*opened.files.model, *opened.files.optimizer)]
     left += copy_folder(opened.folder, place, [*written, UNIVERSAL])
     if opened.zero is None:
@@ -122,14 +122,14 @@ def _replace_vectors(
 
 
 def _advance(model: dict[str, Any], more: int) -> bool:
-    """Let the engine's counts differ from the template's by as much as the optimizer's.
+    """Move the engine's counts by as many steps as the optimizer's count.
 
-    False if they cannot.
+    False if they cannot be moved.
     """
     steps, samples = model.get("global_steps"), model.get("global_samples")
     if type(steps) is not int or not more:
         return True
-    if steps + more < 0:  # the engine counted anew, and the optimizer did not
+    if steps + more < 0:  # the engine's count was restarted, and the optimizer's was not
         return False
     model["global_steps"] = steps + more
     if type(samples) is int and steps and samples % steps == 0:  # batches were of one size

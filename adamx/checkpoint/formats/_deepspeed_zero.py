@@ -70,7 +70,7 @@ class Zero(NamedTuple):
 def open_zero(
     files: Sequence[Mapping[str, Any]], shapes: Sequence[Shapes], account: Account
 ) -> Zero:
-    """What the files of all ranks are, of stage 1, 2 or 3; nothing but steps is read of them."""
+    """The structure of all ranks' files, of stage 1, 2 or 3; no values but steps are read."""
     ranks = [_open_rank(rank, file, len(files)) for rank, file in enumerate(files)]
     is_third = ranks[0].is_third
     if any(one.is_third != is_third for one in ranks):

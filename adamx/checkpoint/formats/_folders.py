@@ -26,16 +26,16 @@ def copy_folder(folder: Path, target: Path, leave_out: Collection[str] = ()) -> 
     Args:
       folder: with files, folders, and links, which are followed.
       target: where to; it is empty, and is not copied.
-      leave_out: names of what in the folder is not copied either.
+      leave_out: names in the folder that are not copied either.
 
     Raises:
-      OSError: something in it cannot be copied, which it names.
+      OSError: something in it cannot be copied; the error names it.
     """
     place, copied = target.resolve(), []
 
     def ignore(at: str, names: list[str]) -> set[str]:
         here = Path(at).resolve()
-        back = {here, *here.parents, place}  # where links may lead round
+        back = {here, *here.parents, place}  # following links to these would never end
         paths = {name: Path(at) / name for name in names}
         ignored = {name for name, path in paths.items() if path.resolve() in back}
         ignored |= {name for name, path in paths.items() if not path.exists()}  # dangling links

@@ -32,14 +32,14 @@ _WEIGHTS = re.compile(
 )
 _STEP = re.compile(r"checkpoint-\d{1,18}")
 _SHARDED = re.compile(r"optimizer_\d{1,6}|pytorch_model_fsdp_\d{1,6}")
-# Of other programs, whose folders may hold files of these names, too.
+# Files of other programs, whose folders may also hold files with the names above.
 _OTHERS = re.compile(r"global_step\d+|latest|zero_to_fp32\.py|\.metadata|_METADATA")
 _INDEX = ".index.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """What is where.
+    """The files of a checkpoint.
 
     Attributes:
       path: of the folder.
@@ -118,7 +118,7 @@ def find_folder(path: Path) -> Folder:
 
 
 def _list_files(path: Path, names: Collection[str], pattern: re.Pattern[str]) -> dict[str, Path]:
-    """The files with such names, by key; an index goes before the file of one name."""
+    """The files with such names, or their indices, by key; an error if two have one key."""
     found: dict[str, Path] = {}
     for name in names:
         if (match := pattern.fullmatch(name)) is None:

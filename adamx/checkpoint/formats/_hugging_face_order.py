@@ -23,13 +23,13 @@ HOW_TO_NAME = (
 )
 
 _ARCHITECTURE = re.compile(r"[A-Z][A-Za-z0-9]{1,80}")
-# Settings that name code or files to be fetched, and no sizes of the model.
+# Settings that name code or files to fetch, not sizes of the model.
 _NO_SIZES = re.compile(r"auto_map|implementation|kernel|quantization|_name_or_path|backbone")
 _BACKBONES = ("backbone", "backbone_config", "use_timm_backbone")
-# Where Trainer's rule has no decay, beside torch's LayerNorm.
+# Parameters to which Trainer applies no weight decay, besides those of torch's LayerNorm.
 _UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 _DEEPEST, _LONGEST = 4, 10_000
-_LEAST = 4_096  # that any number of a configuration may be
+_LEAST = 4_096  # up to which any number in a configuration is accepted
 
 _Shape = tuple[int, ...]
 
@@ -46,7 +46,7 @@ def name_by_model(
       found: the optimizer and its weights.
       config: the file with the configuration.
       account: what the configuration is charged to.
-      notes: get a remark on why this was tried in vain.
+      notes: get a remark that says why, if this fails.
 
     Returns:
       The names in the optimizer's order; None if the model is not known, or does not fit.
@@ -98,7 +98,7 @@ def _name_groups(
 
 
 def _list_parameters(told: Any, shapes: Mapping[str, _Shape]) -> dict[str, bool]:
-    """The model's parameters in its order, and whether Trainer's rule decays them."""
+    """The model's parameters in its order, and whether Trainer applies weight decay to them."""
     architectures = told.get("architectures") if isinstance(told, dict) else None
     if not isinstance(architectures, list) or len(architectures) != 1:
         raise CheckpointError(where="architectures", expected="one class", found=architectures)
@@ -108,7 +108,7 @@ def _list_parameters(told: Any, shapes: Mapping[str, _Shape]) -> dict[str, bool]
     import transformers
 
     made = getattr(transformers, name, None)
-    import torch  # not where transformers is not
+    import torch  # only here, since it is not needed without transformers
 
     if not isinstance(made, type) or not issubclass(made, transformers.PreTrainedModel):
         raise CheckpointError(f"{name} is no model of transformers {transformers.__version__}")
@@ -139,7 +139,7 @@ def _list_parameters(told: Any, shapes: Mapping[str, _Shape]) -> dict[str, bool]
 def _keep_sizes(value: Any, most: int, depth: int = 0) -> Any:
     """A configuration without what may name code or files, or be larger than the weights are.
 
-    What is lost that matters gives a model that does not fit, and no names.
+    If something that matters is dropped, the model does not fit, and gives no names.
     """
     if isinstance(value, dict) and depth < _DEEPEST:
         kept = {k: _keep_sizes(v, most, depth + 1) for k, v in value.items()}
@@ -154,7 +154,7 @@ def _keep_sizes(value: Any, most: int, depth: int = 0) -> Any:
 
 
 class _Bound:
-    """Within it, torch makes no more modules and parameters than a number."""
+    """A context that limits how many modules and parameters torch makes."""
 
     def __init__(self, most: int) -> None:
         self._left = most

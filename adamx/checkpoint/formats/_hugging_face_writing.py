@@ -22,8 +22,8 @@ __all__ = ["STEP", "Opened", "write_folder"]
 # As Trainer writes it: its history may be long, and is not needed.
 STEP = re.compile(rb'^(  "global_step": )(\d{1,18})(,?)$', re.MULTILINE)
 
-# What torch's LambdaLR keeps, whose rate follows from the count of steps alone: others compute each
-# rate of the last one.
+# What torch's LambdaLR keeps, whose rate depends only on the count of steps: others compute each
+# rate from the one before.
 _COUNTED = {"base_lrs", "last_epoch", "_step_count", "_is_initial", "verbose", "_last_lr"}
 _COUNTED |= {"_get_lr_called_within_step", "lr_lambdas"}
 
@@ -54,11 +54,11 @@ def write_folder(target: Target, opened: Opened, old: int, new: int) -> Sequence
     Args:
       target: the folder, which is empty.
       opened: its optimizer and that one's weights are written, all else is copied.
-      old: the steps of the template, as the counts of Trainer and of the scheduler follow them.
+      old: the steps of the template: the counts of Trainer and of the scheduler follow them.
       new: those of the values.
 
     Returns:
-      What stays as it was, though it may be of what was written.
+      What is copied unchanged, though it may depend on what was written.
     """
     folder, found = opened.folder, opened.found
     copy_folder(folder.path, target.path)
@@ -104,7 +104,7 @@ def _write_weights(
 
 
 def _advance_trainer(path: Path, more: int) -> None:
-    """Let Trainer's count of updates differ from the template's by as much as the optimizer's."""
+    """Move Trainer's count of updates by as many steps as the optimizer's count."""
     if not path.is_file():
         return
     text, count = STEP.subn(
@@ -125,7 +125,7 @@ def _advance_scheduler(path: Path, opened: Opened, old: int, new: int) -> bool:
     saved, protocol = open_saved(path, Account(path.stat().st_size))
     if not isinstance(saved, dict) or not saved.keys() <= _COUNTED:
         return False
-    # Functions are not saved, but what objects that are called keep.
+    # Functions are not saved, but callable objects save their attributes.
     functions = saved.get("lr_lambdas")
     if saved.get("last_epoch") != old or not isinstance(functions, list) or any(functions):
         return False

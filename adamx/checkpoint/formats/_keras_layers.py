@@ -14,7 +14,7 @@ from adamx.checkpoint.errors import CheckpointError
 
 __all__ = ["NOT_TRAINED", "Layer", "Variable", "guess_layers", "list_layers", "name_variables"]
 
-# Weights that no optimizer moves, by the last part of their names.
+# Weights that no optimizer updates, by the last part of their names.
 NOT_TRAINED = {"moving_mean", "moving_variance", "mean", "variance", "count"}
 
 _MODELS = {"Sequential", "Functional", "Model"}
@@ -129,7 +129,7 @@ def _find_name(group: str, names: Mapping[str, str]) -> str:
 def name_variables(
     layers: Sequence[Layer], paths: Mapping[str, bool], names: Mapping[str, str]
 ) -> tuple[dict[str, Variable], bool]:
-    """By path in the file, the model's variables; and whether they are in the optimizer's order.
+    """The model's variables by path in the file; and whether they are in the optimizer's order.
 
     Args:
       layers: of the configuration.
@@ -148,7 +148,7 @@ def name_variables(
         own = sorted(in_text_order[start:end], key=positions.__getitem__)
         floating = [path for path in own if paths[path]]
         groups = {path.rpartition("/")[0] for path in floating}
-        ordered &= len(groups) < 2  # the order of layers within a layer is not told
+        ordered &= len(groups) < 2  # the order of layers within a layer is not recorded
         roles = _list_roles(layer) if groups == {f"{layer.group}/vars"} else []
         if layer.class_name in _KERNELS and len(floating) == 1:
             roles = ["kernel"]

@@ -57,7 +57,7 @@ def read_numbered(
     Args:
       reader: of the file.
       layers: of the model's configuration; None if there is none.
-      is_scaled: whether a LossScaleOptimizer is around the Adam; None to tell it from the file.
+      is_scaled: whether a LossScaleOptimizer is around the Adam; None to detect it in the file.
       values: whether the reader reads them.
     """
     if is_scaled is None:

@@ -1,4 +1,4 @@
-"""Which optimizer a file of Keras is of, and what stands around or beside its Adam.
+"""Which optimizer a file of Keras has, and what is around or beside its Adam.
 
 The moments of Adam look like those of other optimizers: the class that a configuration names, or
 else the name of the optimizer, tells them apart.
@@ -137,7 +137,7 @@ def check_name(name: str | None) -> list[str]:
 
 
 def read_accumulation(settings: Mapping[str, Any]) -> int:
-    """Of how many gradients each update takes the mean; 1 without accumulation."""
+    """How many gradients each update averages; 1 without accumulation."""
     value = settings.get("gradient_accumulation_steps")
     if not value:
         return 1
@@ -163,7 +163,7 @@ def read_scale(name: str, array: np.ndarray) -> float:
 def describe_rest(
     settings: Mapping[str, Any], is_scaled: bool, loss_scale: float | None
 ) -> list[str]:
-    """Notes on what Keras computes beside the Adam, which no `AdamConfig` has.
+    """Notes on what Keras computes beside the Adam, which `AdamConfig` cannot describe.
 
     Args:
       settings: the Adam's; empty where the file has none.

@@ -37,7 +37,7 @@ def find_optimizer(
 def read_config(
     optimizer: Any, generation: Generation | None, *, is_template: bool = False
 ) -> AdamConfig:
-    """The hyperparameters of a serialised Keras optimizer, with averages of the weights or not."""
+    """The hyperparameters of a serialised Keras optimizer, even if it averages the weights."""
     if not isinstance(optimizer, Mapping) or not isinstance(optimizer.get("config"), Mapping):
         raise CheckpointError(
             expected="an optimizer with class_name and config", found=f"{optimizer!r:.80}"

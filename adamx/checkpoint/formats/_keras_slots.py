@@ -119,7 +119,7 @@ def unpack(
 
 
 def _check_boundary(count: int, steps: int, sums: Mapping[str, np.ndarray]) -> None:
-    """Raise unless no gradients are accumulated: a checkpoint has no room for them."""
+    """Raise if gradients are accumulated, since a checkpoint cannot hold them."""
     pending = [name for name, array in sums.items() if array.any()]
     if count % steps or pending:
         found = f"{count} iterations"

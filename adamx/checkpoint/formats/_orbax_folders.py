@@ -55,7 +55,7 @@ class Described:
 
     Attributes:
       name: under which its chunks are stored.
-      least: what each axis has at least, the shape of a shard; None where that is not told.
+      least: a lower bound for each axis, the shape of a shard; None if it is not recorded.
     """
 
     name: str

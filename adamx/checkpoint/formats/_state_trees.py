@@ -2,7 +2,7 @@
 
 Orbax and Flax write the names of fields and the keys of dictionaries, and no classes. So an Adam is
 a node with `count`, `mu` and `nu` side by side; a chain is a node whose keys are indices; what is
-masked or partitioned lies under `inner_state`, and its parameters are absent from other parts. The
+masked or partitioned is under `inner_state`, and its parameters are absent from other parts. The
 weights are the subtree with the paths and shapes of the moments.
 """
 
@@ -46,8 +46,8 @@ def read_state(
       source: its `config` is given, since the file has no hyperparameters.
       notes: remarks on how the file was read, also those that reading arrays adds.
       others: what else is in the file, and is no tree of arrays.
-      account: of files that are compressed. Moments that are mostly zero take next to nothing
-        there, so that it is granted as much again for each moment as the weights have taken.
+      account: of compressed files. Moments that are mostly zero take almost no space there, so for
+        each moment the account is granted as much memory as the weights have taken.
     """
     config = source.config
     assert config is not None
@@ -144,7 +144,7 @@ def _compare_steps(
 
 
 def _shared(one: Path, other: Path) -> int:
-    """How many first keys two paths share."""
+    """How many leading keys two paths share."""
     pairs = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
@@ -165,7 +165,7 @@ def _read_settings(tree: ArrayTree, root: Path) -> Iterable[str]:
 def _find_weights(
     tree: ArrayTree, known: Sequence[AdamNode], adams: Sequence[AdamNode], key: str | None
 ) -> dict[Path, Path]:
-    """By path of the parameter, the path of each weight; empty if the file has none.
+    """Map each parameter's path to the path of its weight; empty if the file has none.
 
     Args:
       tree: the file's arrays.
@@ -227,7 +227,7 @@ def _find_starts(tree: ArrayTree, known: Sequence[AdamNode], first: Path) -> lis
 def _is_state(start: Path, place: Path, known: Sequence[AdamNode]) -> bool:
     """Whether a node, and the parameter found below it, belong to the state of an optimizer.
 
-    Weights may stand beside a state in a tuple, which has the form of a chain: then the node has
+    Weights may be next to a state in a tuple, which looks like a chain: then the node has
     only an index. Arrays for each parameter within the states of Optax are under a field's name.
     """
     if not _COPIES.isdisjoint(start):

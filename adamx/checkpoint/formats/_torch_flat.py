@@ -1,7 +1,7 @@
 """The state dict of an optimizer in one level, as `torch.distributed.checkpoint` flattens it.
 
-Its keys are `state.<name>.exp_avg` and `param_groups.<name>.lr`: the hyperparameters of its group
-stand with each parameter.
+Its keys are `state.<name>.exp_avg` and `param_groups.<name>.lr`: each parameter has a copy of the
+hyperparameters of its group.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """What `unflatten` takes."""
+    """The flat form, which `unflatten` takes."""
     flat = {
         f"{_STATE}{name}.{field}": value
         for name, entry in state_dict["state"].items()

@@ -12,7 +12,7 @@ __all__ = ["match_shapes"]
 Shape = tuple[int, ...]
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-_MOST_STATES = 200_000  # that are looked at before shapes are said not to settle it
+_MOST_STATES = 200_000  # after which the search gives up
 
 
 def match_shapes(
@@ -26,9 +26,9 @@ def match_shapes(
       in_order: whether the names are in the model's order.
 
     Returns:
-      The only assignment that fits. Of several, the one by the rule that optimizers are made with:
-      parameters of two dimensions or more decay, others do not; or each group is of parameters that
-      follow one another in the model.
+      The only assignment that fits. Of several, the one by the usual rule, which applies weight
+      decay to parameters of two dimensions or more and not to others; or one in which the
+      parameters of each group follow one another in the model.
     """
     trained = {n: s for n, s in weights.items() if n.rpartition(".")[2] not in _BUFFERS}
     if not in_order:

@@ -1,4 +1,4 @@
-"""Which optimizer of torch's world wrote a state dict, and its hyperparameters."""
+"""Which optimizer for torch wrote a state dict, and its hyperparameters."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -29,11 +29,11 @@ class Kind(NamedTuple):
 
     Attributes:
       name: as its library calls it.
-      own: keys of a group that tell it from torch's.
-      defaults: fields of a group of torch that its own do not have.
-      convention: where epsilon stands.
+      own: keys of a group that distinguish it from torch's.
+      defaults: fields of a group of torch that its groups do not have.
+      convention: where epsilon is added.
       is_quantised: whether moments are kept in 8 bits.
-      note: what the file does not tell, and adamx takes for granted.
+      note: what the file does not say, and adamx assumes.
     """
 
     name: str

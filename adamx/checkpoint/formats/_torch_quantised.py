@@ -91,7 +91,7 @@ def _look_up(
             expected=f"a scale for each block of {_list_sizes(sizes)} of {codes.size} numbers",
             found=scales.shape,
         )
-    account.allow(4 * codes.size)  # four bytes of each, from a file with one
+    account.allow(4 * codes.size)  # each code has one byte in the file, and four here
     account.spend(4 * codes.size)
     values = table[codes.reshape(-1)]
     values *= np.repeat(scales, fitting[0])[: codes.size]

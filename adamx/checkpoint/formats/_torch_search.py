@@ -151,7 +151,7 @@ def _list_given_names(groups: _Groups, positions: Sequence[int | str]) -> list[s
 
 
 def _drop_tied(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors without those that are another one under a second name, as `parameters()` has."""
+    """The tensors without second names for one tensor, as `parameters()` lists them."""
     kept, seen = {}, set()
     for name, tensor in tensors.items():
         place = find_place(tensor)
@@ -164,7 +164,7 @@ def _drop_tied(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_place(tensor: Any) -> tuple[Any, ...] | None:
-    """What is the same for tensors that are one; None for what has no elements in the file."""
+    """A key that is equal for names of one tensor; None if it has no elements in the file."""
     if not isinstance(tensor, Tensor) or not tensor.size:
         return None
     return tensor.ctypes.data, tensor.shape, tensor.strides

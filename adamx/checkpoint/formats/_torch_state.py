@@ -116,7 +116,7 @@ def _split_by_count(
 ) -> list[ParameterGroup]:
     """The groups, each divided where its parameters are at different steps.
 
-    Parts are of parameters that follow one another, so that the optimizer's order is kept.
+    Each part has parameters that follow one another, so that the optimizer's order is kept.
     """
     divided = []
     for index, (group, config) in enumerate(zip(groups, configs, strict=True)):

@@ -33,7 +33,7 @@ _SCHEDULES = {
 
 def check_expressible(checkpoint: Checkpoint, *, has_template: bool) -> None:
     """Raise unless torch can express the configuration, the count and the moments."""
-    if not has_template:  # which may be of another Adam than torch's own
+    if not has_template:  # a template may be of another Adam than torch's own
         write_groups(checkpoint.groups)
     for name, array in checkpoint.mu.items():
         check_real(f"mu/{name}", array)
@@ -83,7 +83,7 @@ def replace_state(found: Found, new: Checkpoint) -> None:
 
 
 def _replace_weights(weights: dict[str, Any], params: Mapping[str, np.ndarray]) -> None:
-    """Put weights into a model; what is one tensor under several names there stays one."""
+    """Put weights into a model; a tensor with several names there stays one tensor."""
     first: dict[Any, str] = {}
     places = {name: find_place(weights.get(name)) for name in params}
     for name, array in params.items():

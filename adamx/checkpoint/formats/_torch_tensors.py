@@ -1,4 +1,4 @@
-"""What stands for torch's tensors, as arrays."""
+"""Convert stand-ins of torch's tensors to arrays."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any, TypeVar
@@ -36,10 +36,10 @@ def describe(value: Any) -> str:
 
 
 def freeze(value: Any) -> Hashable:
-    """What is equal for equal settings: numbers, texts, flags, tensors of one number, and lists.
+    """A key, equal for equal settings: numbers, texts, flags, tensors of one number, and lists.
 
-    Two objects of other classes are never equal. A pickle may refer to one list so often that to
-    compare by `repr` or `==` takes for ever.
+    Two objects of other classes are never equal. A pickle may refer to one list so often that
+    comparing by `repr` or `==` takes forever.
 
     Raises:
       CheckpointError: there is too much to compare.
@@ -68,7 +68,7 @@ def to_array(where: str, tensor: Any, size: int) -> np.ndarray:
     """A tensor in a file of `size` bytes as an array, of which nothing is read yet.
 
     Raises:
-      CheckpointError: it has no values of its own in the file; `where` it is.
+      CheckpointError: it has no values of its own in the file; the message says `where`.
     """
     if isinstance(tensor, TensorStandIn):
         raise CheckpointError(where=where, expected="a tensor with values", found=describe(tensor))
@@ -87,7 +87,7 @@ def read_values(
     account: Account | None = None,
     progress: Progress | None = None,
 ) -> dict[_Key, np.ndarray]:
-    """The same arrays in memory of their own, with verified values."""
+    """Copies of the arrays in memory, with verified values."""
     tensors = {key: array for key, array in arrays.items() if isinstance(array, Tensor)}
     read = read_tensors(list(tensors.values()), account, progress)
     return {**arrays, **dict(zip(tensors, read, strict=True))}

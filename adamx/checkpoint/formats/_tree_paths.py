@@ -15,7 +15,7 @@ def dotted(path: Path) -> str:
 
 
 def find_children(paths: Iterable[Path]) -> dict[Path, set[str]]:
-    """By path of each node its keys, nodes before those within them."""
+    """Map each node's path to its keys, nodes before those within them."""
     children: dict[Path, set[str]] = {(): set()}
     for path in paths:
         for end in range(len(path)):
@@ -24,7 +24,7 @@ def find_children(paths: Iterable[Path]) -> dict[Path, set[str]]:
 
 
 def find_boxes(paths: Collection[Path], children: Mapping[Path, set[str]]) -> dict[Path, Path]:
-    """By path of each box of Flax the path of the array in it.
+    """Map the path of each box of Flax to that of the array in it.
 
     NNX keeps each array under `value`, linen those with a partitioning, and nothing beside it.
     """

@@ -42,7 +42,7 @@ class Safetensors(FileFormat):
     packages = ("safetensors",)
 
     def matches(self, head: Head) -> bool:
-        """Whether a JSON object begins after a length that the file has."""
+        """Whether a JSON object follows a length that is below the file's size."""
         length = int.from_bytes(head.start[:HEADER_START], "little")
         return head.start[HEADER_START : HEADER_START + 1] == b"{" and length < head.size
 

@@ -56,7 +56,7 @@ class DeepSpeed(FileFormat):
         return bool(head.entries) and head.path.is_dir() and head.examine(is_checkpoint)
 
     def read(self, source: Source, *, values: bool) -> Checkpoint:
-        """Put the optimizer together, with the float32 weights that it moves."""
+        """Assemble the optimizer's state, and the float32 weights that it updates."""
         opened = _open_folder(source, values=values)
         found = find_state(opened.saved, source)
         checkpoint = read_state(found, opened.account, source, values=values)
@@ -141,7 +141,7 @@ def _check_parallel(model: _Model) -> None:
 
 
 def _note_engine(file: Mapping[str, Any]) -> list[str]:
-    """What DeepSpeed does around the optimizer's step, and is left behind."""
+    """Notes on what DeepSpeed does around the optimizer's step, which is not kept."""
     held = file["optimizer_state_dict"]
     notes: list[str] = []
     settings = file.get("ds_config")

@@ -58,7 +58,7 @@ class KerasArchive(FileFormat):
     template = "required"
 
     def matches(self, head: Head) -> bool:
-        """Whether a member that Keras writes comes first, or soon."""
+        """Whether a member that Keras writes is among the first."""
         return head.start.startswith(b"PK\x03\x04") and bool(_HEADER.search(head.start))
 
     def read(self, source: Source, *, values: bool) -> Checkpoint:
@@ -181,7 +181,7 @@ def _read_json(path: Path, member: Member, account: Account) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _open_weights(path: Path, member: Member, checked: bool) -> Iterator[io.BufferedReader]:
-    """The weights as a stream within the archive, and meanwhile its checksum compared."""
+    """The weights as a stream within the archive; their checksum is verified in parallel."""
     with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
         check = pool.submit(verify, path, member) if checked else None
         yield open_member(file, member)

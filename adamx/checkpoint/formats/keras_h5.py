@@ -210,7 +210,7 @@ def _list_weights(reader: Reader) -> dict[str, str]:
 def _name_slots(
     slots: Sequence[str], order: SlotOrder, generation: Generation, weights: Mapping[str, str]
 ) -> list[str]:
-    """The names of the optimizer's variables, told by those of their moments."""
+    """The names of the optimizer's variables, by those of their moments."""
     count = order.count_variables(len(slots))
     by_kind: dict[str, list[str]] = {}
     for (kind, _), slot in zip(order.list_kinds(count), slots, strict=True):

@@ -119,7 +119,7 @@ def _describe_rate(order: SlotOrder, config: AdamConfig, is_keras3: bool) -> lis
 
 
 def _check_signs(checkpoint: Checkpoint) -> None:
-    """Raise if what would be means of squares are not: the file's optimizer is another one."""
+    """Raise if second moments are negative: they are something else in this file."""
     for name, array in [*checkpoint.nu.items(), *checkpoint.nu_max.items()]:
         if (array < 0).any():
             raise CheckpointError(

@@ -93,7 +93,7 @@ class NumpyNpz(FileFormat):
         )
 
     def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
-        """Write count and moments; bfloat16, which NumPy has not, as float32."""
+        """Write count and moments; bfloat16, which NumPy lacks, as float32."""
         del template
         narrow = new.count <= np.iinfo(np.int32).max
         arrays = {"count": np.asarray(new.count, np.int32 if narrow else np.int64)}

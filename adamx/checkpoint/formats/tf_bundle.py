@@ -98,7 +98,7 @@ class TensorFlowBundle(FileFormat):
             yield f"{name}: {entry.dtype or 'no numbers'} of shape {entry.shape}"
 
     def request_config(self, source: Source) -> CheckpointError:
-        """The error for want of `config=`, with what the file tells of it."""
+        """The error for a missing `config=`, with what the file says about it."""
         return request_settings(*_open(source))
 
 

@@ -45,7 +45,7 @@ class TorchDcp(FileFormat):
         return head.path.is_dir() and head.examine(has_state)
 
     def read(self, source: Source, *, values: bool) -> Checkpoint:
-        """Read the state of the optimizer, and the weights that are its."""
+        """Read the state of the optimizer, and its weights."""
         folder = _find_folder(source.path)
         if not (folder / METADATA).is_file():
             if has_state(folder):
@@ -60,7 +60,7 @@ class TorchDcp(FileFormat):
         store = Store(folder, account, source.progress)
         saved = build_tree(described, store, source.optimizer)
         found = find_state(saved, source)
-        # Only these tensors are read: of the optimizer, and of the weights that are its.
+        # Only these tensors are read: those of the optimizer and of its weights.
         fill(found.held, described, store, within=True)
         fill(found.model or {}, described, store, within=False)
         # Once more: a flat state dict was copied before its tensors were there.

@@ -1,4 +1,4 @@
-"""Files of torch.save: the state dict of an Adam, wherever it stands in what was saved."""
+"""Files of torch.save: the state dict of an Adam, wherever it is in the saved object."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -80,14 +80,14 @@ class TorchSave(FileFormat):
 
 
 def _write_state_dict(new: Checkpoint) -> dict[str, Any]:
-    """What `torch.optim.Adam.load_state_dict` takes; the checkpoint's arrays are used up."""
+    """What `torch.optim.Adam.load_state_dict` takes; the checkpoint's arrays are dropped."""
     names, groups, start = new.names, [], 0
     steps = {name: make_step(group.count) for group in new.groups for name in group.names}
     for own in _join_counts(new.groups):
         [group] = write_groups([own])
         group["params"] = list(range(start, start + len(own.names)))
         start += len(own.names)
-        if all(how == "file" for how in new.naming.values()):  # or inferred names became facts
+        if all(how == "file" for how in new.naming.values()):  # an inferred name is no fact
             group["param_names"] = list(own.names)
         groups.append(group)
     tensors: dict[str, dict[str, Any]] = {name: {} for name in new.mu}

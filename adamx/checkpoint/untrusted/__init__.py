@@ -1,1 +1,1 @@
-"""Readers of bytes that nobody vouches for."""
+"""Readers of untrusted bytes."""

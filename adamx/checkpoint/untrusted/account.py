@@ -37,12 +37,12 @@ class Account:
             )
 
     def allow(self, count: int) -> None:
-        """Grant more, for what takes more in memory than in the file, however honest that is."""
+        """Grant more, for what takes more in memory than in the file without being malicious."""
         self._left += count
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[None]:
-        """Give back at the end what is charged within: all of it is forgotten then."""
+        """Refund at the end what is charged within; its memory has to be freed by then."""
         left = self._left
         yield
         self._left = left

@@ -1,7 +1,7 @@
 """The part of the HDF5 format in which Keras writes, read without trusting a byte of it.
 
-libhdf5 is not made for that: on damaged files it crashes, goes round in circles and takes memory
-without end. What is read here is the format that it writes unless told otherwise, "earliest".
+libhdf5 is not made for that: on damaged files it crashes, loops forever and takes unlimited
+memory. What is read here is the version of the format that it writes by default, "earliest".
 Structures are called as in the HDF5 File Format Specification; see `hdf5_messages`.
 """
 
@@ -51,10 +51,10 @@ class Group:
 
 
 class File:
-    """An HDF5 file, whose structures are read as they are asked for.
+    """An HDF5 file, whose structures are read on demand.
 
-    The memory that they take is accounted for. So nothing is read without end, however structures
-    refer to each other.
+    The memory that they take is charged to an account. So reading ends, however structures refer
+    to each other.
     """
 
     def __init__(self, stream: io.BufferedReader, account: Account | None = None) -> None:
@@ -104,7 +104,7 @@ class File:
         return attribute.shape, [self._decoded(text) for text in found]
 
     def read(self, dataset: Dataset) -> np.ndarray:
-        """The values, which have been seen to be in the file."""
+        """The values, which are already known to be inside the file."""
         self.account.spend(dataset.nbytes)
         array = np.empty(dataset.shape, dataset.dtype)
         view = array.reshape(-1).view(np.uint8)
@@ -140,7 +140,7 @@ class File:
         return node
 
     def _node(self, address: int, name: str) -> Group | Dataset:
-        """The object whose header stands there."""
+        """The object whose header is at `address`."""
         messages: dict[int, bytes] = {}
         attributes: dict[str, Attribute] = {}
         for kind, is_shared, body in self._messages(address):
@@ -160,7 +160,7 @@ class File:
         )
 
     def _messages(self, address: int) -> Iterator[tuple[int, bool, bytes]]:
-        """Type, whether it stands elsewhere, and body of each message of an object header."""
+        """Type, whether it is stored elsewhere, and body of each message of an object header."""
         version, length = unpack("<B7xI", self._bytes(address, 12))
         if version != 1:
             raise ValueError(f"there is no object header at {address}")
@@ -205,7 +205,7 @@ class File:
         return links
 
     def _symbols(self, address: int) -> Iterator[tuple[int, int | None]]:
-        """Of each entry of a symbol table where its name starts, and the address of the object."""
+        """For each entry of a symbol table, the start of its name and the object's address."""
         signature, count = unpack("<4s2xH", self._bytes(address, 8))
         if signature != b"SNOD":
             raise ValueError(f"there is no symbol table at {address}")

@@ -1,7 +1,7 @@
 """Messages of the object headers in an HDF5 file: what they say of attributes and of arrays.
 
-Structures are called as in the HDF5 File Format Specification, version 3.0, which says what stands
-where: https://support.hdfgroup.org/documentation/hdf5/latest/_s_p_e_c.html
+Structures are called as in the HDF5 File Format Specification, version 3.0, which defines their
+layout: https://support.hdfgroup.org/documentation/hdf5/latest/_s_p_e_c.html
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ CONTINUATION, SYMBOL_TABLE = 0x10, 0x11
 # Classes of datatypes.
 _INTEGER, _FLOAT, _STRING, _OPAQUE, _ENUM, _VARIABLE_LENGTH = 0, 1, 3, 5, 8, 9
 
-# By size: places and sizes, in bits, of the sign, the exponent (and its size) and the mantissa, and
-# the bias.
+# By size: positions and sizes, in bits, of the sign, the exponent (and its size) and the mantissa,
+# and the bias.
 _FLOATS = {
     2: (15, 10, 5, 0, 10, 15),
     4: (31, 23, 8, 0, 23, 127),
@@ -48,7 +48,7 @@ _IMPLIED = 0x20  # in the bit field: the mantissa's first bit is not stored
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Attribute:
-    """An attribute; its shape is None where it is none, or stands elsewhere."""
+    """An attribute; its shape is None if it has none or is stored elsewhere."""
 
     datatype: bytes
     shape: tuple[int, ...] | None
@@ -60,7 +60,7 @@ class Dataset:
     """An array that is stored in one piece; or `fault`, why it is not one that can be read.
 
     Attributes:
-      data: its address; or the bytes, where they stand in the header.
+      data: its address; or the bytes, if they are stored in the header.
       dtype: as stored, whatever the byte order; bfloat16 may be two bytes without a meaning ("V2").
     """
 
@@ -73,7 +73,7 @@ class Dataset:
 
     @property
     def nbytes(self) -> int:
-        """What the shape claims."""
+        """The size that shape and dtype claim."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property

@@ -1,7 +1,7 @@
 """Untrusted LevelDB tables: sorted keys and their values, as TensorFlow's `.index` files have them.
 
 A table is a row of blocks, each with a checksum. The last block but one lists the others. Keys
-share the beginning of the one before, so that a small file can hold long ones: what they take is
+share the beginning of the one before, so that a small file can hold long ones: their memory is
 charged before it is taken.
 """
 

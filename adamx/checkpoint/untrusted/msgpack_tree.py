@@ -1,8 +1,7 @@
 """The tree in an untrusted MessagePack file of Flax, whose arrays stay in the file.
 
-It is read here and not by the package `msgpack`, which makes every object of a file before a limit
-can be asked: here each node is charged first, and the numbers of an array are only read when they
-are wanted.
+It is not read by the package `msgpack`, which makes every object of a file before a limit can be
+checked. Here each node is charged first, and the numbers of an array are read on demand.
 """
 
 import io
@@ -108,7 +107,7 @@ class _Reader:
         self.file.seek(count, io.SEEK_CUR)
 
     def claim(self, count: int) -> None:
-        """Raise if there are not so many bytes left."""
+        """Raise if fewer than `count` bytes are left."""
         if count > self.left:
             raise ValueError(f"{count} bytes are said to follow where there are {self.left}")
         self.left -= count
@@ -151,7 +150,7 @@ class _Reader:
         return size
 
     def count(self, size: int, width: int) -> range:
-        """The indices of values of at least so many bytes, if there is room for them."""
+        """The indices of `size` values of at least `width` bytes each, if so much is left."""
         if size * width > self.left:
             raise ValueError(f"{size} values are said to follow in {self.left} bytes")
         return range(size)

@@ -1,9 +1,9 @@
 """A machine that runs pickles of protocols 2 to 5, and makes nothing but plain values.
 
-Python's own unpickler imports what a pickle names and calls it, takes memory for any number that it
-tells, and hashes whatever is a key, however long that takes. This one knows containers, numbers and
-texts; a table of functions says what else is made; of all other classes there are stand-ins. What
-it makes is charged to an account first.
+Python's own unpickler imports what a pickle names and calls it, takes memory for any size that it
+states, and hashes whatever is a key, however long that takes. This one knows containers, numbers
+and texts; a table of functions says what else is made; all other objects become stand-ins. What it
+makes is charged to an account first.
 """
 
 import pickle
@@ -139,7 +139,7 @@ class Machine(Stack):
             self.push(maker(self, function, arguments))
 
     def _stand_in(self, function: Any, arguments: Any, options: Any, is_new: bool) -> None:
-        """Go on without an object of another class; refuse what was made to do harm."""
+        """Continue with a stand-in for an object of another class; refuse malicious ones."""
         if not isinstance(function, Global | StandIn):
             raise refuse_object("something without a name")
         if isinstance(function, Global) and is_refused(function.module, function.qualname):

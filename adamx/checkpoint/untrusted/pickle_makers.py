@@ -31,7 +31,7 @@ def _refuse(function: Global) -> CheckpointError:
 
 
 def _encode(machine: Machine, function: Global, parts: tuple[Any, ...]) -> bytes:
-    """Bytes, as protocol 2 tells them."""
+    """Bytes, as protocol 2 encodes them."""
     if len(parts) != 2 or not isinstance(parts[0], str) or parts[1] not in _LATIN:
         raise _refuse(function)
     machine.spend(len(parts[0]) + ENTRY)
@@ -115,7 +115,7 @@ def _make_scalar(machine: Machine, function: Global, parts: tuple[Any, ...]) -> 
 
 
 def _build_dtype(machine: Machine, stand_in: StandIn, state: Any) -> np.dtype[Any] | None:
-    """The dtype of numbers and texts; the state tells the byte order."""
+    """The dtype of numbers and texts; the state has the byte order."""
     del machine
     parts = stand_in.arguments
     code = parts[0] if isinstance(parts, tuple) and parts else None

@@ -31,7 +31,7 @@ _HARMLESS = frozenset(
 
 
 def is_refused(module: str, name: str) -> bool:
-    """Whether a pickle that calls this was made to do harm."""
+    """Whether a pickle that calls this is refused as malicious."""
     if module not in _REFUSED or name in _HARMLESS:
         return False
     return not name.endswith(("Error", "Exception", "Warning"))

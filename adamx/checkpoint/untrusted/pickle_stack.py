@@ -14,11 +14,11 @@ __all__ = ["CONTAINER", "ENTRY", "Stack"]
 CONTAINER, ENTRY = 180, 40
 """Bytes of memory that things take in Python, about: a container; an entry."""
 
-# What the pickle may refer to again; a class; an entry of a table of what is remembered, which
-# other readers have.
+# Bytes: an object that the pickle may refer to again; a class; an entry of the table of such
+# objects, which other readers have.
 _REMEMBERED, _CLASS, _NUMBERED = 100, 400, 16
-# Whole numbers below have hashes of their own. More of other keys, and of parts of a key, are not
-# hashed, which may take forever.
+# Integers below this have hashes of their own. The number of other keys, and of parts of a key, is
+# limited, since hashing them may take forever.
 _LARGE, _ODD_KEYS, _KEY_PARTS, _KEY_DEPTH = 1 << 60, 5_000, 64, 8
 _PLAIN = frozenset([str, bytes, float, bool, type(None), Global, StandIn])
 

@@ -1,4 +1,4 @@
-"""What stands for the classes and objects of a pickle that are not made."""
+"""Stand-ins for the classes and objects of a pickle that are not made."""
 
 import dataclasses
 from typing import Any
@@ -30,7 +30,7 @@ class Global:
 
     @property
     def name(self) -> str:
-        """Both, with a point between."""
+        """Both, with a dot between."""
         return f"{self.module}.{self.qualname}"
 
 
@@ -39,7 +39,7 @@ class StandIn:
 
     Attributes:
       function: what the pickle calls to make it; mostly its class.
-      arguments: what with.
+      arguments: what it is called with.
       options: keyword arguments, of protocol 4; or None.
       is_new: whether `function` is a class whose `__new__` is called alone.
       state: what the object is then given: mostly a dictionary of its attributes. Or None.

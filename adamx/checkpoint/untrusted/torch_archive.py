@@ -1,7 +1,7 @@
 """What `torch.save` wrote, read without torch: archives, the older form, and bare pickles.
 
-Tensors are NumPy arrays that are mapped from the file: nothing of them is read before somebody
-looks at their values. `read_tensors` reads them into memory of their own, and verifies them.
+Tensors are NumPy arrays that are mapped from the file: nothing is read until their values are used.
+`read_tensors` copies them into memory, and verifies them.
 """
 
 import mmap
@@ -173,7 +173,7 @@ def _run(data: Any, account: Account, storages: "_Storages", at: int = 0) -> Sav
 
 
 class Region:
-    """The map of a file, and where in it storages are."""
+    """The map of a file, and the positions of storages in it."""
 
     def __init__(self, path: Path, is_swapped: bool) -> None:
         self._path, self._is_swapped = path, is_swapped
@@ -188,7 +188,7 @@ class Region:
         return Source(self._path, self._stamp, name, start, size, checksum, self._is_swapped)
 
     def map(self, source: Source, nbytes: int) -> np.ndarray:
-        """The first bytes of it, of which none is read yet."""
+        """Its first bytes, which are not read yet."""
         return np.frombuffer(self.data, np.uint8, nbytes, source.start)
 
 
@@ -242,7 +242,7 @@ class _Storages:
 def read_tensors(
     tensors: Sequence[Tensor], account: Account | None = None, progress: Progress | None = None
 ) -> list[np.ndarray]:
-    """The values of tensors, in memory of their own, whose checksums are right.
+    """Copies of tensors in memory, after verifying their checksums.
 
     Args:
       tensors: from `read_archive` or `open_legacy`. Those that share values will share them.
@@ -266,7 +266,7 @@ def read_tensors(
 
 
 def _put_upon(tensor: Tensor, read: dict[int, np.ndarray]) -> np.ndarray:
-    """The array that a tensor is, with its values elsewhere."""
+    """The tensor as an array, with its values in the memory that was read."""
     storage = tensor.storage
     if storage is None or storage.memory is None or not tensor.size:
         return np.array(tensor, subok=False)
@@ -304,7 +304,7 @@ def read_storage(storage: Storage) -> np.ndarray:
 
 
 def _allocate(nbytes: int) -> np.ndarray:
-    """Memory, in pages of ordinary size: to get large ones may take longer than reading."""
+    """Memory in pages of ordinary size: getting large pages may take longer than reading."""
     if nbytes < _LARGE or sys.platform == "win32":
         return np.empty(nbytes, np.uint8)
     pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

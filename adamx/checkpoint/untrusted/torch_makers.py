@@ -22,7 +22,7 @@ __all__ = ["TENSOR_MAKERS"]
 
 _MOST_DIMENSIONS, _MOST_BYTES = 32, 1 << 62
 _TENSOR = 400  # bytes of memory that an array takes beside its values
-# Of what classes a tensor may be to be no more than its values.
+# Classes of tensors that have nothing beside their values.
 _CLASSES = {
     "torch.Tensor",
     "torch._tensor.Tensor",
@@ -32,7 +32,7 @@ _CLASSES = {
 
 
 def _make_tensor(machine: Machine, function: Global, parts: tuple[Any, ...]) -> Any:
-    """Of a storage, an offset, a shape and strides; version 3 tells the dtype, too."""
+    """Of a storage, an offset, a shape and strides; in version 3 also of a dtype."""
     if len(parts) < 4:
         raise ValueError("a tensor without a shape")
     storage, offset, shape, strides = parts[:4]
@@ -124,7 +124,7 @@ def _make_of_type(machine: Machine, function: Global, parts: tuple[Any, ...]) ->
 
 
 def _make_of_array(machine: Machine, function: Global, parts: tuple[Any, ...]) -> Any:
-    """A tensor of a device such as a TPU, told as a NumPy array."""
+    """A tensor of a device such as a TPU, saved as a NumPy array."""
     machine.spend(_TENSOR)
     array = parts[0] if parts else None
     dtype = parts[1] if len(parts) > 1 else None
@@ -138,7 +138,7 @@ def _make_of_array(machine: Machine, function: Global, parts: tuple[Any, ...]) -
 
 
 def _make_other(problem: str, shape: int, dtype: int) -> Maker:
-    """A tensor of another layout, of which two arguments tell shape and dtype."""
+    """A tensor of another layout, whose shape and dtype are two of the arguments."""
 
     def make(machine: Machine, function: Global, parts: tuple[Any, ...]) -> TensorStandIn:
         machine.spend(CONTAINER)

@@ -1,4 +1,4 @@
-"""torch's tensors as NumPy arrays: what a pickle tells of them, and where their values are."""
+"""torch's tensors as NumPy arrays: what a pickle says of them, and where their values are."""
 
 import math
 from collections import OrderedDict
@@ -65,7 +65,7 @@ class Source(NamedTuple):
       stamp: which file it was, of what size and age.
       name: of the member in an archive; for errors.
       start: of the first byte in the file.
-      size: how many bytes the checksum is of.
+      size: how many bytes the checksum covers.
       checksum: CRC-32, or 0 if there is none.
       is_swapped: whether values have the other byte order.
     """
@@ -80,7 +80,7 @@ class Source(NamedTuple):
 
 
 class Storage:
-    """What several tensors may share.
+    """A block of values, which several tensors may share.
 
     Attributes:
       kind: such as "FloatStorage".
@@ -109,9 +109,9 @@ class Storage:
 
 
 class Tensor(np.ndarray):
-    """The values of a tensor, mapped from the file: they cannot be changed, nor are they verified.
+    """The values of a tensor, mapped from the file: they are read-only and not verified.
 
-    `torch_archive.read_tensors` makes arrays of them that are.
+    `torch_archive.read_tensors` makes verified copies.
 
     Attributes:
       call: what made the tensor, as a stand-in; None for a part of one.
@@ -123,7 +123,7 @@ class Tensor(np.ndarray):
     call: StandIn | None
     storage: Storage | None
 
-    # As torch's tensors: a key is what it is, whatever its values are.
+    # As in torch, a tensor is hashed by its identity, whatever its values are.
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
 
     def __array_finalize__(self, other: object) -> None:

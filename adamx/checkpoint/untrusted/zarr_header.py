@@ -132,7 +132,7 @@ def check_chunk(header: Header, data: bytes) -> None:
 
 
 def _divide(header: Header, data: bytes) -> list[bytes]:
-    """The inner chunks of a stored one; the index after them has their places."""
+    """The inner chunks of a stored one; the index after them has their positions."""
     assert header.inner is not None
     count = math.prod(-(-n // m) for n, m in zip(header.chunk, header.inner, strict=True))
     start = len(data) - header.index_end - 16 * count

@@ -28,8 +28,8 @@ _DEFLATED = 8  # a method of compression
 class Member(NamedTuple):
     """A file in an archive: its name, its checksum, and which bytes of the archive it is.
 
-    `size` is what it says of itself; of one that is deflated (`stored` differs) nothing else is
-    known of its size until it is read.
+    `size` is what the archive states. For a deflated member (`stored` differs), nothing confirms it
+    until the member is read.
     """
 
     name: str
@@ -92,7 +92,7 @@ def list_members(
 
 
 def read_member(path: Path, member: Member) -> bytes:
-    """All bytes of a member, whose checksum is right."""
+    """All bytes of a member, after verifying its checksum."""
     verify(path, member)
     with path.open("rb") as file:
         file.seek(member.start)
@@ -100,7 +100,7 @@ def read_member(path: Path, member: Member) -> bytes:
 
 
 def verify(path: Path, member: Member) -> None:
-    """Raise unless the checksum is right; torch writes 0 if told to compute none."""
+    """Raise unless the checksum is right; torch writes 0 if it is configured to compute none."""
     checksum, left = 0, member.size
     with path.open("rb") as file:
         file.seek(member.start)

@@ -1,4 +1,4 @@
-"""How much untrusted data of zstd can unpack to, told from the headers of its blocks."""
+"""How much untrusted data of zstd can unpack to, by the headers of its blocks."""
 
 __all__ = ["bound_zstd"]
 
@@ -7,7 +7,7 @@ _LARGEST = 1 << 17  # bytes that a compressed block can unpack to
 
 
 def bound_zstd(data: bytes) -> int:
-    """At most so many bytes; a ValueError if blocks do not fill their frames.
+    """An upper bound in bytes; a ValueError if blocks do not fill their frames.
 
     A decoder finds out only at the end of a frame that it is not of the size that it claims.
     """

@@ -1,1 +1,1 @@
-"""Files written whole or not at all."""
+"""Writers of files, and their atomic replacement."""

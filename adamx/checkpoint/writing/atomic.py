@@ -12,9 +12,9 @@ __all__ = ["check_place", "make_folder", "replace_file"]
 
 
 def check_place(path: Path, *, is_folder: bool = False) -> None:
-    """Raise the OSError for a path where no file can be: its folder is missing, or it is one.
+    """Raise the OSError for a path that cannot be a file: it is a folder, or its folder is missing.
 
-    Where a folder is to be, nothing may be: a folder cannot be replaced at once.
+    For a folder, nothing may exist at the path: a folder cannot be replaced atomically.
     """
     if is_folder and os.path.lexists(path):
         raise _name_target(errno.EEXIST, path)
@@ -26,10 +26,10 @@ def check_place(path: Path, *, is_folder: bool = False) -> None:
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, which replaces it when all went well.
+    """A temporary file beside `path`, which replaces it if the block raises nothing.
 
-    A crash, whenever it comes, leaves `path` as it was or as it is to be. An OSError names `path`,
-    since nobody else knows the temporary file.
+    A crash at any moment leaves `path` either old or new. An OSError names `path`, since the caller
+    does not know the temporary file.
     """
     check_place(path)
     try:
@@ -56,7 +56,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def make_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which becomes `path` when all went well."""
+    """A temporary folder beside `path`, which becomes `path` if the block raises nothing."""
     check_place(path, is_folder=True)
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -66,7 +66,7 @@ def make_folder(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o777 & ~_read_umask())
         for file in (*temporary.rglob("*"), temporary):
-            if file.is_file() or os.name == "posix":  # where folders can be, too
+            if file.is_file() or os.name == "posix":  # it can sync folders, too
                 _sync(file, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
         temporary.rename(path)
     finally:

@@ -1,4 +1,4 @@
-"""Copies of HDF5 files in which some arrays are others."""
+"""Copy HDF5 files with some arrays replaced."""
 
 import io
 from collections.abc import Collection, Mapping
@@ -26,18 +26,18 @@ def copy_hdf5(
     texts: Mapping[str, str],
     whole: Collection[str],
 ) -> None:
-    """Write a copy of a file in which some arrays are others.
+    """Write a copy of a file with some arrays replaced.
 
     Args:
       source: the open file.
       target: the new file, or a stream that can be read, written and seek.
       arrays: by path.
       texts: attributes of the root to replace.
-      whole: groups that have those of `arrays` alone.
+      whole: groups that get only the arrays in `arrays`.
     """
     import h5py
 
-    source.datasets(source.root)  # raises where links lead out of the file, or in circles
+    source.datasets(source.root)  # raises if links lead out of the file or form a cycle
     with h5py.File(source.stream, "r") as old, h5py.File(target, "w") as new:
         _copy_group(old, new, "", arrays, whole, source.progress)
         for path in arrays:
@@ -72,7 +72,7 @@ def _copy_group(
 
 
 def _copy_attributes(old: Any, new: Any) -> None:
-    """With their own types: TensorFlow 1.1 wants its texts as bytes."""
+    """With their own types: TensorFlow 1.1 needs its texts as bytes."""
     for name in old.attrs:
         new.attrs.create(name, old.attrs[name], dtype=old.attrs.get_id(name).dtype)
 

@@ -1,7 +1,7 @@
 """Archives as `torch.save` writes them, written without torch.
 
-What stands for another class is pickled as what it was: nothing is imported here, and torch has the
-real object again when it loads the file.
+A stand-in is pickled as the object that it stands for: nothing is imported here, and torch gets the
+real object when it loads the file.
 """
 
 import io
@@ -131,7 +131,7 @@ class _Pickler(_PythonPickler):
         self.memoize(obj)
 
     def save_stand_in(self, obj: StandIn) -> None:
-        """Save what makes the object that it stands for, and what that is given then."""
+        """Save the call that makes the object that it stands for, and the object's state."""
         self.save(obj.function)
         self.save(obj.arguments)
         if obj.options is not None:

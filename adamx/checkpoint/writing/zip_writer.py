@@ -1,7 +1,7 @@
 """A zip archive whose first member is written in place, like a file of its own.
 
-zipfile takes members from one end to the other; HDF5 goes back and forth. To write it elsewhere and
-copy it would take the disk twice as long.
+zipfile writes a member from its start to its end; HDF5 seeks. Writing it elsewhere first, and
+copying it, would take the disk twice as long.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ def large_member(path: Path, name: str) -> Iterator[io.RawIOBase]:
     """
     info = zipfile.ZipInfo(name)
     info.CRC = info.header_offset = 0
-    info.external_attr = 0o600 << 16  # who unpacks it may read it
+    info.external_attr = 0o600 << 16  # the user who unpacks it may read it
     with path.open("w+b", buffering=0) as file:
         # With zip64 the header is as long before sizes and checksum are known as after.
         start = file.write(info.FileHeader(zip64=True))
