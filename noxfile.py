@@ -29,7 +29,8 @@ TF11 = (
 EXTRAS = ("checkpoint", "orbax", "plot", "test", "examples")
 PYTEST = ("pytest", "--numprocesses=2")
 ALL_TESTS = (*PYTEST, "--pyargs", "tests", "adamx")  # the package for its doctests
-COPIED = ("tests", "examples", "benchmarks", "docs", ".ci", "README.md", "pyproject.toml")
+COPIED = ("tests", "examples", "benchmarks", "docs", ".ci", "pyproject.toml")
+COPIED += ("README.md", "CHANGELOG.md", "CITATION.cff")  # and what README.md links to
 KERNEL_IN_USE = "import adamx; print(adamx.native.status()); assert adamx.native.status()"
 EXAMPLES = ("train_digits", "resume_from_hugging_face")  # with the oldest packages; CI runs all
 SHORT = {"ADAMX_FUZZ_FILES": "120"}  # of each format; `fuzz_long` has 2,000
