@@ -129,12 +129,16 @@ def test_a_schedule_where_none_is_taken(build, advice):
         build(b1=optax.constant_schedule(0.9))
 
 
+RETURNED = NO_NUMBERS | {"negative": (-0.1, ValueError, r"at least 0, found -0\.1")}
+
+
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
-@pytest.mark.parametrize("case", NO_NUMBERS)
+@pytest.mark.parametrize("case", RETURNED)
 def test_what_a_schedule_returns(name, case):
-    value, error, _ = NO_NUMBERS[case]
+    value, error, _ = RETURNED[case]
     arguments = {"learning_rate": 0.1, name: lambda _: value}
-    message = f"^{name}: expected a .*scalar|^{name}: expected a finite number"
+    is_number = case in ("negative", "integer beyond floats")
+    message = f"^{name}: expected {'a finite number' if is_number else 'a .*scalar'}"
     params = {"scalar": jnp.ones(()), "vector": jnp.ones(2)}
     tx, fused = adamx.adamw(**arguments), adamx.fused_adam(**arguments)
     with pytest.raises(error, match=message):
