@@ -33,18 +33,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     about = "hyperparameters as JSON: Keras's get_config() for files of Keras and TensorFlow, a "
     about += f"parameter group for torch's; needed for files without them ({bare})"
     parser.add_argument("--config", type=Path, metavar="FILE", help=about)
-    about = "of Keras, where get_config() does not tell it"
+    about = "the version of Keras that wrote --config, if its keys do not identify it"
     parser.add_argument("--generation", choices=GENERATIONS, help=about)
-    about = "another hyperparameter, such as convention=torch, decay=0, clip_value=None; repeatable"
+    about = "replace a hyperparameter: convention=torch, decay=0, clip_value=None; may be repeated"
     settings = {"type": _setting, "action": "append", "default": []}
     parser.add_argument("--set", metavar="FIELD=VALUE", help=about, **settings)
     about = "which of several optimizers: its dotted key in the file"
     parser.add_argument("--optimizer", metavar="KEY", help=about)
     about = "which of several models' weights: their dotted key in the file"
     parser.add_argument("--weights", metavar="KEY", help=about)
-    about = "the names of variables that the file has by number alone, one a line, in its order"
+    about = "names for variables that the file only numbers: one a line, in the file's order"
     parser.add_argument("--names", type=Path, metavar="FILE", help=about)
-    about = "refuse names of variables that the file does not tell"
+    about = "fail if the names of variables are not stored in the file"
     parser.add_argument("--strict", action="store_true", help=about)
 
 

@@ -68,23 +68,26 @@ def _make_parser() -> argparse.ArgumentParser:
         return one
 
     one = command(inspect, "inspect", "show what a file holds, and what is wrong in it", "FILE")
-    one.add_argument("--json", action="store_true", help="for programs to read")
-    about = "look for moments that no run of Adam gives; exit code 1 if there are any"
+    one.add_argument("--json", action="store_true", help="print JSON")
+    about = "look for moments that no run of Adam can give; exit code 1 if there are any"
     one.add_argument("--check", action="store_true", help=about)
 
-    about = "write the names of the variables as they are known, one a line with its shape: to be "
-    about += "edited, and given to --names"
+    about = "write the names of the variables with their shapes, one a line: edit the file, and "
+    about += "give it to --names"
     one.add_argument("--order-template", type=Path, metavar="FILE", help=about)
 
-    about = "draw how the moments of each variable are distributed, by matplotlib"
+    about = "draw the distribution of each variable's moments (needs matplotlib)"
     one.add_argument("--plot", type=Path, metavar="PICTURE", help=about)
 
     about = "write the optimizer state of a file in another format"
     one = command(convert, "convert", about, "SOURCE", "TARGET")
     writable = tuple(name for name, form in FORMATS.items() if form.writable)
-    one.add_argument("--to", choices=writable, help="TARGET's format; else its suffix tells")
+    one.add_argument(
+        "--to", choices=writable, help="TARGET's format, if its suffix does not identify it"
+    )
     needing = _list_suffixes(form for form in FORMATS.values() if form.template == "required")
-    about = f"a file in TARGET's format, saved of its model after a step; needed for {needing}"
+    about = "a file or folder of the same model in TARGET's format, saved after a step; needed for "
+    about += f"{needing} and for folders"
     one.add_argument("--template", type=Path, metavar="FILE", help=about)
     about = (
         "TARGET's names of SOURCE's variables: one a line, in SOURCE's order. Without a template, "

@@ -141,7 +141,7 @@ def test_what_a_file_cannot_express_is_refused(source, target, fields, message, 
     [
         (
             {"convention": "keras"},
-            "convention.*Epsilon stands.*--set convention=torch.*eps=5.82e-08",
+            "convention.*Epsilon is placed differently.*--set convention=torch.*eps=5.82e-08",
         ),
         ({"decay": 0.1}, "decay.*LambdaLR"),
         ({"learning_rate": optax.constant_schedule(1.0)}, "learning_rate.*lr_scheduler"),

@@ -39,7 +39,7 @@ def _explain_convention(group: ParameterGroup, framework: Framework) -> str:
     correction = math.sqrt(-math.expm1(group.count * math.log(config.b2))) if config.b2 else 1
     eps = config.eps / correction if convention == "torch" else config.eps * correction
     return (
-        "Epsilon stands elsewhere there. If steps may differ by that, say so: "
+        "Epsilon is placed differently there. To accept slightly different steps, use "
         "dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, "
         f'convention="{convention}")), or `adamx convert --set convention={convention}`. At this '
         f"step eps={eps:.3g} there does what {config.eps:.3g} does here"
