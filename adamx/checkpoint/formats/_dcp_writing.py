@@ -12,7 +12,6 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import Target
 from adamx.checkpoint.formats._dcp_metadata import (
     METADATA,
@@ -24,6 +23,7 @@ from adamx.checkpoint.formats._dcp_metadata import (
 from adamx.checkpoint.formats._dcp_segments import Store
 from adamx.checkpoint.formats._dcp_tree import find_value
 from adamx.checkpoint.formats._folders import copy_folder, measure
+from adamx.checkpoint.formats._torch_template import refuse_template
 from adamx.checkpoint.formats._torch_tensors import describe, is_tensor
 from adamx.checkpoint.untrusted.account import Account
 from adamx.checkpoint.untrusted.stand_ins import StandIn
@@ -54,13 +54,7 @@ def list_values(saved: Any, described: Described) -> dict[str, Any]:
         try:
             values[name] = find_value(saved, path)
         except (IndexError, KeyError, TypeError, ValueError):
-            raise CheckpointError(
-                where=f"template: {name}",
-                expected="a state that has this, too",
-                found="one without",
-                remedy="give a template of an optimizer with the same settings",
-                argument="template",
-            ) from None
+            raise refuse_template("a state that has this, too", "one without", name=name) from None
     return values
 
 
@@ -69,13 +63,7 @@ def check_room(state: Mapping[Any, Mapping[str, Any]], values: Mapping[str, Any]
     there = {id(value) for value in values.values()}
     for parameter, entry in state.items():
         for key in (key for key, value in entry.items() if id(value) not in there):
-            raise CheckpointError(
-                where="template",
-                expected=f"room for {key} of {parameter}",
-                found="an optimizer without it",
-                remedy="give a template of an optimizer with the same settings",
-                argument="template",
-            )
+            raise refuse_template(f"room for {key} of {parameter}", "an optimizer without it")
 
 
 def write_folder(
@@ -145,24 +133,22 @@ def _convert(name: str, value: Any, entry: Entry) -> np.ndarray:
     dtype = find_dtype(entry.dtype.qualname) if entry.dtype else None
     array = np.asarray(value)
     if dtype is None or array.size != math.prod(entry.shape):
-        raise CheckpointError(
-            where=f"template: {name}",
-            expected=f"an array of shape {array.shape}",
-            found=f"shape {entry.shape} and dtype {describe(entry.dtype)}",
-            remedy="give a template of the same model and optimizer",
-            argument="template",
+        raise refuse_template(
+            f"an array of shape {array.shape}",
+            f"shape {entry.shape} and dtype {describe(entry.dtype)}",
+            "give a template of the same model and optimizer",
+            name,
         )
     return array.astype(dtype, copy=False).reshape(entry.shape)
 
 
 def _write_part(old: IO[bytes], new: IO[bytes], place: _Place, part: Any) -> None:
     if is_tensor(part) and old.read(len(SIGNATURE)) != SIGNATURE:
-        raise CheckpointError(
-            where=f"template: {place.name}",
-            expected="tensors that are stored as torch.save does",
-            found="safetensors behind other values, which torch cannot load either",
-            remedy="give a template in the usual format of torch.distributed.checkpoint",
-            argument="template",
+        raise refuse_template(
+            "tensors that are stored as torch.save does",
+            "safetensors behind other values, which torch cannot load either",
+            "give a template in the usual format of torch.distributed.checkpoint",
+            place.name,
         )
     stream = io.BytesIO()
     write_archive(stream, part)

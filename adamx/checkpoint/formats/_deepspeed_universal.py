@@ -102,9 +102,8 @@ def write_universal(
             if (old / name / "step.pt").is_file():
                 write_archive(new / name / "step.pt", state[name]["step"])
         entry = held["state"].get(index) if isinstance(held, dict) else None
-        for name in [*own][:1]:
-            if isinstance(entry, dict) and "step" in entry:
-                entry["step"] = state[name]["step"]
+        if own and isinstance(entry, dict) and "step" in entry:  # all are at one step
+            entry["step"] = state[next(iter(own))]["step"]
     if isinstance(held, dict) and isinstance(held.get("param_groups"), list):
         replace_groups(held["param_groups"], groups)
     write_archive(new / _COMMON, common)

@@ -9,6 +9,7 @@ import numpy as np
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.formats._deepspeed_flat import assemble, scatter, split_each
 from adamx.checkpoint.formats._deepspeed_state import State
+from adamx.checkpoint.formats._torch_template import check_tied, refuse_template
 from adamx.checkpoint.formats._torch_tensors import is_tensor
 from adamx.checkpoint.untrusted.account import Account, Progress
 from adamx.checkpoint.untrusted.torch_tensors import Tensor, make_tensor
@@ -98,14 +99,8 @@ def replace_weights(models: Sequence[_Model], weights: Mapping[str, np.ndarray])
         for part, vector in zip(parts, vectors, strict=True):
             part[name] = vector
     for name, own in (models[0].get("shared_params") or {}).items():
-        if name in weights and weights[name].tobytes() != weights[own].tobytes():
-            raise CheckpointError(
-                where=f"params/{name}",
-                expected=f"the values of {own}, since both are one tensor in the template",
-                found="others",
-                remedy="give both the same values",
-                argument="checkpoint",
-            )
+        if name in weights:
+            check_tied(weights, name, own)
     for model in models:
         module = model.get("module")
         module = module if isinstance(module, dict) else {}
@@ -114,11 +109,11 @@ def replace_weights(models: Sequence[_Model], weights: Mapping[str, np.ndarray])
             if array is None or not is_tensor(tensor) or (array.size and not tensor.size):
                 continue
             if tensor.shape != array.shape:
-                raise CheckpointError(
-                    where=f"template: module: {name}",
-                    expected=f"shape {array.shape}, as param_shapes says",
-                    found=tensor.shape,
-                    argument="template",
+                raise refuse_template(
+                    f"shape {array.shape}, as param_shapes says",
+                    tensor.shape,
+                    "give a template whose files are of one model",
+                    f"module: {name}",
                 )
             module[name] = _narrow(name, array, tensor.dtype)
 

@@ -1,6 +1,5 @@
 """A folder of DeepSpeed with other values, made from one of the same model."""
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,8 +73,9 @@ def write_folder(
         place /= opened.folder.name
         place.mkdir()
     # A Universal Checkpoint may be in one folder with the optimizer's files that it was made of.
-    written = [file.name for file in (*opened.files.model, *opened.files.optimizer)]
-    left += copy_folder(opened.folder, place, [*written, UNIVERSAL])
+    models = [file.name for file in opened.files.model]
+    optimizers = [file.name for file in opened.files.optimizer]
+    left += copy_folder(opened.folder, place, [*models, *optimizers, UNIVERSAL])
     if opened.zero is None:
         old, new = opened.folder / UNIVERSAL, place / UNIVERSAL
         new.mkdir()
@@ -86,8 +86,10 @@ def write_folder(
     replace_weights(opened.models, weights)
     advanced = [_advance(model, more) for model in opened.models]
     left += [] if all(advanced) else ["global_steps"]
-    contents = [*opened.models, *opened.optimizers]
-    for name, content in zip(written, contents, strict=False):
+    contents = dict(zip(models, opened.models, strict=True))
+    if opened.zero is not None:
+        contents |= dict(zip(optimizers, opened.optimizers, strict=True))
+    for name, content in contents.items():
         write_archive(place / name, content, progress=target.progress)
     return [name for name in left if not _OWN.fullmatch(name)]
 
@@ -107,9 +109,10 @@ def _replace_vectors(
             vectors = scatter(arrays, pieces, [entry[key] for entry in entries])
             for entry, vector in zip(entries, vectors, strict=True):
                 entry[key] = vector
-        for name, entry in itertools.product([*own][:1], entries):
-            if "step" in entry:
-                entry["step"] = state[name]["step"]
+        if own:  # all are at one step
+            step = state[next(iter(own))].get("step")
+            for entry in entries:
+                entry |= {"step": step} if "step" in entry else {}
         masters = [one.held[one.key] for one in zero.ranks]
         arrays = {name: weights[name] for name in own}
         vectors = scatter(arrays, pieces, [one[index] for one in masters])

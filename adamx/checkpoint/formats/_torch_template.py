@@ -21,7 +21,14 @@ from adamx.config.adam_config import AdamConfig
 from adamx.config.groups import ParameterGroup, list_unlike
 from adamx.config.torch_config import IGNORED
 
-__all__ = ["check_expressible", "make_step", "replace_state", "write_groups"]
+__all__ = [
+    "check_expressible",
+    "check_tied",
+    "make_step",
+    "refuse_template",
+    "replace_state",
+    "write_groups",
+]
 
 _SCHEDULES = {
     "decay": "torch has schedules beside the optimizer: save with decay=0 in the configuration, "
@@ -91,16 +98,37 @@ def _replace_weights(weights: dict[str, Any], params: Mapping[str, np.ndarray]) 
         other = name if place is None else first.setdefault(place, name)
         if other == name:
             weights[name] = make_tensor(array)
-        elif array.tobytes() == params[other].tobytes():
-            weights[name] = weights[other]
         else:
-            raise CheckpointError(
-                where=f"params/{name}",
-                expected=f"the values of {other}, since both are one tensor in the template",
-                found="others",
-                remedy="give both the same values",
-                argument="checkpoint",
-            )
+            check_tied(params, name, other)
+            weights[name] = weights[other]
+
+
+def check_tied(params: Mapping[str, np.ndarray], name: str, other: str) -> None:
+    """Raise unless two names that are one tensor in a template have the same values."""
+    if params[name].tobytes() != params[other].tobytes():
+        raise CheckpointError(
+            where=f"params/{name}",
+            expected=f"the values of {other}, since both are one tensor in the template",
+            found="others",
+            remedy="give both the same values",
+            argument="checkpoint",
+        )
+
+
+def refuse_template(
+    expected: str,
+    found: object,
+    remedy: str = "give a template of an optimizer with the same settings",
+    name: str = "",
+) -> CheckpointError:
+    """The error for a template that has another form than what is to be written, at `name`."""
+    return CheckpointError(
+        where=f"template: {name}" if name else "template",
+        expected=expected,
+        found=found,
+        remedy=remedy,
+        argument="template",
+    )
 
 
 def _set_hyperparameters(

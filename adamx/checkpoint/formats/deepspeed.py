@@ -25,7 +25,11 @@ from adamx.checkpoint.formats._deepspeed_zero import open_zero, read_zero
 from adamx.checkpoint.formats._folders import measure
 from adamx.checkpoint.formats._torch_search import find_state
 from adamx.checkpoint.formats._torch_state import read_state
-from adamx.checkpoint.formats._torch_template import check_expressible, replace_state
+from adamx.checkpoint.formats._torch_template import (
+    check_expressible,
+    refuse_template,
+    replace_state,
+)
 from adamx.checkpoint.untrusted.account import Account
 from adamx.checkpoint.untrusted.stand_ins import StandIn
 
@@ -74,17 +78,14 @@ class DeepSpeed(FileFormat):
     def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
         """Write a copy of the template's step with another state and other weights."""
         assert template is not None  # it is required
-        old = self.read(template, values=False)
-        if bool(old.nu_max) != bool(new.nu_max):
-            raise CheckpointError(
-                where="template",
-                expected=f"an optimizer with amsgrad={bool(new.nu_max)}",
-                found=f"one with amsgrad={bool(old.nu_max)}",
-                remedy="give a template of an optimizer with the same settings",
-                argument="template",
-            )
         opened = _open_folder(template, values=False)
         found = find_state(opened.saved, template)
+        old = read_state(found, opened.account, template, values=False)
+        if bool(old.nu_max) != bool(new.nu_max):
+            raise refuse_template(
+                f"an optimizer with amsgrad={bool(new.nu_max)}",
+                f"one with amsgrad={bool(old.nu_max)}",
+            )
         replace_state(found, new)
         more = count_steps(new) - count_steps(old)
         left = write_folder(target, template.path, opened, new.params, more)

@@ -15,7 +15,11 @@ from adamx.checkpoint.formats._dcp_writing import check_room, list_values, write
 from adamx.checkpoint.formats._folders import list_names, measure
 from adamx.checkpoint.formats._torch_search import find_state
 from adamx.checkpoint.formats._torch_state import read_state
-from adamx.checkpoint.formats._torch_template import check_expressible, replace_state
+from adamx.checkpoint.formats._torch_template import (
+    check_expressible,
+    refuse_template,
+    replace_state,
+)
 from adamx.checkpoint.untrusted.account import Account
 
 __all__ = ["TorchDcp"]
@@ -70,12 +74,10 @@ class TorchDcp(FileFormat):
         """Raise unless torch can express the configuration, the count and the moments."""
         check_expressible(checkpoint, has_template=template is not None)
         if template is not None and not (_find_folder(template.path) / METADATA).is_file():
-            raise CheckpointError(
-                where="template",
-                expected=f"a folder with {METADATA}",
-                found="safetensors alone, which adamx reads and does not write",
-                remedy="give a template in the usual format of torch.distributed.checkpoint",
-                argument="template",
+            raise refuse_template(
+                f"a folder with {METADATA}",
+                "safetensors alone, which adamx reads and does not write",
+                "give a template in the usual format of torch.distributed.checkpoint",
             )
 
     def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:

@@ -70,9 +70,10 @@ class TorchSave(FileFormat):
         if template is None:
             saved, protocol = _write_state_dict(new), 2
         else:
-            old = count_steps(self.read(template, values=False))
-            saved, protocol = open_saved(template.path, Account(template.path.stat().st_size))
+            account = Account(template.path.stat().st_size)
+            saved, protocol = open_saved(template.path, account)
             found = find_state(saved, template)
+            old = count_steps(read_state(found, account, template, values=False))
             replace_state(found, new)
             left += found.others if count_steps(new) != old else []
         write_archive(target.path, saved, protocol=protocol, progress=target.progress)
