@@ -23,6 +23,7 @@ from adamx.cli.main import main
 from tests.checkpoint.checkpoint_runs import assert_equal
 from tests.checkpoint_files.wild_cases import read_case
 from tests.checkpoint_folders.safetensors_writer import write_safetensors
+from tests.checkpoint_torch.rank_folders import advance
 from tests.fuzz.folders import pack_folder, unpack
 from tests.fuzz.hugging_face_files import as_shards
 
@@ -71,27 +72,10 @@ def test_weights_in_shards(tmp_path):
         np.testing.assert_array_equal(again.params[name], array, strict=True)
 
 
-def advance(checkpoint, steps):
-    """As after some steps of training at another rate."""
-    groups = [
-        dataclasses.replace(
-            group,
-            count=group.count + steps,
-            config=dataclasses.replace(group.config, learning_rate=2e-4),
-        )
-        for group in checkpoint.groups
-    ]
-    fields = {
-        field: {name: 2 * array for name, array in getattr(checkpoint, field).items()}
-        for field in ("params", "mu", "nu")
-    }
-    return dataclasses.replace(checkpoint, groups=groups, **fields)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_counts_follow_the_optimizers(name, tmp_path):
     folder = read_case(name).path
-    checkpoint = advance(load(folder), 4)
+    checkpoint = advance(load(folder), 4, learning_rate=2e-4)
     assert save(tmp_path / "new", checkpoint, template=folder) == ()
     again = load(tmp_path / "new")  # compares Trainer's count with the optimizer's
     assert_equal(again, checkpoint)

@@ -58,11 +58,11 @@ def make_adam(shapes, seed=0):
     }
 
 
-def advance(checkpoint, **settings):
-    """As after four steps more, with other values everywhere."""
+def advance(checkpoint, steps=4, **settings):
+    """As after some steps more, with these hyperparameters, and other values everywhere."""
     groups = [
         dataclasses.replace(
-            group, count=group.count + 4, config=dataclasses.replace(group.config, **settings)
+            group, count=group.count + steps, config=dataclasses.replace(group.config, **settings)
         )
         for group in checkpoint.groups
     ]
