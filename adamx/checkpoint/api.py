@@ -122,9 +122,9 @@ def save(
       path: where to write. If the format is a folder, nothing may exist there.
       checkpoint: what to write.
       format: one of `FORMATS`; None to choose it by the suffix of `path`.
-      template: an existing file of the model in this format. A copy of it is written, with the
-        checkpoint's values instead of its weights, moments, iterations and hyperparameters, in its
-        own order and names. Some formats need one (Keras), some take none (adamx's own); for torch,
+      template: an existing file or folder of the model in this format. A copy of it is written,
+        with the checkpoint's values instead of its weights, moments, counts and hyperparameters, in
+        its order and names. Some formats need one (Keras), some take none (adamx's own); for torch,
         None writes an optimizer's state dict, with the variables in the checkpoint's order.
       order: where names differ, the file's names of the checkpoint's `params` or `names`, in their
         order. Or, with a template, a mapping from its names of weights and of variables to those of
