@@ -9,18 +9,14 @@ so that it never forgets a large first gradient; "torch" and "keras" compare unc
 from pathlib import Path
 from typing import Any
 
+import common
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from figures import choose_folder, save_figure
 
 import adamx
-
-try:
-    import matplotlib.pyplot as plt
-except ModuleNotFoundError as error:
-    raise SystemExit(f'{error}: pip install -e ".[examples]"') from error
 
 STYLES = {
     "optax": {"color": "#2f6db5", "lw": 2.5, "alpha": 0.55},
@@ -87,13 +83,13 @@ def draw(path: Path) -> None:
     amsgrad.set_ylabel("size of the step / learning rate")
     for axes in (first, fit, amsgrad):
         axes.legend(frameon=False)
-    save_figure(figure, (first, fit, amsgrad), path, dpi=130)
+    common.save_figure(figure, (first, fit, amsgrad), path, dpi=130)
 
 
 def main() -> None:
-    folder = choose_folder(__doc__)
-    draw(folder / "conventions.png")
-    print(f"the picture is in {folder / 'conventions.png'}")
+    picture = common.make_parser(__doc__, out=True).parse_args().out / "conventions.png"
+    draw(picture)
+    print(f"the picture is in {picture}")
 
 
 if __name__ == "__main__":

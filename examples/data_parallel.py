@@ -17,34 +17,30 @@ import time
 from pathlib import Path
 from typing import Any
 
+import common
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from train_digits import Data, Params, evaluate, init_params, load, loss
 
 import adamx
-
-try:
-    import orbax.checkpoint as ocp
-except ModuleNotFoundError as error:
-    raise SystemExit(f'{error}: pip install -e ".[examples]"') from error
 
 DEVICES = 8
 BATCH = 128
 
 
-def make_step(tx: optax.GradientTransformation, mesh: Mesh, params: Params) -> Any:
+def make_step(tx: optax.GradientTransformation, mesh: Mesh, params: common.Params) -> Any:
     """The compiled step, and the shardings of the parameters and of the state."""
     replicated = NamedSharding(mesh, PartitionSpec())
     param_shardings = jax.tree.map(lambda _: replicated, params)
     state_shardings = adamx.zero_sharding(params, mesh, "data", transformation=tx)
     grad_shardings: Any = adamx.zero_sharding(params, mesh, "data")
 
-    def local(params: Params, batch: Data) -> Any:
+    def local(params: common.Params, batch: common.Data) -> Any:
         """On each device: the loss of its part of the batch, and its part of the gradients."""
         params = jax.lax.pcast(params, "data", to="varying")
-        value, grads = jax.value_and_grad(loss)(params, batch)
+        value, grads = jax.value_and_grad(common.loss)(params, batch)
         return jax.lax.pmean(value, "data"), adamx.reduce_scatter(grads, grad_shardings, "data")
 
     value_and_grad = jax.shard_map(
@@ -54,7 +50,7 @@ def make_step(tx: optax.GradientTransformation, mesh: Mesh, params: Params) -> A
         out_specs=(PartitionSpec(), jax.tree.map(lambda s: s.spec, grad_shardings)),
     )
 
-    def step(params: Params, state: optax.OptState, batch: Data) -> Any:
+    def step(params: common.Params, state: optax.OptState, batch: common.Data) -> Any:
         value, grads = value_and_grad(params, batch)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
@@ -65,22 +61,22 @@ def make_step(tx: optax.GradientTransformation, mesh: Mesh, params: Params) -> A
     return jax.jit(step, out_shardings=(*shardings, replicated), donate_argnums=(0, 1)), shardings
 
 
-def batch_of(data: Data, mesh: Mesh, seed: int, t: int) -> Data:
+def batch_of(data: common.Data, mesh: Mesh, seed: int, t: int) -> common.Data:
     """The batch of step t; each process gives the rows of its own devices."""
     rows = np.random.default_rng((seed, t)).choice(data.digits.size, BATCH, replace=False)
     mine = np.array_split(rows, jax.process_count())[jax.process_index()]
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     parts = (np.asarray(data.images)[mine], np.asarray(data.digits)[mine])
-    return Data(*(jax.make_array_from_process_local_data(sharding, part) for part in parts))
+    return common.Data(*(jax.make_array_from_process_local_data(sharding, part) for part in parts))
 
 
 def train(options: argparse.Namespace) -> None:
     """The run of one process; the first one prints."""
     first = jax.process_index() == 0
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
-    data, test = load(options.seed)
+    data, test = common.load_data(options.seed)
     tx = adamx.adamw(optax.cosine_decay_schedule(3e-3, options.steps))
-    params = init_params(jax.random.key(options.seed))
+    params = common.init_params(jax.random.key(options.seed))
     step, (param_shardings, state_shardings) = make_step(tx, mesh, params)
 
     params = jax.device_put(jax.tree.map(np.asarray, params), param_shardings)
@@ -118,12 +114,11 @@ def train(options: argparse.Namespace) -> None:
         checkpointer.wait_until_finished()
     local = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), params)
     if first:
-        accuracy = float(evaluate(local, test)[1])
+        accuracy = float(common.evaluate(local, test)[1])
         print(f"held-out accuracy: {accuracy:.2%}, {seconds:.1f} s")
-        if options.out is not None:
-            leaves = jax.tree_util.tree_leaves_with_path(local)
-            arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-            np.savez(options.out, losses=np.asarray(losses), **arrays)
+        path = options.out / "data_parallel.npz"
+        np.savez(path, losses=np.asarray(losses), **common.name_arrays(local))
+        print(f"the losses and the parameters are in {path}")
 
 
 def start_processes(options: argparse.Namespace, arguments: list[str]) -> int:
@@ -148,14 +143,11 @@ def start_processes(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=300, help="(default: %(default)s)")
-    parser.add_argument("--stop-at", type=int, help="the step to stop after; default: the last")
-    parser.add_argument("--seed", type=int, default=0, help="of data order and initialisation")
+    parser = common.make_parser(__doc__, out=True, steps=300, seed=0)
+    parser.add_argument("--stop-at", type=int, help="the step to stop after (default: the last)")
     parser.add_argument("--processes", type=int, default=1, choices=(1, 2, 4, 8))
-    parser.add_argument("--checkpoint", type=Path, help="folder to go on from, and to save to")
-    parser.add_argument("--out", type=Path, help="an .npz for the losses and final parameters")
+    about = "a folder to go on from, and to save to"
+    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help=about)
     parser.add_argument("--coordinator", help="host:port of the first process; see --process-id")
     parser.add_argument("--process-id", type=int, help="which of the processes this is")
     options = parser.parse_args()

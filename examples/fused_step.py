@@ -8,34 +8,28 @@ the optimizer's state and the time. The network and the data are those of train_
 import argparse
 import time
 
+import common
 import jax
-import optax
-from train_digits import BATCH, Data, Params, evaluate, init_params, load, loss, shift
 
 import adamx
 
 
 def train(options: argparse.Namespace, seed: int, moments: str) -> tuple[float, int, float]:
     """One run: the held-out accuracy, the bytes of the optimizer's state, the seconds."""
-    data, test = load(seed)
+    data, test = common.load_data(seed)
     key = jax.random.key(seed)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, options.learning_rate, warmup_steps=options.steps // 10, decay_steps=options.steps
-    )
+    schedule = common.make_schedule(options.learning_rate, options.steps)
     optimizer = adamx.fused_adamw(
         schedule, mu_dtype=moments, nu_dtype=moments, clip_global_norm=1.0, packed=True
     )
 
     @jax.jit
-    def gradients(params: Params, t: int) -> Params:
-        choose, move = jax.random.split(jax.random.fold_in(key, t))
-        rows = jax.random.choice(choose, data.digits.size, (BATCH,), replace=False)
-        batch = Data(shift(move, data.images[rows]), data.digits[rows])
-        return jax.grad(loss)(params, batch)
+    def gradients(params: common.Params, t: int) -> common.Params:
+        return jax.grad(common.loss)(params, common.choose_batch(data, key, t))
 
     step = optimizer.jit()  # changes parameters and moments in place
 
-    params = init_params(key)
+    params = common.init_params(key)
     state = optimizer.init(params)
     size = sum(x.nbytes for x in jax.tree.leaves(state))
     start = time.perf_counter()
@@ -43,20 +37,11 @@ def train(options: argparse.Namespace, seed: int, moments: str) -> tuple[float, 
         params, state = step(gradients(params, t), params, state)
     jax.block_until_ready(params)
     seconds = time.perf_counter() - start
-    return float(evaluate(params, test)[1]), size, seconds
+    return float(common.evaluate(params, test)[1]), size, seconds
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--steps", type=int, default=1500, help="of each run (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=3, help="runs to average (default: %(default)s)"
-    )
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="at its peak")
-    options = parser.parse_args()
+    options = common.make_parser(__doc__, steps=1500, seeds=3, learning_rate=3e-3).parse_args()
     status = adamx.native.status()
     print(f"compiled kernel {'in use' if status else 'not in use'}: {status.reason}")
     for moments in ("float32", "bfloat16"):

@@ -11,26 +11,20 @@ With --learning-rate 3e-3 the updates are larger. Rounded to nearest, the loss i
 higher than in float32, but the accuracy only 0.2 to 0.3 points lower.
 """
 
-import argparse
 import functools
 import time
 from typing import Any, NamedTuple
 
+import common
 import jax
 import numpy as np
 import optax
-from train_digits import BATCH, Data, evaluate, init_params, load, loss, shift
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
 import adamx
-
-try:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.progress import track
-    from rich.table import Table
-except ModuleNotFoundError as error:
-    raise SystemExit(f'{error}: pip install -e ".[examples]"') from error
-
 
 ENOUGH = 3  # seeds whose means tell half a point
 
@@ -68,11 +62,9 @@ def variants(rate: optax.Schedule) -> list[Variant]:
 def make_step(tx: optax.GradientTransformation) -> Any:
     """One compiled training step for all seeds: parameters and state to new ones."""
 
-    def step(params: Any, state: optax.OptState, data: Data, key: jax.Array, t: int) -> Any:
-        choose, move = jax.random.split(jax.random.fold_in(key, t))
-        rows = jax.random.choice(choose, data.digits.size, (BATCH,), replace=False)
-        batch = Data(shift(move, data.images[rows]), data.digits[rows])
-        grads = jax.grad(loss)(optax.tree.cast(params, "float32"), batch)
+    def step(params: Any, state: optax.OptState, data: common.Data, key: jax.Array, t: int) -> Any:
+        batch = common.choose_batch(data, key, t)
+        grads = jax.grad(common.loss)(optax.tree.cast(params, "float32"), batch)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -81,29 +73,22 @@ def make_step(tx: optax.GradientTransformation) -> Any:
 
 def train(variant: Variant, step: Any, steps: int, seed: int) -> Result:
     """One run. The seed is that of initialisation, data and batches; all variants share it."""
-    data, test = load(seed)
+    data, test = common.load_data(seed)
     key = jax.random.key(seed)
-    params = optax.tree.cast(init_params(key), variant.dtype)
+    params = optax.tree.cast(common.init_params(key), variant.dtype)
     state = variant.tx.init(params)
     for t in range(steps):
         params, state = step(params, state, data, key, t)
     size = sum(x.nbytes for x in jax.tree.leaves((params, state)))
-    held_out, accuracy = evaluate(optax.tree.cast(params, "float32"), test)
+    held_out, accuracy = common.evaluate(optax.tree.cast(params, "float32"), test)
     count = sum(x.size for x in jax.tree.leaves(params))
     return Result(float(accuracy), float(held_out), size / count)
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=1200, help="of each run (default: 1200)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default: 3)")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="at its peak")
-    options = parser.parse_args()
+    options = common.make_parser(__doc__, steps=1200, seeds=3, learning_rate=1e-3).parse_args()
     started = time.perf_counter()
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, options.learning_rate, warmup_steps=options.steps // 10, decay_steps=options.steps
-    )
+    schedule = common.make_schedule(options.learning_rate, options.steps)
     console = Console(highlight=False)
     table = Table("weights", "nu", "rounding", title="Handwritten digits", box=SIMPLE)
     table.columns[2].no_wrap = True

@@ -7,8 +7,8 @@ disk that fills up) and started again with the same command line, it takes the l
 and ends with the parameters of an uninterrupted run, bit for bit. On another number of devices it
 goes on from the same bits, too; from there on, sums over the batch are rounded differently.
 
-    python examples/preemptible.py --out run
-    python examples/preemptible.py --out run --devices 4
+    python examples/preemptible.py --out build/run
+    python examples/preemptible.py --out build/run --devices 4
 
 In the folder: run.json, the settings that must not change; checkpoints/STEP; in the end params.npz;
 and lock, which keeps a second program out as long as one is at work.
@@ -28,29 +28,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from train_digits import BATCH, Data, Params, evaluate, init_params, load, loss, shift
 
 import adamx
 
-try:
-    import orbax.checkpoint as ocp
-except ModuleNotFoundError as error:
-    raise SystemExit(f'{error}: pip install -e ".[examples]"') from error
 try:
     import fcntl
 except ModuleNotFoundError as error:
     raise SystemExit(f"{error}: this program needs the file locks of POSIX") from error
 
 
+# ---- The run -------------------------------------------------------------------------------------
+
+
 class Run(NamedTuple):
     """All that the next step depends on: what is not in here would not come back."""
 
-    params: Params
+    params: common.Params
     state: optax.OptState
     key: jax.Array  # what is random from here on
     order: jax.Array  # the rows of the training set, (n,), shuffled anew each epoch
@@ -58,29 +58,39 @@ class Run(NamedTuple):
     epoch: jax.Array
 
 
-def first(tx: optax.GradientTransformation, images: int, seed: int) -> Run:
-    """The run before its first step."""
-    init, shuffle, key = jax.random.split(jax.random.key(seed), 3)
-    params = init_params(init)
-    order = jax.random.permutation(shuffle, images)
-    return Run(params, tx.init(params), key, order, jnp.int32(0), jnp.int32(0))
+def make_start(tx: optax.GradientTransformation, mesh: Mesh, images: int, seed: int) -> Any:
+    """Compiled: the run before its first step, with the moments split over the devices."""
+
+    def start() -> Run:
+        init, shuffle, key = jax.random.split(jax.random.key(seed), 3)
+        params = common.init_params(init)
+        order = jax.random.permutation(shuffle, images)
+        return Run(params, tx.init(params), key, order, jnp.int32(0), jnp.int32(0))
+
+    shapes, everywhere = jax.eval_shape(start), NamedSharding(mesh, PartitionSpec())
+    split = adamx.zero_sharding(shapes.params, mesh, "data", transformation=tx)
+    shardings: Any = jax.tree.map(lambda _: everywhere, shapes)._replace(state=split)
+    return jax.jit(start, out_shardings=shardings)
 
 
-def following(tx: optax.GradientTransformation, mesh: Mesh, run: Run, data: Data) -> Run:
+def advance(tx: optax.GradientTransformation, mesh: Mesh, run: Run, data: common.Data) -> Run:
     """The run one batch later. An epoch is over where no whole batch is left."""
     key, move, shuffle = jax.random.split(run.key, 3)
-    rows = jax.lax.dynamic_slice(run.order, (run.position,), (BATCH,))
-    batch = Data(shift(move, data.images[rows]), data.digits[rows])
+    rows = jax.lax.dynamic_slice(run.order, (run.position,), (common.BATCH,))
+    batch = common.Data(common.shift(move, data.images[rows]), data.digits[rows])
     batch = jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("data")))
-    grads = jax.grad(loss)(run.params, batch)
+    grads = jax.grad(common.loss)(run.params, batch)
     updates, state = tx.update(grads, run.state, run.params)
     params: Any = optax.apply_updates(run.params, updates)
-    over = run.position + 2 * BATCH > run.order.size
+    over = run.position + 2 * common.BATCH > run.order.size
     order = jax.lax.cond(
         over, lambda: jax.random.permutation(shuffle, run.order), lambda: run.order
     )
-    position = jnp.where(over, 0, run.position + BATCH)
+    position = jnp.where(over, 0, run.position + common.BATCH)
     return Run(params, state, key, order, position, run.epoch + over.astype(jnp.int32))
+
+
+# ---- Checkpoints ---------------------------------------------------------------------------------
 
 
 @jax.jit
@@ -105,64 +115,17 @@ def checksums(run: Run) -> dict[str, jax.Array]:
     return sums
 
 
-def record(step: int, run: Run) -> dict[str, Any]:
+def describe(step: int, run: Run) -> dict[str, Any]:
     """What is saved beside the arrays, as JSON."""
     return {"step": step, "checksums": jax.tree.map(int, checksums(run))}
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Whatever keeps a file from being written ends the program, with a message."""
-    try:
-        yield
-    except Exception as error:  # of the operating system, of tensorstore, of Orbax
-        free = shutil.disk_usage(folder).free / 2**20
-        raise SystemExit(
-            f"could not write to {folder}, where {free:.1f} MiB are free: {summary(error)}\n"
-            "If it is full, make room. Start the same command again: it goes on from the last "
-            "whole checkpoint."
-        ) from error
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Ends the program if another one is at work in this folder; the system frees it at a kill."""
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SystemExit(
-                f"{folder}: expected no other program at work there, found one that is; wait for "
-                "its end, end it, or give another folder (--out). Nothing was changed"
-            ) from None
-        yield
-
-
-def summary(error: BaseException) -> str:
-    """What began it, without the pages of details that tensorstore adds in brackets."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = re.split(r" \[[^']*='", str(error))[0]
-    return f"{type(error).__name__}: {text}"
-
-
-def write(path: Path, content: bytes) -> None:
-    """The whole file or, killed in between, what was there before."""
-    partial = path.with_name(f"{path.name}.partial")
-    with writing(path.parent):
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
 
 
 def save(manager: ocp.CheckpointManager, step: int, run: Run) -> None:
     """Begin to save. The arrays are copied when this returns, and may be donated."""
     args = ocp.args.Composite(
-        run=ocp.args.StandardSave(run), record=ocp.args.JsonSave(record(step, run))
+        run=ocp.args.StandardSave(run), record=ocp.args.JsonSave(describe(step, run))
     )
-    with writing(Path(manager.directory)):  # raises as well if the save before this one failed
+    with explaining(Path(manager.directory)):  # raises as well if the save before this one failed
         manager.save(step, args=args)
 
 
@@ -173,19 +136,19 @@ def restore(manager: ocp.CheckpointManager, step: int, like: Run) -> Run:
     """
     args = ocp.args.Composite(run=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore())
     found = manager.restore(step, args=args)
-    if found["record"] != record(step, found["run"]):
+    if found["record"] != describe(step, found["run"]):
         raise ValueError("the arrays have other checksums than were recorded")
     return found["run"]
 
 
-def go_on(manager: ocp.CheckpointManager, like: Run) -> tuple[int, Run]:
+def restore_last(manager: ocp.CheckpointManager, like: Run) -> tuple[int, Run]:
     """The last whole checkpoint, and its step; damaged ones after it are moved aside."""
     folder, damaged = Path(manager.directory), {}
     for step in sorted(manager.all_steps(), reverse=True):
         try:
             run = restore(manager, step, like)
         except Exception as error:  # Orbax and tensorstore raise many kinds
-            damaged[step] = f"checkpoint {step} is not whole: {summary(error)}"
+            damaged[step] = f"checkpoint {step} is not whole: {summarise(error)}"
             continue
         for bad, message in damaged.items():
             aside = folder / f"corrupt-{bad}"  # a name that Orbax takes no notice of
@@ -202,9 +165,9 @@ def go_on(manager: ocp.CheckpointManager, like: Run) -> tuple[int, Run]:
     )
 
 
-def begin(manager: ocp.CheckpointManager, path: Path, settings: Any, init: Any, like: Run) -> Any:
+def begin(manager: ocp.CheckpointManager, path: Path, settings: Any, start: Any) -> tuple[int, Run]:
     """The step to go on from, and the run there: from zero only if nothing was begun."""
-    steps, expected = sorted(manager.all_steps()), json.dumps(settings)
+    expected = json.dumps(settings)
     if path.exists():
         found = path.read_text(errors="replace").strip()
         if found != expected:
@@ -212,10 +175,10 @@ def begin(manager: ocp.CheckpointManager, path: Path, settings: Any, init: Any, 
                 f"{path}: expected the settings of this run, {expected}; found {found}. Give "
                 "those, or start anew in another folder (--out)."
             )
-        step, run = go_on(manager, like)
+        step, run = restore_last(manager, jax.eval_shape(start))
         print(f"went on from step {step}", flush=True)
         return step, run
-    results = [x.name for x in path.parent.glob("params.npz")]
+    steps, results = sorted(manager.all_steps()), [x.name for x in path.parent.glob("params.npz")]
     if steps not in ([], [0]) or results:
         raise SystemExit(
             f"{path}: expected the settings of the run whose checkpoints or results are there, "
@@ -224,86 +187,118 @@ def begin(manager: ocp.CheckpointManager, path: Path, settings: Any, init: Any, 
         )
     if steps:  # killed before run.json was written
         manager.delete(0)
-    run = init()
+    run = start()
     save(manager, 0, run)
-    with writing(path.parent):
+    with explaining(path.parent):
         manager.wait_until_finished()
     write(path, expected.encode())  # so where this is, there is a checkpoint
     print("started anew", flush=True)
     return 0, run
 
 
+# ---- Files ---------------------------------------------------------------------------------------
+
+
+def write(path: Path, content: bytes) -> None:
+    """The whole file or, killed in between, what was there before."""
+    partial = path.with_name(f"{path.name}.partial")
+    with explaining(path.parent):
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+@contextlib.contextmanager
+def explaining(folder: Path) -> Iterator[None]:
+    """Whatever keeps a file from being written ends the program, with a message."""
+    try:
+        yield
+    except Exception as error:  # of the operating system, of tensorstore, of Orbax
+        free = shutil.disk_usage(folder).free / 2**20
+        raise SystemExit(
+            f"could not write to {folder}, where {free:.1f} MiB are free: {summarise(error)}\n"
+            "If it is full, make room. Start the same command again: it goes on from the last "
+            "whole checkpoint."
+        ) from error
+
+
+def summarise(error: BaseException) -> str:
+    """What began it, without the pages of details that tensorstore adds in brackets."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.split(r" \[[^']*='", str(error))[0]
+    return f"{type(error).__name__}: {text}"
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Ends the program if another one is at work in this folder; the system frees it at a kill."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(
+                f"{folder}: expected no other program at work there, found one that is; wait for "
+                "its end, end it, or give another folder (--out). Nothing was changed"
+            ) from None
+        yield
+
+
+# ---- The program ---------------------------------------------------------------------------------
+
+
 def train(options: argparse.Namespace) -> None:
     """The whole run, or what is left of it."""
     mesh = jax.make_mesh((options.devices,), ("data",), axis_types=(AxisType.Auto,))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    data, test = jax.device_put(load(options.seed), everywhere)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, options.learning_rate, warmup_steps=options.steps // 10, decay_steps=options.steps
-    )
+    data, test = jax.device_put(common.load_data(options.seed), everywhere)
+    schedule = common.make_schedule(options.learning_rate, options.steps)
     tx = optax.chain(optax.clip_by_global_norm(1.0), adamx.adam(schedule))
-    init = functools.partial(first, tx, data.digits.size, options.seed)
-
-    # Where all lies: of the moments each device holds a part, of the rest everything.
-    shapes = jax.eval_shape(init)
-    state = adamx.zero_sharding(shapes.params, mesh, "data", transformation=tx)
-    shardings: Any = jax.tree.map(lambda _: everywhere, shapes)._replace(state=state)
-    like = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
-    )
-    init = jax.jit(init, out_shardings=shardings)
-    step = functools.partial(following, tx, mesh)
-    step = jax.jit(step, out_shardings=shardings, donate_argnums=0)
+    start = make_start(tx, mesh, data.digits.size, options.seed)
+    shardings = jax.tree.map(lambda x: x.sharding, jax.eval_shape(start))
+    step = jax.jit(functools.partial(advance, tx, mesh), out_shardings=shardings, donate_argnums=0)
 
     # Orbax writes into STEP.orbax-checkpoint-tmp, and renames that when all is written.
-    manager = ocp.CheckpointManager(
-        options.out.absolute() / "checkpoints",
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=options.keep, cleanup_tmp_directories=True
-        ),
-    )
+    keep = ocp.CheckpointManagerOptions(max_to_keep=options.keep, cleanup_tmp_directories=True)
+    manager = ocp.CheckpointManager(options.out.absolute() / "checkpoints", options=keep)
     settings = {name: vars(options)[name] for name in ("steps", "seed", "learning_rate")}
-    begun, run = begin(manager, options.out / "run.json", settings, init, like)
+    begun, run = begin(manager, options.out / "run.json", settings, start)
     for t in range(begun + 1, options.steps + 1):
         # Waited for, since steps that run ahead of each other can block on virtual devices.
         run = jax.block_until_ready(step(run, data))
         if t % options.save_every == 0 or t == options.steps:
             save(manager, t, run)
-    with writing(options.out):
+    with explaining(options.out):
         manager.close()
 
-    leaves = jax.tree_util.tree_leaves_with_path(run.params)
-    arrays = {jax.tree_util.keystr(k, simple=True, separator="/"): np.asarray(x) for k, x in leaves}
+    arrays, path = common.name_arrays(run.params), options.out / "params.npz"
     content = io.BytesIO()
-    np.savez(content, **arrays)  # pyright: ignore[reportArgumentType]
-    write(options.out / "params.npz", content.getvalue())
+    np.savez(content, **arrays)
+    write(path, content.getvalue())
     digest = hashlib.sha256(b"".join(x.tobytes() for x in arrays.values())).hexdigest()
-    print(f"parameters: {options.out / 'params.npz'}, SHA-256 {digest}")
-    print(f"held-out accuracy: {float(evaluate(run.params, test)[1]):.2%} of {test.digits.size}")
+    print(f"parameters: {path}, SHA-256 {digest}")
+    accuracy = float(common.evaluate(run.params, test)[1])
+    print(f"held-out accuracy: {accuracy:.2%} of {test.digits.size}")
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--steps", type=int, default=1500, help="of the run (default: %(default)s)")
-    parser.add_argument("--save-every", type=int, default=100, help="steps (default: %(default)s)")
-    parser.add_argument(
-        "--keep", type=int, default=3, help="checkpoints, at least 2 (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of data order and initialisation")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="at its peak")
-    parser.add_argument("--devices", type=int, default=1, help=f"a divisor of {BATCH}, the batch")
+    parser = common.make_parser(__doc__, out=True, steps=1500, seed=0, learning_rate=3e-3)
+    parser.add_argument("--save-every", type=int, default=100, help="steps (default: 100)")
+    about = "checkpoints, at least 2 (default: 3)"
+    parser.add_argument("--keep", type=int, default=3, help=about)
+    about = f"a divisor of {common.BATCH}, the batch (default: 1)"
+    parser.add_argument("--devices", type=int, default=1, help=about)
     options = parser.parse_args()
     if min(options.steps, options.save_every, options.keep, options.devices) < 1:
         parser.error("steps, save-every, keep and devices: expected numbers above 0")
     if options.keep < 2:
         parser.error("keep: expected at least 2, so that one is left if the last one is damaged")
-    if BATCH % options.devices:
-        parser.error(f"devices: expected a divisor of {BATCH}, found {options.devices}")
+    if common.BATCH % options.devices:
+        parser.error(f"devices: expected a divisor of {common.BATCH}, found {options.devices}")
     jax.config.update("jax_num_cpu_devices", options.devices)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax raises what it logs
-    options.out.mkdir(parents=True, exist_ok=True)
     with alone(options.out):
         train(options)
 

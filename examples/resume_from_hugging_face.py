@@ -21,17 +21,17 @@ Needs Flax beside what the other examples need: pip install -e ".[examples,test]
 from pathlib import Path
 from typing import Any
 
+import common
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from figures import BLUE, ORANGE, choose_folder, save_figure
 
 import adamx
 import adamx.checkpoint
 
 try:
-    import matplotlib.pyplot as plt
     from flax import nnx
 except ModuleNotFoundError as error:
     raise SystemExit(f'{error}: pip install -e ".[examples,test]"') from error
@@ -196,7 +196,7 @@ def train(model: Model, optimizer: nnx.Optimizer) -> np.ndarray:
 
 def draw(path: Path, apart: dict[str, dict[str, float]], losses: dict[str, np.ndarray]) -> None:
     """How far each weight is from torch's, and the losses of both runs."""
-    colors = dict(zip(apart, (BLUE, ORANGE), strict=True))
+    colors = dict(zip(apart, (common.BLUE, common.ORANGE), strict=True))
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.8), layout="constrained")
     rows = np.arange(len(NAMES))[::-1]
     for title, color in colors.items():
@@ -211,11 +211,12 @@ def draw(path: Path, apart: dict[str, dict[str, float]], losses: dict[str, np.nd
     right.set(title="Then, on this example's sequences", xlabel="step")
     right.set_ylabel("loss of a batch (nats)")
     right.legend(frameon=False)
-    save_figure(figure, (left, right), path)
+    common.save_figure(figure, (left, right), path)
 
 
 def main() -> None:
-    picture = choose_folder(__doc__) / "resume_from_hugging_face.png"
+    options = common.make_parser(__doc__, out=True).parse_args()
+    picture = options.out / "resume_from_hugging_face.png"
     # A GPU would multiply matrices with fewer bits than the float32 that the model was trained in.
     jax.config.update("jax_default_matmul_precision", "highest")
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType
 
 import adamx
 from tests.fuzz.preemptible_runs import arrays, assert_same_bits
@@ -31,15 +31,7 @@ def example(devices: int) -> tuple[Any, Any]:
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
     schedule = optax.constant_schedule(1e-3)
     tx = optax.chain(optax.clip_by_global_norm(1.0), adamx.adam(schedule))
-    run = jax.eval_shape(lambda: preemptible.first(tx, 1437, 0))
-    split = adamx.zero_sharding(run.params, mesh, "data", transformation=tx)
-    shardings = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), run)
-    like = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        run,
-        shardings._replace(state=split),
-    )
-    return preemptible, like
+    return preemptible, jax.eval_shape(preemptible.make_start(tx, mesh, 1437, 0))
 
 
 def by_path(run: Any) -> dict[str, np.ndarray]:

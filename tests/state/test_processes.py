@@ -24,13 +24,15 @@ HELD = re.compile(r"each device holds ([\d,]+) bytes of ([\d,]+)")
 
 def run(folder: Path, processes: int, *options: str) -> tuple[str, dict[str, np.ndarray]]:
     """What the program printed, and its losses and final parameters."""
-    out = folder / f"{processes}.npz"
+    out = folder / str(processes)
     command = [sys.executable, str(EXAMPLE), "--processes", str(processes), "--steps", str(STEPS)]
     done = subprocess.run(
         [*command, "--out", str(out), *options], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    with np.load(out) as arrays:
+    path = out / "data_parallel.npz"
+    assert f"the losses and the parameters are in {path}" in done.stdout
+    with np.load(path) as arrays:
         return done.stdout, dict(arrays)
 
 
@@ -60,6 +62,7 @@ def test_the_same_run_in_any_number_of_processes(tmp_path):
 
     # Another seed would be tested on images of the first one's training set.
     command = [sys.executable, str(EXAMPLE), "--steps", str(STEPS), "--seed", "1", *folder]
+    command += ["--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "expected the settings of this run" in done.stderr
@@ -69,6 +72,7 @@ def test_the_same_run_in_any_number_of_processes(tmp_path):
 def test_none_outlives_the_others(signalled, tmp_path):
     """One process that is killed ends all, and so does the end of what started them."""
     command = [sys.executable, str(EXAMPLE), "--processes", "2", "--steps", "1000000"]
+    command += ["--out", str(tmp_path)]
     with (tmp_path / "log").open("wb") as log:
         starter = subprocess.Popen(command, stdout=log, stderr=log)
     try:
