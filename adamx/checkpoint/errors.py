@@ -54,7 +54,9 @@ def name_file(path: Path, kind: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
             raise
         cause = " ".join(str(error).split())[:300] or type(error).__name__
-        damaged = CheckpointError(f"truncated or damaged {kind}: {cause}")
+        damaged = CheckpointError(
+            f"truncated or damaged {kind}: {cause}", remedy="copy it again from where it was saved"
+        )
         raise _make_legible(damaged).within(str(path)) from error
 
 

@@ -57,6 +57,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from adamx.base.errors import InvalidValue
+from adamx.base.trees import listed
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.frameworks import Framework
@@ -101,6 +102,15 @@ class Head:
             if not names:
                 raise
             return cls(path, b"", 0, names)
+
+    def describe(self) -> str:
+        """What is there, in words, where no format is recognised."""
+        if self.entries:
+            return f"a folder with {listed(sorted(self.entries), most=5)}"
+        if not self.start:
+            return "an empty folder" if self.path.is_dir() else "an empty file"
+        is_text = b"\0" not in self.start and self.start[:1_000].isascii()
+        return "a text file" if is_text else "a file of an unknown format"
 
     def examine(self, function: Callable[[Path], _T]) -> _T:
         """What a function finds at the path; it is called once, whatever formats ask for it."""
@@ -211,7 +221,7 @@ class FileFormat(abc.ABC):
         return CheckpointError(
             where="config",
             expected=f"an AdamConfig, since {self.description} holds no hyperparameters",
-            remedy="give config=AdamConfig(...), or AdamConfig.from_keras({...}, 'keras3'), with "
+            remedy="pass config=AdamConfig(...), or AdamConfig.from_keras({...}, 'keras3'), with "
             "those of the run",
             argument="config",
         )
@@ -261,7 +271,9 @@ def register(form: FileFormat) -> None:
     if form.writable == (type(form).write is FileFormat.write) or form.writable == bool(
         form.instead
     ):
-        raise InvalidValue("it is writable and has a write, or it has an instead", where=form.name)
+        raise InvalidValue(
+            "expected writable=True with write(), or writable=False with instead", where=form.name
+        )
     _REGISTRY[form.name] = form
 
 

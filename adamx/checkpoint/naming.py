@@ -22,7 +22,7 @@ def describe_naming(checkpoint: Checkpoint) -> str:
     """One line: whether the file tells the names, and what could be interchanged if not."""
     ways = list(checkpoint.naming.values())
     if all(how == "file" for how in ways):
-        return "told by the file"
+        return "stored in the file"
     if all(how == "unknown" for how in ways):
         return "unknown: the file has only positions"
     inferred = sum(how == "inferred" for how in ways)
@@ -40,8 +40,9 @@ def check_told(checkpoint: Checkpoint) -> None:
     if any(how != "file" for how in checkpoint.naming.values()):
         raise CheckpointError(
             where="names",
-            expected="variables whose names the file tells",
+            expected="variables whose names are stored in the file",
             found=describe_naming(checkpoint),
-            remedy="save the names where the model is: adamx.checkpoint.torch_names",
+            remedy="save the names in the program that has the model, with "
+            "adamx.checkpoint.torch_names, and pass them: load(path).rename(names)",
             argument="strict",
         )

@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 from adamx.base.trees import listed
 from adamx.checkpoint import Checkpoint, CheckpointError
+from adamx.checkpoint.api import recognise
 from adamx.checkpoint.compare import bring, find_differences
 from adamx.checkpoint.fitting import match_variables
 from adamx.cli.loading import load_file, read_order
@@ -17,6 +19,7 @@ from adamx.cli.output import (
     shorten,
     show,
 )
+from adamx.config.adam_config import AdamConfig
 from adamx.config.groups import ParameterGroup
 
 __all__ = ["diff"]
@@ -27,9 +30,8 @@ _SAME, _DIFFERENT = 0, 1
 def diff(arguments: argparse.Namespace) -> int:
     """Run the command; 1 if the states differ."""
     order = read_order(arguments.order)
-    # A file that has hyperparameters keeps them, so that they are compared.
-    _, a = load_file(arguments.a, arguments, prefers_own=True)
-    _, b = load_file(arguments.b, arguments, prefers_own=True)
+    a, a_configured = _load(arguments.a, arguments)
+    b, b_configured = _load(arguments.b, arguments)
     try:
         as_b, left = bring(a, b, order)
     except CheckpointError as error:
@@ -42,8 +44,11 @@ def diff(arguments: argparse.Namespace) -> int:
 
     pairs = _pair_groups(a, b, match_variables(a, b, order, ("A", "B")))
     counts = _gather(pairs, _compare_counts)
-    for line in _gather(pairs, _compare_configs):
-        print(make_printable(line))
+    if a_configured and b_configured:
+        for line in _gather(pairs, _compare_configs):
+            print(make_printable(line))
+    else:
+        print("hyperparameters are not compared: not both files hold them")
     for side, names, one in (("A", only_a, a), ("B", only_b, b)):
         if names:
             print(make_printable(f"only in {side}: {shorten(names, one.params)}"))
@@ -51,7 +56,7 @@ def diff(arguments: argparse.Namespace) -> int:
         print(make_printable(line))
     if differing:
         print("the largest differences, and how many entries differ:")
-        print_table(_make_rows(differing))
+        print_table(_make_rows(differing, as_b))
     lacking = [name for name in only_a + only_b if not name.startswith("params/")]
     if differing or lacking or counts:
         print("A and B are not the same optimizer state")
@@ -61,6 +66,24 @@ def diff(arguments: argparse.Namespace) -> int:
     compared += [count_noun(len(as_b.params), "weight")] if as_b.params else []
     print(f"A and B are the same optimizer state, bit for bit: {', '.join(compared)}")
     return _SAME
+
+
+def _load(path: Path, arguments: argparse.Namespace) -> tuple[Checkpoint, bool]:
+    """The checkpoint in a file, and whether its hyperparameters are known.
+
+    A file that has hyperparameters keeps them, so that they are compared. For one that does not,
+    any will do.
+    """
+    is_configured = recognise(path).holds_config or bool(arguments.config or arguments.set)
+    for default in (AdamConfig(), AdamConfig(amsgrad=True)):
+        try:
+            checkpoint = load_file(path, arguments, prefers_own=True, default=default)[1]
+        except CheckpointError as error:
+            if is_configured or default.amsgrad or not error.where.endswith("amsgrad"):
+                raise
+        else:
+            return checkpoint, is_configured
+    raise AssertionError
 
 
 _Pair = tuple[ParameterGroup, ParameterGroup]
@@ -102,9 +125,13 @@ def _compare_configs(a: ParameterGroup, b: ParameterGroup) -> Iterator[str]:
             yield f"{field}: {show(x)} in A, {show(y)} in B{note}"
 
 
-def _make_rows(differences: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:
+def _make_rows(
+    differences: Mapping[str, Mapping[str, str]], checkpoint: Checkpoint
+) -> list[dict[str, str]]:
+    """The table of differences; a weight without moments has none there."""
     kinds = dict.fromkeys(kind for cells in differences.values() for kind in cells)
     return [
-        {"variable": name} | {kind: cells.get(kind, "same") for kind in kinds}
+        {"variable": name}
+        | {k: cells.get(k, "same" if k == "weight" or name in checkpoint.mu else "") for k in kinds}
         for name, cells in differences.items()
     ]

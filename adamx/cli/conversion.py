@@ -68,7 +68,7 @@ def _list_changes(old: Checkpoint, new: Checkpoint) -> list[str]:
     for before, after in zip(old.groups, new.groups, strict=True):
         was, now = list_fields(before.config), list_fields(after.config)
         for field in (field for field in now if now[field] != was[field]):
-            what = "the place of epsilon" if field == "convention" else field
+            what = "the position of epsilon" if field == "convention" else field
             changes[f"changed {what} from {show(was[field])} to {show(now[field])}"] = None
     return list(changes)
 

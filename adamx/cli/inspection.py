@@ -181,7 +181,7 @@ def _describe_head(file: str, checkpoint: Checkpoint, *, is_configured: bool = T
     if checkpoint.extra:
         head["extra"] = listed(checkpoint.extra, most=3)
     if checkpoint.not_read:
-        head["not read"] = listed(checkpoint.not_read, most=8)
+        head["left out"] = listed(checkpoint.not_read, most=8)
     width = max(map(len, head)) + 2
     lines = [f"{key:{width}}{show(value)}" for key, value in head.items()]
     return lines + [f"{'note':{width}}{note}" for note in checkpoint.notes]

@@ -35,14 +35,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help=about)
     about = "the version of Keras that wrote --config, if its keys do not identify it"
     parser.add_argument("--generation", choices=GENERATIONS, help=about)
-    about = "replace a hyperparameter: convention=torch, decay=0, clip_value=None; may be repeated"
+    about = "set a hyperparameter: learning_rate=1e-3, convention=torch, clip_value=None; may be "
+    about += "repeated"
     settings = {"type": _setting, "action": "append", "default": []}
     parser.add_argument("--set", metavar="FIELD=VALUE", help=about, **settings)
     about = "which of several optimizers: its dotted key in the file"
     parser.add_argument("--optimizer", metavar="KEY", help=about)
     about = "which of several models' weights: their dotted key in the file"
     parser.add_argument("--weights", metavar="KEY", help=about)
-    about = "names for variables that the file only numbers: one a line, in the file's order"
+    about = "names of variables that the file does not name: one per line, in the file's order"
     parser.add_argument("--names", type=Path, metavar="FILE", help=about)
     about = "fail if the names of variables are not stored in the file"
     parser.add_argument("--strict", action="store_true", help=about)
@@ -60,7 +61,11 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def load_file(
-    path: Path, arguments: argparse.Namespace, *, prefers_own: bool = False
+    path: Path,
+    arguments: argparse.Namespace,
+    *,
+    prefers_own: bool = False,
+    default: AdamConfig | None = None,
 ) -> tuple[Checkpoint, Checkpoint]:
     """The checkpoint in a file, and the same with the hyperparameters of `--set`.
 
@@ -68,9 +73,12 @@ def load_file(
       path: the file.
       arguments: of the command, with the options of `add_options`.
       prefers_own: whether a file that has hyperparameters keeps them in spite of `--config`.
+      default: the hyperparameters of a format without them, if the user gives none.
     """
     settings, form = dict(arguments.set), recognise(path)
     config = find_config(form, arguments, prefers_own=prefers_own)
+    if config is None and not form.holds_config:
+        config = default
     with (
         warnings.catch_warnings(record=True) as caught,
         show_progress(f"reading {path.name}", measure_size(path)) as progress,
@@ -89,7 +97,11 @@ def load_file(
             checkpoint = load(path, config=config, progress=progress, **keys)
     names = read_order(arguments.names)
     with name_file(path, form.name):
-        if names is not None and not checkpoint.is_named:
+        is_told = set(checkpoint.naming.values()) == {"file"}
+        if names is not None and is_told:
+            note = f"--names is not used for {path}, which stores the names of its variables"
+            print(make_printable(f"adamx: warning: {note}"), file=sys.stderr)
+        elif names is not None:
             checkpoint = checkpoint.rename(names)
         if arguments.strict:
             check_told(checkpoint)
@@ -130,14 +142,14 @@ def _read_config(path: Path, generation: Any, form: FileFormat) -> AdamConfig:
         if form.config_of == "torch" and not is_torchs:
             raise CheckpointError(
                 expected=f"a parameter group of torch, with lr and betas, for {form.description}",
-                found="a configuration of something else, which computes another Adam",
-                remedy="give one, or single fields by --set FIELD=VALUE",
+                found="the configuration of another framework, whose Adam differs from torch's",
+                remedy="pass a parameter group, or set single fields with --set FIELD=VALUE",
             )
         if form.config_of == "keras" and is_torchs:
             raise CheckpointError(
-                expected=f"the get_config() of Keras's optimizer, for {form.description}",
-                found="a parameter group of torch, which computes another Adam",
-                remedy="give that, or single fields by --set FIELD=VALUE",
+                expected=f"the get_config() of a Keras optimizer, for {form.description}",
+                found="a parameter group of torch, whose Adam differs from Keras's",
+                remedy="pass the get_config(), or set single fields with --set FIELD=VALUE",
             )
         if is_torchs:
             return AdamConfig.from_torch(described)

@@ -17,7 +17,7 @@ from adamx.cli.inspection import inspect
 from adamx.cli.loading import add_options
 from adamx.cli.output import explain
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 _BAD, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Never crash on a name that the terminal cannot encode.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    arguments = _make_parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     try:
         code = arguments.run(arguments)
         sys.stdout.flush()
@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _BAD
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line, from which `shtab` makes completions for a shell."""
     parser = argparse.ArgumentParser(
         prog="adamx",
         description=f"Read, convert and compare the state of Adam in checkpoints: {_known()}.",
@@ -69,11 +70,11 @@ def _make_parser() -> argparse.ArgumentParser:
 
     one = command(inspect, "inspect", "show what a file holds, and what is wrong in it", "FILE")
     one.add_argument("--json", action="store_true", help="print JSON")
-    about = "look for moments that no run of Adam can give; exit code 1 if there are any"
+    about = "look for moments that no run of Adam can produce; exit code 1 if there are any"
     one.add_argument("--check", action="store_true", help=about)
 
-    about = "write the names of the variables with their shapes, one a line: edit the file, and "
-    about += "give it to --names"
+    about = "write the names of the variables with their shapes, one per line: edit the file, and "
+    about += "pass it to --names"
     one.add_argument("--order-template", type=Path, metavar="FILE", help=about)
 
     about = "draw the distribution of each variable's moments (needs matplotlib)"
@@ -90,15 +91,15 @@ def _make_parser() -> argparse.ArgumentParser:
     about += f"{needing} and for folders"
     one.add_argument("--template", type=Path, metavar="FILE", help=about)
     about = (
-        "TARGET's names of SOURCE's variables: one a line, in SOURCE's order. Without a template, "
-        "where SOURCE is not in the model's order: SOURCE's names in that order"
+        "TARGET's names of SOURCE's variables: one per line, in SOURCE's order. Without a "
+        "template, if SOURCE is not in the model's order: SOURCE's names in that order"
     )
     one.add_argument("--order", type=Path, metavar="FILE", help=about)
     one.add_argument("--force", action="store_true", help="replace TARGET if it exists")
 
     about = "tell whether two files hold the same optimizer state, whatever their formats"
     one = command(diff, "diff", about, "A", "B")
-    about = "B's names of A's variables: one a line, in A's order"
+    about = "B's names of A's variables: one per line, in A's order"
     one.add_argument("--order", type=Path, metavar="FILE", help=about)
     return parser
 

@@ -22,8 +22,8 @@ def write_order_template(path: Path, checkpoint: Checkpoint, source: Path) -> No
     """
     about = [
         f"The variables of {source}, in the optimizer's order.",
-        "Write the name of the model's parameter in place of each number, and give",
-        f"this file to adamx with --names {path}. What is behind a # is not read.",
+        "Write the name that the model's parameter has in training instead of each one here,",
+        f"and pass this file to adamx with --names {path}. Text after a # is ignored.",
     ]
     lines = [f"# {line}" for line in about]
     for index, group in enumerate(checkpoint.groups):

@@ -41,7 +41,7 @@ _OPTIONS = {
     "names": "--names FILE",
     "optimizer": "--optimizer KEY",
     "order": "--order FILE",
-    "strict": "without --strict",
+    "strict": "--names FILE, or without --strict",
     "template": "--template FILE",
     "weights": "--weights KEY",
 }

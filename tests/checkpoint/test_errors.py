@@ -73,8 +73,10 @@ def test_the_file_is_named():
         "x.h5: a",
         "order",
     )
-    assert str(raised(KeyError("mu"))) == "x.h5: truncated or damaged h5 file: 'mu'"
-    assert str(raised(RecursionError())) == "x.h5: truncated or damaged h5 file: RecursionError"
+    again = "; copy it again from where it was saved"
+    assert str(raised(KeyError("mu"))) == f"x.h5: truncated or damaged h5 file: 'mu'{again}"
+    deep = f"x.h5: truncated or damaged h5 file: RecursionError{again}"
+    assert str(raised(RecursionError())) == deep
     assert isinstance(raised(KeyError("mu")).__cause__, KeyError)
 
 
@@ -101,7 +103,7 @@ OPTIONS = {
     "generation": "--generation NAME",
     "optimizer": "--optimizer KEY",
     "order": "--order FILE",
-    "strict": "without --strict",
+    "strict": "--names FILE, or without --strict",
     "names": "--names FILE",
     "template": "--template FILE",
     "weights": "--weights KEY",

@@ -45,7 +45,7 @@ def test_convert_says_what_it_could_not_carry(run, tmp_path):
     averages = ", ".join(f"average/{name}" for name in NAMES[:4])
     assert out == [
         f"{argv[1]}: carried 30 steps, config, moments of 8 variables; not carried: 8 weights, "
-        f"{averages} and 5 more; changed the place of epsilon from keras to torch",
+        f"{averages} and 5 more; changed the position of epsilon from keras to torch",
         f"names: {NAMING}",
     ]
     target = tmp_path / "new.weights.h5"
@@ -70,7 +70,7 @@ def test_convert_names_the_weights_that_it_could_not_carry(run, tmp_path):
     _, out, _ = run("convert", source, target, *argv)
     assert out[0] == (
         f"{target}: carried 30 steps, config, moments of 8 variables, 12 weights; not carried: "
-        "params/norm.num_batches_tracked; changed the place of epsilon from torch to keras"
+        "params/norm.num_batches_tracked; changed the position of epsilon from torch to keras"
     )
     assert out[1].startswith(
         "names: 10 of 10 inferred from the order of the model's weights; of the"
@@ -178,7 +178,7 @@ def test_another_place_of_epsilon_has_to_be_asked_for(run, tmp_path):
     assert not target.exists()
     code, out, _ = run("convert", source, target, "--set", "convention=torch")
     assert code == 0
-    assert out[0].endswith("; changed the place of epsilon from keras to torch")
+    assert out[0].endswith("; changed the position of epsilon from keras to torch")
     assert load(target).config.convention == "torch"
 
 
@@ -196,10 +196,10 @@ def test_set_changes_hyperparameters(run, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("b1=2", "--set b1: expected a finite number from 0 to below 1, found 2"),
+        ("b1=2", "--set b1: expected a finite number of at least 0 and below 1, found 2"),
         ("eps=small", "--set eps: expected a real number or a scalar array, found str 'small'"),
         ("convention=optax", "--set convention: AMSGrad's maxima in keras are not those in optax"),
-        ("nesterov=True", '--set nesterov: expected convention "optax" beside it'),
+        ("nesterov=True", '--set nesterov: expected convention="optax" with it'),
     ],
 )
 def test_set_refuses(run, tmp_path, setting, told):

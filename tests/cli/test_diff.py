@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+import adamx
 from adamx.checkpoint import load
 from tests.checkpoint.checkpoint_runs import CHECKPOINTS
 from tests.cli.command_runs import (
@@ -176,3 +177,18 @@ def test_diff_misses_what_only_one_state_has(run, tmp_path, file, lost, told):
         code, out, _ = run("diff", *pair)
         assert code == 1
         assert any(line.startswith(f"only in {side}: {told}") for line in out)
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_diff_needs_no_hyperparameters(run, tmp_path, amsgrad):
+    """A state of arrays has none, and they are not what is compared."""
+    state = adamx.adam(1e-3, amsgrad=amsgrad).init({"w": np.ones(3, np.float32)})
+    np.savez(tmp_path / "a.npz", **adamx.to_numpy(state))
+    code, out, err = run("diff", tmp_path / "a.npz", tmp_path / "a.npz")
+    assert (code, err) == (0, [])
+    assert out == [
+        "hyperparameters are not compared: not both files hold them",
+        "A and B are the same optimizer state, bit for bit: 0 steps, moments of 1 variable",
+    ]
+    code, out, _ = run("diff", tmp_path / "a.npz", tmp_path / "a.npz", "--set", "amsgrad=True")
+    assert code == (0 if amsgrad else 2)

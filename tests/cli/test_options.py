@@ -40,13 +40,18 @@ def test_steps_and_schedulers_of_groups(run):
     assert [group["scheduled"] for group in facts["groups"]] == [True]
     assert facts["groups"][0]["config"]["learning_rate"] == 0.0009755282581475768
     assert facts["notes"] == [
-        "a scheduler set the learning rate: that of this step counts, not 0.001"
+        "a scheduler set the learning rate: adamx uses that of this step, not 0.001, "
+        "the initial one"
     ]
 
 
 def test_what_was_not_read_is_told(run, tmp_path):
     _, out, _ = run("inspect", NANOGPT)
-    assert head_of(out)["not"] == "read       model_args, iter_num, best_val_loss, config"
+    assert head_of(out)["left"] == (
+        "out       model_args (n_layer=1, n_head=1, n_embd=8, block_size=8, bias=True, "
+        "vocab_size=11, dropout=0.0), iter_num=6, best_val_loss, config (batch_size=12, "
+        "device='cpu', learning_rate=0.0006, weight_decay=0.1, decay_lr=True)"
+    )
     _, out, _ = run(
         "convert", WILD / "ema_beside" / "c.pt", tmp_path / "x.safetensors", "--weights", "model"
     )
@@ -57,10 +62,10 @@ def test_what_was_not_read_is_told(run, tmp_path):
 def test_several_optimizers_are_listed_with_the_option(run):
     code, _, err = run("inspect", GAN)
     assert code == 2
-    assert "found 2: optG, optD; give optimizer='optG', say" in err[0]
+    assert "found 2: optG, optD; pass optimizer=, such as optimizer='optG'" in err[0]
     assert err[1] == "On the command line: --optimizer KEY"
     code, _, err = run("inspect", GAN, "--optimizer", "optD")
-    assert "found 2 that fit: G, D; give weights='G', say" in err[0]
+    assert "found 2 that fit: G, D; pass weights=, such as weights='G'" in err[0]
     assert err[1] == "On the command line: --weights KEY"
     code, out, _ = run("inspect", GAN, "--optimizer", "optD", "--weights", "D")
     assert (code, head_of(out)["learning_rate"]) == (0, "0.004")
@@ -69,9 +74,12 @@ def test_several_optimizers_are_listed_with_the_option(run):
 def test_strict_refuses_names_that_are_inferred(run):
     code, _, err = run("inspect", "--strict", WILD / "swapped_same_shape" / "c.pt")
     assert code == 2
-    assert "names: expected variables whose names the file tells, found 11 of 11 inferred" in err[0]
+    assert (
+        "names: expected variables whose names are stored in the file, found 11 of 11 inferred"
+        in err[0]
+    )
     assert "of the same shape: emb.weight, l1.weight, l2.weight" in err[0]
-    assert err[1] == "On the command line: without --strict"
+    assert err[1] == "On the command line: --names FILE, or without --strict"
     assert run("inspect", "--strict", WILD / "fsdp_nested" / "full.pt")[0] == 0
 
 
@@ -97,7 +105,7 @@ def test_set_alone_is_a_configuration_for_a_file_without_any(run):
 
 @pytest.mark.parametrize(
     ("path", "wanted"),
-    [(TORCH, "a parameter group of torch"), (KERAS, "the get_config() of Keras")],
+    [(TORCH, "a parameter group of torch"), (KERAS, "the get_config() of a Keras")],
 )
 def test_a_configuration_of_another_framework_is_refused(run, tmp_path, path, wanted):
     config = tmp_path / "config.json"
@@ -107,7 +115,7 @@ def test_a_configuration_of_another_framework_is_refused(run, tmp_path, path, wa
     code, _, err = run("inspect", path, "--config", config)
     assert code == 2
     assert err[0].startswith(f"adamx: error: {config}: expected {wanted}")
-    assert "which computes another Adam; give" in err[0]
+    assert "whose Adam differs from" in err[0]
 
 
 def test_a_contradicting_configuration_is_a_warning(run, tmp_path):
@@ -137,3 +145,35 @@ def test_folders_of_torch_take_a_parameter_group(run, tmp_path, folder):
     config.write_text(json.dumps({"lr": 0.5, "betas": [0.9, 0.999], "weight_decay": 0.0}))
     code, out, _ = run("inspect", WILD / folder, "--config", config)
     assert (code, head_of(out)["learning_rate"]) == (0, "0.5")
+
+
+def test_names_replace_inferred_ones(run, tmp_path):
+    """If two names of one shape are swapped, so are their moments; a wrong list is an error."""
+    file = WILD / "swapped_same_shape" / "c.pt"
+    names = list(load(file).names)
+    a, b = names.index("l1.weight"), names.index("l2.weight")
+    swapped = list(names)
+    swapped[a], swapped[b] = names[b], names[a]
+    (tmp_path / "n.txt").write_text("\n".join(swapped))
+    code, _, err = run("convert", file, tmp_path / "x.safetensors", "--names", tmp_path / "n.txt")
+    assert (code, err) == (0, [])
+    old, new = load(file), load(tmp_path / "x.safetensors")
+    assert (new.mu["l1.weight"] == old.mu["l2.weight"]).all()
+    assert set(new.naming.values()) == {"file"}
+    (tmp_path / "n.txt").write_text("\n".join(names[:2]))
+    code, _, err = run("inspect", file, "--names", tmp_path / "n.txt")
+    assert code == 2
+    assert "expected 11 names, one for each variable of the optimizer, found 2" in err[0]
+
+
+def test_names_of_a_file_that_stores_them_are_not_used(run, tmp_path):
+    (tmp_path / "n.txt").write_text("a\nb")
+    file = WILD / "fsdp_nested" / "full.pt"
+    code, _, err = run("inspect", file, "--names", tmp_path / "n.txt")
+    assert (code, err) == (
+        0,
+        [
+            f"adamx: warning: --names is not used for {file}, which stores the names of its "
+            "variables"
+        ],
+    )

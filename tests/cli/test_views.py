@@ -31,7 +31,7 @@ def test_each_of_several_optimizers(run):
         assert f"optimizer      {optimizer}, one of several" in part
         assert rows(part)["l1.bias"]["norm of m"] == norm(checkpoint.mu, "l1.bias")
     assert any(
-        "weights: expected the key of the weights that the optimizer moves" in x for x in out
+        "weights: expected the key of the weights that the optimizer trains" in x for x in out
     )
 
 
@@ -91,7 +91,7 @@ def test_trees_without_adam_are_outlined(run, tmp_path):
     code, out, err = run("inspect", tmp_path / "x.msgpack", "--set", "b1=0.8")
     assert code == 2
     assert "opt.0.trace.w: float32 of shape (2, 3)" in out
-    assert "expected the state of Adam: count, mu and nu side by side" in err[0]
+    assert "expected the state of Adam: count, mu and nu in one node" in err[0]
 
 
 def test_a_damaged_file_is_an_error_alone(run, tmp_path):
@@ -104,7 +104,7 @@ def test_a_damaged_file_is_an_error_alone(run, tmp_path):
 
 def test_inferred_names_are_shown_before_they_are_refused(run):
     code, out, err = run("inspect", "--strict", WILD / "swapped_same_shape" / "c.pt")
-    assert (code, err[-1]) == (2, "On the command line: without --strict")
+    assert (code, err[-1]) == (2, "On the command line: --names FILE, or without --strict")
     assert rows(out)
 
 

@@ -12,12 +12,14 @@ from adamx.checkpoint.untrusted.stand_ins import StandIn
 
 __all__ = ["choose_model", "choose_optimizer", "list_others", "list_tensors", "outline"]
 
+_PLAIN = bool | int | float | str
+
 _DEEPEST = 32  # containers within one another
 _MOMENTS = {"exp_avg", "exp_avg_sq", "state1", "__bnb_optimizer_quant_state__"}
 # Of a Trainer; in training_args.bin.
 _SETTINGS = "TrainingArguments"
 _WHERE = (
-    "give the file that has optimizer.state_dict(), such as optimizer.pt, or the folder that has "
+    "use the file that has optimizer.state_dict(), such as optimizer.pt, or the folder that has "
     "it and the weights"
 )
 
@@ -38,9 +40,7 @@ def _walk(node: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[st
     seen.add(id(node))
     yield ".".join(path), node
     if len(path) > _DEEPEST:
-        raise CheckpointError(
-            "too many containers within one another", where=f"{'.'.join(path):.200}"
-        )
+        raise CheckpointError("containers are nested too deeply", where=f"{'.'.join(path):.200}")
     if not _is_optimizer(node):
         for key, child in _list_children(node):
             if isinstance(child, Mapping | list | tuple):
@@ -81,7 +81,7 @@ def choose_optimizer(saved: Any, key: str | None) -> tuple[str, _Dict]:
         if isinstance(child, StandIn)
     ]
     if not found and objects:
-        beside = f"none beside objects of {listed(dict.fromkeys(objects))}"
+        beside = f"none, but objects of {listed(dict.fromkeys(objects))}"
         error = refuse_object(beside, expected="the state dict of one optimizer")
         is_settings = any(name.endswith(_SETTINGS) for name in objects)
         raise error.replace(remedy=_WHERE) if is_settings else error
@@ -89,7 +89,7 @@ def choose_optimizer(saved: Any, key: str | None) -> tuple[str, _Dict]:
         are_weights = any(_is_model(node) for _, node in nodes)
         raise CheckpointError(
             expected="the state dict of one optimizer",
-            found="weights alone" if are_weights else "none",
+            found="only weights" if are_weights else "none",
             remedy=_WHERE,
         )
     if key is not None:
@@ -102,7 +102,7 @@ def choose_optimizer(saved: Any, key: str | None) -> tuple[str, _Dict]:
             where="optimizer",
             expected="the key of one of the file's optimizers",
             found=f"{len(fitting)}: {listed(map(_show, fitting))}",
-            remedy=f"give optimizer={next(iter(fitting))!r}, say",
+            remedy=f"pass optimizer=, such as optimizer={next(iter(fitting))!r}",
             argument="optimizer",
             choices=fitting,
         )
@@ -136,10 +136,10 @@ def choose_model(
     if len(fitting) > 1:
         raise CheckpointError(
             where="weights",
-            expected="the key of the weights that the optimizer moves",
+            expected="the key of the weights that the optimizer trains",
             found=f"{len(fitting)} that fit: {listed(map(_show, fitting))}",
-            remedy=f"give weights={next(iter(fitting))!r}, say; averages of the weights (EMA) have "
-            "the same names",
+            remedy=f"pass weights=, such as weights={next(iter(fitting))!r}; averages of the "
+            "weights (EMA) have the same names",
             argument="weights",
             choices=fitting,
         )
@@ -191,11 +191,20 @@ def list_others(saved: Any, chosen: Mapping[str, Any]) -> list[str]:
             elif _is_model(child):
                 texts.append(f"{key} ({len(list_tensors(child))} weights)")
             else:
-                texts.append(key)
+                texts.append(key + _show_plain(child))
 
     if "" not in keys:
         visit(saved, ())
     return texts
+
+
+def _show_plain(node: Any) -> str:
+    """A number or string, or the first ones of a dictionary: a model's settings, say."""
+    if isinstance(node, _PLAIN):
+        return f"={node!r:.40}"
+    if isinstance(node, dict) and all(isinstance(x, _PLAIN) for x in node.values()):
+        return f" ({listed([f'{name!s:.40}={x!r:.40}' for name, x in node.items()], most=12)})"
+    return ""
 
 
 def outline(saved: Any) -> Iterator[str]:
@@ -206,7 +215,8 @@ def outline(saved: Any) -> Iterator[str]:
             held = unflatten(node) if is_flat(node) else node
             entries = list(held["state"].values())
             keys = sorted(map(str, entries[0])) if entries and isinstance(entries[0], dict) else []
-            yield f"{name}: an optimizer with states of {len(entries)} parameters: {listed(keys)}"
+            fields = f": {listed(keys)}" if keys else ""
+            yield f"{name}: an optimizer with states of {len(entries)} parameters{fields}"
             for index, group in enumerate(held["param_groups"]):
                 if isinstance(group, dict):
                     yield f"{name}, group {index}: {listed(_list_settings(group), most=12)}"
@@ -222,7 +232,7 @@ def outline(saved: Any) -> Iterator[str]:
 
 def _list_settings(group: _Dict) -> Iterator[str]:
     for name, value in group.items():
-        is_plain = isinstance(value, bool | int | float | str | tuple | None)
+        is_plain = isinstance(value, _PLAIN | tuple | None)
         if name == "params":
             yield f"{len(value) if isinstance(value, list) else describe(value)} parameters"
         elif isinstance(name, str):
