@@ -29,7 +29,7 @@ AmsgradState = optax.ScaleByAmsgradState
 
 _OF_AN_ENSEMBLE = (
     "If this is the state of an ensemble (jax.vmap) or of replicas (jax.pmap), call this under "
-    "jax.vmap, or give one member: jax.tree.map(lambda x: x[0], state)"
+    "jax.vmap, or pass one member: jax.tree.map(lambda x: x[0], state)"
 )
 
 
@@ -95,7 +95,7 @@ def open_state(
             difference = describe_difference(getattr(adam, field), tree)
             raise InvalidValue(
                 where=f"state: {field}",
-                problem=f"expected the structure of the {owner}s, found another one: {difference}",
+                problem=f"the structure differs from that of the {owner}s: {difference}",
             )
         for (path, like), moment in zip(keyed, columns[field], strict=True):
             _check_moment(field, path, moment, like, owner)
@@ -154,7 +154,7 @@ def _check_moment(
     if kind != "real" and (kind != "complex" or number_kind(like) != "complex"):
         raise InvalidType(
             where=f"state: {array_name(field, path)}",
-            expected=f"floating-point numbers, complex ones only beside a complex {owner}",
+            expected=f"floating-point numbers, complex only for a complex {owner}",
             found=dtype_of(moment) or kind,
         )
     if jnp.shape(moment) != jnp.shape(like):

@@ -115,20 +115,20 @@ class DirectionArguments(MomentArguments):
             if self.nu_dtype is None or jnp.dtype(self.nu_dtype) != jnp.bfloat16:
                 raise InvalidValue(
                     where="nu_key",
-                    expected='nu_dtype="bfloat16" beside it',
+                    expected='nu_dtype="bfloat16" with it',
                     found=repr(self.nu_dtype),
                     remedy=(
-                        "give that or leave nu_key out: float32 needs none, and float16 has no "
-                        "room for the squares of small gradients, however they are rounded"
+                        "set that or omit nu_key: float32 needs no key, and in float16 the squares "
+                        "of small gradients underflow, however they are rounded"
                     ),
                 )
         if self.nesterov and self.convention != "optax":
             raise InvalidValue(
                 where="nesterov",
-                expected='convention "optax" beside it',
+                expected='convention="optax" with it',
                 found=(
-                    f"{self.convention!r}: NAdam in Keras and torch has a schedule for its "
-                    "momentum, and is another algorithm"
+                    f"{self.convention!r}: NAdam in Keras and torch schedules its momentum, and is "
+                    "a different algorithm"
                 ),
             )
 
@@ -212,19 +212,20 @@ _ELSEWHERE = {
     "lr": "the learning rate is an argument of adamx.adam and adamx.adamw",
     "learning_rate": "it is an argument of adamx.adam and adamx.adamw",
     "betas": "b1 and b2 are two arguments",
-    "decay": "as learning rate, give adamx.inverse_time_decay(learning_rate, decay)",
+    "decay": "as learning_rate, pass adamx.inverse_time_decay(learning_rate, decay)",
     "weight_decay": (
-        "for decoupled decay use adamx.adamw; for that of torch.optim.Adam chain "
+        "for decoupled weight decay use adamx.adamw; for weight decay as in torch.optim.Adam chain "
         "optax.add_decayed_weights before adamx.adam"
     ),
     "mask": "wrap the transformation in optax.masked",
     "clipnorm": (
         "in TensorFlow 1.1 this is the norm of all gradients: chain optax.clip_by_global_norm "
-        "before; later Keras clips each variable by its own norm, which Optax does not have"
+        "before it; to clip each variable by its own norm, as later versions of Keras do, use "
+        "adamx.AdamConfig(clip_norm=...)"
     ),
-    "global_clipnorm": "chain optax.clip_by_global_norm before",
-    "clipvalue": "chain optax.clip before",
-    "maximize": "chain optax.scale(-1.0) before",
+    "global_clipnorm": "chain optax.clip_by_global_norm before it",
+    "clipvalue": "chain optax.clip before it",
+    "maximize": "chain optax.scale(-1.0) before it",
 }
 
 
@@ -232,7 +233,7 @@ def _check_names(function: str, given: dict[str, Any], known: list[str]) -> None
     for name in given:
         if name not in known:
             new = _RENAMED.get(name)
-            hint = f"here it is {new}" if new in known else _ELSEWHERE.get(name)
+            hint = f"it is called {new} here" if new in known else _ELSEWHERE.get(name)
             raise InvalidType(
                 problem=f"{function}() has no argument {name!r}{f': {hint}' if hint else ''}",
                 remedy=f"Its arguments are {', '.join(known)}",

@@ -42,7 +42,7 @@ def check_number(name: str, value: Any, *, below: float = np.inf) -> Any:
     if is_number(value):
         number = _as_float(value)
         if not 0 <= number < below:
-            range_ = "of at least 0" if below == np.inf else f"from 0 to below {below:g}"
+            range_ = "of at least 0" if below == np.inf else f"of at least 0 and below {below:g}"
             expected = f"a finite number {range_}"
             raise InvalidValue(where=name, expected=expected, found=repr(value))
         return number
@@ -88,7 +88,7 @@ def check_scheduled(name: str, value: Any) -> Any:
     except AdamxError as error:
         raise error.replace(
             expected="a scalar" if isinstance(error, InvalidType) else error.expected,
-            remedy="a schedule returns one number for a count of steps",
+            remedy="a schedule must return one number for a step count",
         ) from error
 
 
@@ -153,7 +153,7 @@ def check_params(params: optax.Params) -> None:
                 where=leaf_name(path),
                 expected="a floating-point or complex parameter",
                 found=kind,
-                remedy="convert it, or keep it from the optimizer with optax.masked or "
+                remedy="convert it, or exclude it from the optimizer with optax.masked or "
                 "optax.partition",
             )
 
@@ -163,7 +163,7 @@ def check_given(params: optax.Params | None, use: str) -> optax.Params:
     if params is None:
         raise InvalidValue(
             where="params",
-            expected=f"the parameters, {use}",
+            expected=f"the parameters, needed {use}",
             found=None,
             remedy="call update(updates, state, params)",
         )
@@ -196,7 +196,7 @@ def check_gradients(
                 expected=f"a gradient of shape {jnp.shape(m)}, like the parameter that the "
                 "optimizer was initialised with",
                 found=jnp.shape(g),
-                remedy="adamx never broadcasts",
+                remedy="adamx does not broadcast gradients",
             )
 
 
@@ -225,8 +225,8 @@ def resolve_mask(mask: Any, tree: Any) -> Any:
     except (ValueError, TypeError) as error:
         raise InvalidValue(
             where="mask",
-            expected="a tree like the parameters, a prefix of one, or a function that makes one",
-            found=f"another structure; {describe_difference(truths, tree)}",
+            expected="a tree like the parameters, a prefix of one, or a function that returns one",
+            found=f"a different structure; {describe_difference(truths, tree)}",
         ) from error
 
 
@@ -234,5 +234,5 @@ def _other_structure(updates: optax.Updates, like: optax.Params, name: str) -> I
     return InvalidValue(
         f"the structure of the gradients differs from that of {name}; "
         f"{describe_difference(updates, like)}",
-        remedy="Initialise the optimizer with the parameters that are differentiated",
+        remedy="Initialise the optimizer with the parameters that you differentiate",
     )

@@ -131,6 +131,6 @@ def check_not_flushed(
             where=name,
             expected=f"0 or a number of at least {smallest:.4g}",
             found=repr(value),
-            remedy=f"smaller ones, or their halves, are 0 in {dtype}",
+            remedy=f"a smaller number, or half of it, is flushed to 0 in {dtype}",
         )
     return value

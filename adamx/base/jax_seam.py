@@ -157,8 +157,8 @@ def _target(platform: str, ctx: Any) -> Target:
 def _warn_of_change(what: str) -> None:
     """Warn once: steps become slower, with the same numbers."""
     warnings.warn(
-        f"JAX {jax.__version__} lacks what adamx needs to run its compiled kernel ({what}): a step "
-        "is computed in JAX's own operations. The numbers are the same; for the speed, use a newer "
-        "adamx or an older JAX",
+        f"JAX {jax.__version__} lacks an interface that adamx's compiled kernel needs ({what}): "
+        "steps run as JAX's own operations instead, with the same results but more slowly. Use a "
+        "newer adamx or an older JAX",
         stacklevel=2,
     )

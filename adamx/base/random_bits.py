@@ -78,8 +78,8 @@ def check_key(name: str, key: Any) -> None:
         if (found := str(jax.random.key_impl(key))) != "threefry2x32":
             raise InvalidValue(
                 where=name,
-                expected="a key of Threefry",
-                found=f"one of {found}",
+                expected="a Threefry key",
+                found=f"a key of {found}",
                 remedy=_MAKE_KEY,
             )
         one = ()
@@ -87,8 +87,8 @@ def check_key(name: str, key: Any) -> None:
         if shape[-1:] != (2,):
             raise InvalidValue(
                 where=name,
-                expected="the data of a key of Threefry, uint32[2]",
-                found=f"{shape}, as of another generator",
+                expected="the data of a Threefry key, uint32[2]",
+                found=f"shape {shape}, as of another generator",
                 remedy=_MAKE_KEY,
             )
         one = (2,)
@@ -96,9 +96,9 @@ def check_key(name: str, key: Any) -> None:
         found = type_name(key) if dtype is None else f"an array of {dtype}"
         raise InvalidType(
             where=name,
-            expected="an int, a key of jax.random or the data of one, uint32[2]",
+            expected="an int, a jax.random key or the data of one, uint32[2]",
             found=found,
-            remedy=f'Under optax.inject_hyperparams name it in static_args="{name}"',
+            remedy=f'With optax.inject_hyperparams pass static_args="{name}"',
         )
     if shape != one:
         raise InvalidValue(

@@ -27,7 +27,7 @@ def check_not_rounded(updates: Any) -> None:
         if _rounded.get(id(x)) is x:
             raise InvalidValue(
                 where=leaf_name(path),
-                expected="an update that is still to be rounded",
+                expected="an update that is not yet rounded",
                 found="one that stochastic_round returned",
-                remedy="make stochastic_round the last part of the chain",
+                remedy="make stochastic_round the last transformation of the chain",
             )

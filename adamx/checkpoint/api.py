@@ -98,7 +98,7 @@ def _read_overridden(form: FileFormat, source: Source, config: Override | None) 
         if changed:
             warnings.warn(
                 f"{source.path}: config= contradicts the file: {'; '.join(changed)}. To change "
-                "some fields and to keep the others, give a mapping, such as "
+                "some fields and keep the others, pass a mapping, such as "
                 "config={'learning_rate': 3e-4}",
                 stacklevel=3,
             )
@@ -222,11 +222,11 @@ def recognise(path: Path) -> FileFormat:
         for form in FORMATS.values():
             if form.matches(head):
                 return form
-        kind = "folder" if path.is_dir() else "file"
         known = sorted(form.description for form in FORMATS.values())
         raise CheckpointError(
             expected=f"a checkpoint of {'; '.join(known)}",
-            found="something else" if head.start or head.entries else f"an empty {kind}",
+            found=head.describe(),
+            remedy="pass the file or folder that the training program saved",
         )
 
 
@@ -269,19 +269,19 @@ def _check_template(
     if form.template == "none" and (source is not None or order is not None):
         raise CheckpointError(
             where="template, order",
-            expected=f"none, since {form.description} is written as the checkpoint is",
+            expected=f"neither, since {form.description} stores the checkpoint as it is",
         )
     if form.template == "required" and source is None:
         raise CheckpointError(
             where=str(path),
-            expected=f"template=, a {form.name} file of this model, saved after a step of training",
-            remedy="it gives the architecture, the order and the names",
+            expected=f"template=, a checkpoint of this model in the format {form.name!r}",
+            remedy="It provides architecture, order and names: save it after a step of training",
             argument="template",
         )
     if source is not None and (found := recognise(source.path)) is not form:
         raise CheckpointError(
             where=str(source.path),
-            expected=f"a {form.name} file as template",
+            expected=f"a template in the format {form.name!r}",
             found=found.name,
             argument="template",
         )

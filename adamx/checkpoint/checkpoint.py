@@ -277,7 +277,7 @@ class Checkpoint:
         layout = choose_layout(layout, transform)
         if not self.params:
             raise CheckpointError(
-                "the file holds no weights, or not just those of one model", where="params"
+                "the file holds no weights, or those of several models", where="params"
             )
         leaves = list_leaves(params)
         sources = assign_variables(self, leaves, order, layout, are_weights=True)

@@ -100,9 +100,9 @@ def make_groups(
     if groups or len(parts) < 3:
         raise CheckpointError(
             where=listed(parts) or "groups",
-            expected="groups, or names, config and count of the only group",
-            found=f"{len(groups or ())} groups beside {listed(parts) or 'nothing'}",
-            remedy="give dataclasses.replace groups= with a group for each" if groups else "",
+            expected="either groups, or names, config and count of a single group",
+            found=f"{len(groups or ())} groups and {listed(parts) or 'nothing else'}",
+            remedy="pass groups= to dataclasses.replace, with every group" if groups else "",
         )
     return (ParameterGroup(**parts),)
 
@@ -125,8 +125,7 @@ def check_alike(field: str, groups: Sequence[ParameterGroup]) -> None:
             where=field,
             expected="one for all variables",
             found=f"{len(groups)} groups that differ in {listed(unlike)}",
-            remedy="use checkpoint.groups, or checkpoint.restore, which treats each group as the "
-            "file says",
+            remedy="use checkpoint.groups, or checkpoint.restore, which gives each group its own",
         )
 
 
@@ -138,7 +137,7 @@ def check_groups(framework: Framework, groups: Sequence[ParameterGroup]) -> None
             raise CheckpointError(
                 where="config",
                 expected=f"the convention of {framework} with AMSGrad",
-                found="'optax', whose maxima are of the second moment without its bias",
+                found="'optax', whose maxima are of the bias-corrected second moment",
                 argument="config",
             )
         if group.count < 0:
@@ -165,12 +164,12 @@ def check_moments(
     if len(known) != len(names):
         twice = [name for name, count in Counter(names).items() if count > 1]
         raise CheckpointError(where=listed(twice), expected="every name once")
-    problems = [f"{name}: moments of no variable" for name in mu if name not in known]
+    problems = [f"{name}: moments without a variable" for name in mu if name not in known]
     for field, arrays in others.items():
         wanted = {n: a for n, a in mu.items() if field == "nu" or amsgrad.get(n)}
-        problems += [f"{field}/{n}: missing beside mu/{n}" for n in wanted if n not in arrays]
+        problems += [f"{field}/{n}: missing for mu/{n}" for n in wanted if n not in arrays]
         problems += [
-            f"{field}/{name}: not expected beside amsgrad=False"
+            f"{field}/{name}: not expected with amsgrad=False"
             if name in mu
             else f"{field}/{name}: there is no mu/{name}"
             for name in arrays

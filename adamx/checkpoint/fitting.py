@@ -196,10 +196,10 @@ def _put_in_order(order: Order | None, names: Sequence[str], framework: Framewor
     if order is None:
         raise CheckpointError(
             where="order",
-            expected=f"the order in which the model has its parameters, by which {framework} knows "
+            expected=f"the order of the parameters in the model, by which {framework} identifies "
             "them",
-            found="that of a tree, which JAX sorts, or of a file that does not tell it",
-            remedy="give order=[...], the checkpoint's names in the model's order, or a template",
+            found="that of a tree, which JAX sorts, or of a file that does not store it",
+            remedy="pass order=[...], the checkpoint's names in the model's order, or a template",
             argument="order",
         )
     return check_paths(order, names, "variable of the checkpoint")
@@ -225,10 +225,11 @@ def _lay_out_for(
     if is_kernel and not is_known and theirs == "out, in":
         raise CheckpointError(
             where=name,
-            expected="a layout, since torch's weights are transposed against the kernels of Keras "
-            "and Flax",
-            remedy="give Checkpoint.from_state layout=torch_linear, or lambda path, array: array "
-            "if yours are not; what load has read gets there by Checkpoint.restore",
+            expected="a layout, since torch's weights are the transposes of kernels in Keras and "
+            "Flax",
+            remedy="pass layout=torch_linear to Checkpoint.from_state, or if yours are as in "
+            "torch, layout=lambda path, array: array; for a loaded checkpoint, call "
+            "Checkpoint.restore first",
             argument="layout",
         )
     crosses = "the author's" not in (ours, theirs) and ours != theirs
@@ -237,9 +238,9 @@ def _lay_out_for(
     if array.ndim > 2 or not is_kernel:
         raise CheckpointError(
             where=name,
-            expected="the kernel of a dense layer between Keras and torch",
+            expected="the kernel of a dense layer, to convert between Keras and torch",
             found=f"shape {array.shape}",
-            remedy="how its axes stand in the other framework is not known here: bring it over "
+            remedy="adamx does not know the order of its axes in the other framework: convert it "
             "with Checkpoint.restore(layout=...) and Checkpoint.from_state(layout=...)",
             argument="layout",
         )

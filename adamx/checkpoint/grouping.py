@@ -44,10 +44,10 @@ def fit_groups(
             other = next(name for name in rest if origin[name] != origin[first])
             raise CheckpointError(
                 where="groups",
-                expected=f"one {listed(differing)} for {first} and {other}, which are in one group "
-                "of the file to be written",
+                expected=f"the same {listed(differing)} for {first} and {other}, which are in one "
+                "group of the file to be written",
                 found=f"different ones in the checkpoint's {len(groups)} groups",
-                remedy="give a template with the same groups",
+                remedy="use a template with the same groups",
                 argument="template",
             )
         fitted.append(dataclasses.replace(own[0], names=target.names))

@@ -79,8 +79,8 @@ def find_problems(
     if not problems and are_fresh and (all(are_fresh) or all(are_zero)):
         # A single variable may be like this: some get no gradients, or only later.
         steps = groups[0].count
-        text = f"those after 1 step, not after {steps}" if all(are_fresh) else f"0 after {steps}"
-        finding = f"m and v, as those of all variables, are {text}"
+        text = f"as after 1 step, not {steps}" if all(are_fresh) else f"0 after {steps} steps"
+        finding = f"m and v of this and all other variables are {text}"
         problems.append(Problem("mu", next(iter(mu)), finding))
     return problems
 
@@ -130,9 +130,9 @@ def _check_together(
         top = max(top, math.sqrt(float(second.max(initial=0.0))))
         wrong.add(ratio > slack * bound)
     if group.count == 0 and (largest_m or top):
-        yield Problem("mu", name, "not 0, though no step is done")
+        yield Problem("mu", name, "not 0, though count is 0")
     elif not top and largest_m > _SMALLEST:
-        yield Problem("nu", name, "all 0, under a mu that is not")
+        yield Problem("nu", name, "all 0, though mu is not")
     elif top and wrong.count:
         steps = "1 step" if group.count == 1 else f"{group.count} steps"
         why = f"its betas allow {bound:.3g} after {steps}"
@@ -158,7 +158,7 @@ def _check_outliers(name: str, v: np.ndarray, top: float) -> Iterator[Problem]:
         huge.add(is_huge)
         rest = max(rest, float(root[~is_huge].max(initial=0.0)))
     if rest and 100 * huge.count <= max(100, v.size):
-        finding = f"{huge} far out: sqrt(v) is {top:.3g}, of all others at most {rest:.3g}"
+        finding = f"{huge} far out: sqrt(v) is {top:.3g}, in all others at most {rest:.3g}"
         yield Problem("nu", name, finding)
 
 

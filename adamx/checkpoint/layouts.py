@@ -48,8 +48,8 @@ def torch_linear(path: str, array: np.ndarray) -> np.ndarray:
             where=path,
             expected="a path that ends in kernel for an array of 2 dimensions or more",
             found=f"shape {array.shape}",
-            remedy="If this array belongs elsewhere, say with order= which one goes where; if it "
-            "belongs here, give a layout of your own",
+            remedy="If this array belongs elsewhere, assign the arrays with order=; if it belongs "
+            "here, pass a layout of your own",
             argument="order",
         )
     if array.ndim > 2:
@@ -57,7 +57,7 @@ def torch_linear(path: str, array: np.ndarray) -> np.ndarray:
             where=path,
             expected="a kernel of 2 dimensions",
             found=f"shape {array.shape}",
-            remedy="give a layout of your own, such as numpy.transpose by path",
+            remedy="pass a layout of your own, which calls numpy.transpose according to the path",
             argument="layout",
         )
     return array.T
@@ -77,8 +77,8 @@ def choose_layout(layout: Layout | None, transform: Layout | None) -> Layout | N
     if layout is not None:
         raise CheckpointError(
             where="transform",
-            expected="layout alone",
-            found="both; transform is its old name",
+            expected="only layout=",
+            found="both; transform= is its old name",
             argument="layout",
         )
     warnings.warn("transform= is now called layout=", DeprecationWarning, stacklevel=3)
@@ -101,8 +101,8 @@ def lay_out(path: str, array: np.ndarray, layout: Layout | None) -> np.ndarray:
         raise CheckpointError(
             f"the layout raised {type(error).__name__}: {error}",
             where=path,
-            remedy="It is called with this path and each array that goes there, here one of shape "
-            f"{array.shape}",
+            remedy="It is called with this path and each array that belongs there, here one of "
+            f"shape {array.shape}",
             argument="layout",
         ) from error
     result = given if isinstance(given, np.ndarray) else _to_array(given)
@@ -111,7 +111,7 @@ def lay_out(path: str, array: np.ndarray, layout: Layout | None) -> np.ndarray:
     ):
         raise CheckpointError(
             where=path,
-            expected="an array from the layout",
+            expected="the layout to return an array",
             found=type(given).__name__,
             argument="layout",
         )

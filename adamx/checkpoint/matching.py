@@ -50,7 +50,7 @@ def check_paths(order: object, paths: Collection[str], of: str = "leaf of params
     ordered = check_order(order, [len(paths)], f"each {of}")
     if unknown := sorted(set(ordered) - set(paths)):
         raise CheckpointError(
-            f"{listed(unknown)}: no {of}; expected all of {listed(paths, most=1000)}",
+            f"{listed(unknown)}: not a {of}; expected all of {listed(paths, most=1000)}",
             where="order",
             argument="order",
         )
@@ -159,8 +159,8 @@ def assign(
             message += f"\n{_capitalise(source)} has, in its order:{_table(found, extras)}"
             message += f"\n{_capitalise(target)} has:{_table(wanted, faults)}"
             if refusals:
-                message += f"\nNor do shapes decide:{''.join(refusals[:_MOST_REFUSALS])}"
-            message += f"\nWhere names differ, {_advise(sides)}"
+                message += f"\nMatching by shape failed too:{''.join(refusals[:_MOST_REFUSALS])}"
+            message += f"\nIf only the names differ, {_advise(sides)}"
         else:
             message += "".join(f"\n  {path}: {fault}" for path, fault in faults.items())
         raise CheckpointError(message, argument="order" if unknown or extra else None)
@@ -215,7 +215,7 @@ def _advise(sides: tuple[str, str]) -> str:
     is_tree = target == "the tree"
     keys, values = sides if is_tree else (target, source)
     return (
-        f"give order=[{target}'s {'paths' if is_tree else 'names'} in {source}'s order], or a "
+        f"pass order=[{target}'s {'paths' if is_tree else 'names'} in {source}'s order], or a "
         f"mapping from the names in {keys} to those in {values}"
     )
 
@@ -225,9 +225,9 @@ def _describe_ambiguity(
 ) -> str:
     source, target = sides
     return (
-        f"the names in {source} are not those of {target}, and more than one assignment has the "
-        f"right shapes. {_capitalise(source)} has, in its order:{_table(found, {})}\n"
-        f"{_capitalise(target)} has:{_table(wanted, {})}\nSo {_advise(sides)}"
+        f"the names in {source} are not those of {target}, and more than one assignment fits the "
+        f"shapes. {_capitalise(source)} has, in its order:{_table(found, {})}\n"
+        f"{_capitalise(target)} has:{_table(wanted, {})}\nTo assign them, {_advise(sides)}"
     )
 
 

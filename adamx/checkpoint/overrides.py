@@ -60,8 +60,8 @@ def _check_maxima(old: AdamConfig, new: AdamConfig) -> None:
     conventions = {old.convention, new.convention}
     if old.amsgrad and len(conventions) > 1 and "optax" in conventions:
         raise CheckpointError(
-            f"AMSGrad's maxima in {old.convention} are not those in {new.convention}, since Optax "
-            "alone corrects their bias first",
+            f"AMSGrad's maxima in {old.convention} are not those in {new.convention}, since only "
+            "Optax corrects the bias first",
             where="convention",
             argument="config",
         )

@@ -19,7 +19,7 @@ def find_losses(key: str, array: np.ndarray, dtype: np.typing.DTypeLike) -> list
     if same:
         return []
     return [
-        f"{key}: expected values that {narrow} can hold, as there, found {array.dtype}; use "
+        f"{key}: expected values that the target's {narrow} can hold, found {array.dtype}; use "
         f"{array.dtype} there, or round the checkpoint's arrays first (dataclasses.replace)"
     ]
 

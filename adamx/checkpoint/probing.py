@@ -50,8 +50,8 @@ def check_made(
     if transformation is None:
         warnings.warn(
             "state: Optax keeps the states of Adam, Adamax, RAdam, LAMB and Yogi in one class, so "
-            "that nothing tells one from another: give transformation=, which made it, to have it "
-            "checked",
+            "adamx cannot distinguish them: to have the state checked, pass the transformation= "
+            "that made it",
             stacklevel=3,
         )
         return
@@ -77,8 +77,8 @@ def check_made(
             _compare(path, np.asarray(theirs[path]), meant, leaves[path], transformation)
     if not is_seen:
         warnings.warn(
-            "transformation: its next step is 0, or more than 1,000 gradients away, so that it "
-            "cannot be compared with that of config",
+            "transformation: its next step is 0, or more than 1,000 gradients away, so it was not "
+            "compared with that of config",
             stacklevel=3,
         )
 
@@ -94,9 +94,9 @@ def _restore(
             failure = error
     raise CheckpointError(
         where="transformation",
-        expected="one that has such a state for these parameters",
+        expected="one whose init makes such a state for these parameters",
         found=f"{type(failure).__name__} when it was initialised",
-        remedy="give the parameters that it was made for, or no transformation",
+        remedy="pass the parameters that it was made for, or no transformation",
         argument="transformation",
     ) from failure
 
@@ -139,11 +139,11 @@ def _compare(path: str, made: np.ndarray, meant: np.ndarray, p: Any, by: Made) -
     difference = float(np.max(np.abs(made - meant), initial=0.0))
     if difference > allowed:
         raise CheckpointError(
-            f"the next step of {path} is up to {difference:.3g} off that of config, which is "
-            f"up to {largest:.3g}",
+            f"the next step of {path} differs by up to {difference:.3g} from that of config, which "
+            f"is up to {largest:.3g}",
             where="transformation",
-            remedy="Give the hyperparameters of the run, those of this step where there is a "
-            "schedule. Another optimizer than Adam cannot be saved",
+            remedy="Pass the hyperparameters of the run; with a schedule, those of this step. Only "
+            "Adam can be saved",
             argument="config",
         )
 

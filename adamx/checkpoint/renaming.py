@@ -37,7 +37,7 @@ def rename_fields(old: Held, names: Sequence[str]) -> dict[str, Any]:
         raise CheckpointError(
             f"the variables do not have the shapes of these weights: {listed(wrong)}",
             where="names",
-            remedy="give the names in the order of the optimizer's parameters, group by group",
+            remedy="pass the names in the order of the optimizer's parameters, group by group",
             argument="names",
         )
     groups = [
@@ -73,7 +73,7 @@ def _check_names(names: object, count: int) -> list[str]:
             where="names",
             expected=f"{count} names, one for each variable of the optimizer",
             found=len(given),
-            remedy="list its parameters group by group, those that are frozen too",
+            remedy="list its parameters group by group, including the frozen ones",
             argument="names",
         )
     return given
@@ -94,7 +94,7 @@ def _find_weights(given: Sequence[str], weights: Sequence[str]) -> list[str]:
             where="names",
             expected=f"names of the weights in the file, which are {listed(weights, most=1000)}",
             found=listed(unknown),
-            remedy="if these weights are not those that the optimizer moves, leave them out: "
+            remedy="if the optimizer does not train these weights, leave them out: "
             "dataclasses.replace(checkpoint, params={}).rename(names)",
             argument="names",
         )

@@ -72,7 +72,7 @@ def assign_variables(
     ):
         raise CheckpointError(
             f"expected a mapping such as {{{next(iter(arrays))!r}: path, ...}}, since the file "
-            "does not tell in which order its optimizer has the weights "
+            "does not store the order in which its optimizer has the weights "
             f"{listed(arrays, most=1000)}",
             where="order",
             argument="order",
@@ -110,9 +110,9 @@ def read_state(
     paths = list(leaves) if order is None else check_paths(order, leaves)
     if rounds_at_random(state):
         warnings.warn(
-            "state: parameters are rounded by stochastic_round, which is not in a checkpoint: "
-            "go on with restore(params, transformation=...), given the same chain; without it "
-            "they would be rounded to nearest",
+            "state: stochastic_round rounds the parameters, but a checkpoint does not store it: "
+            "continue with restore(params, transformation=...) and the same chain; without it, "
+            "parameters are rounded to nearest",
             stacklevel=3,
         )
 
@@ -234,7 +234,7 @@ def _check_amsgrad(
         amsgrad = groups[index].config.amsgrad
         if (name_moment("nu_max", path) in like) != amsgrad:
             raise CheckpointError(
-                f"expected one of amsgrad={amsgrad}, as in the checkpoint; found one of "
+                f"expected one with amsgrad={amsgrad}, as in the checkpoint; found one with "
                 f"amsgrad={not amsgrad}",
                 where="transformation",
                 argument="transformation",

@@ -42,9 +42,9 @@ def torch_names(model: Any, optimizer: Any) -> list[str]:
     if unknown:
         raise CheckpointError(
             where="optimizer",
-            expected="parameters of the model alone",
+            expected="only parameters of the model",
             found=listed(unknown),
-            remedy="give the model that the optimizer was made for, or a torch.nn.ModuleList of "
-            "all that it was made for",
+            remedy="pass the model that the optimizer trains, or a torch.nn.ModuleList of all "
+            "models that it trains",
         )
     return [names[id(parameter)] for parameter in found]

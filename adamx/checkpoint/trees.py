@@ -54,7 +54,7 @@ def read_count(arrays: Mapping[str, np.ndarray]) -> int:
             expected="the state of one model",
             found=f"counts of shape {count.shape}, as of an ensemble (jax.vmap) or of replicas "
             "(jax.pmap)",
-            remedy="give one member of params and of state: jax.tree.map(lambda x: x[0], state)",
+            remedy="pass one member of params and of state: jax.tree.map(lambda x: x[0], state)",
         )
     return int(count)
 
@@ -127,7 +127,7 @@ def assign_to_tree(
         from_keras = not is_transposed and is_transpose(name, path, shape)
         if layout is not None or len(shape) < 2 or not (from_torch or from_keras):
             return None
-        return f"{name} of shape {shape} may be laid out otherwise: give a layout"
+        return f"{name} of shape {shape} may have another layout: pass layout="
 
     try:
         return assign(
@@ -149,10 +149,11 @@ def assign_to_tree(
 
 
 _FROZEN = (
-    "has no moments in the file (it was frozen): put None there, or keep it from the optimizer "
+    "has no moments in the file (it was frozen): put None there, or exclude it from the optimizer "
     "with optax.masked or optax.partition"
 )
 _TRANSPOSED = (
-    "The weights of torch's layers are transposed against the kernels of Keras and Flax: give "
-    "layout=adamx.checkpoint.torch_linear, or lambda path, array: array if yours are not"
+    "The weights of torch's layers are the transposes of kernels in Keras and Flax: pass "
+    "layout=adamx.checkpoint.torch_linear, or if yours are as in torch, "
+    "layout=lambda path, array: array"
 )

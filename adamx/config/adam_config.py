@@ -98,8 +98,9 @@ class AdamConfig:
                     where=name,
                     expected="a real number or a scalar array",
                     found=f"{type_name(value)} {value!r}",
-                    remedy="AdamConfig takes a schedule as learning_rate alone; adamx.adamw takes "
-                    "one as weight_decay too, and in optax.inject_hyperparams for any number",
+                    remedy="AdamConfig accepts a schedule only as learning_rate; adamx.adamw "
+                    "accepts one as weight_decay too, and for any number in "
+                    "optax.inject_hyperparams",
                 )
         rates = {"learning_rate": check_rate("learning_rate", self.learning_rate)}
         numbers = {name: check_number(name, getattr(self, name), below=1) for name in ("b1", "b2")}
@@ -120,15 +121,15 @@ class AdamConfig:
         for name, value in (rates | numbers | limits).items():
             object.__setattr__(self, name, value)  # NumPy's numbers as Python's
         if self.nesterov and self.convention != "optax":
-            expected = 'convention "optax" beside it'
+            expected = 'convention="optax" with it'
             raise InvalidValue(where="nesterov", expected=expected, found=repr(self.convention))
         if not self.bias_correction and self.convention != "keras":
-            expected = 'convention "keras" beside it, whose epsilon stands beside sqrt(v)'
+            expected = 'convention="keras" with it, which adds epsilon to the uncorrected sqrt(v)'
             raise InvalidValue(where="bias_correction", expected=expected, found="False")
         for name in ("b1", "b2"):
             value = getattr(self, name)
             if self.float32 and is_number(value) and not np.float32(value) < 1:
-                expected = "a number below 1 in float32"
+                expected = "a number that stays below 1 when rounded to float32"
                 raise InvalidValue(where=name, expected=expected, found=repr(value))
 
     @classmethod
@@ -255,7 +256,7 @@ class AdamConfig:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name, value in fields.items():
             if is_traced(value):
-                expected, found = "a known number", "one that is being traced"
+                expected, found = "a number with a known value", "a traced array"
                 raise InvalidValue(where=name, expected=expected, found=found)
             if isinstance(value, jax.Array | np.ndarray | np.generic):
                 value = value.item()

@@ -76,8 +76,8 @@ def combine_groups(
     if clipping := [field for field in unlike if field in _CLIPPING]:
         raise InvalidValue(
             where=clipping[0],
-            expected="the same in all groups, since a norm may be of all gradients together",
-            found="groups with different ones",
+            expected="one value for all groups, since a norm may span the gradients of all groups",
+            found="groups with different values",
         )
     clipped = groups[0].config.clipping()
     none = {field: AdamConfig.__dataclass_fields__[field].default for field in _CLIPPING}

@@ -82,8 +82,8 @@ _NAMES = {
 _UNSUPPORTED = {
     "use_ema": "average the parameters with optax.ema, or with optax.incremental_update",
     "gradient_accumulation_steps": "wrap the transformation in optax.MultiSteps",
-    "loss_scale_factor": "scale the loss, and chain optax.scale(1 / factor) before",
-    "adaptive_epsilon": 'this is AdamConfig(convention="torch", ...), which adds epsilon as torch',
+    "loss_scale_factor": "scale the loss, and chain optax.scale(1 / factor) before Adam",
+    "adaptive_epsilon": 'use AdamConfig(convention="torch", ...), which adds epsilon as torch does',
 }
 
 _CLASSES = ("Adam", "AdamW")
@@ -122,7 +122,7 @@ def fields_from_keras(
         if config.get(key) not in (None, False):
             remedy = f"instead, {instead}"
             raise InvalidValue(
-                where=key, expected="it unset", found=repr(config[key]), remedy=remedy
+                where=key, expected="it to be unset", found=repr(config[key]), remedy=remedy
             )
 
     c = {**defaults, **config}
@@ -132,7 +132,7 @@ def fields_from_keras(
     rate = c[rate_key]
     if isinstance(rate, Mapping):
         if tf1:
-            found = "a schedule, which tf1 does not have"
+            found = "a schedule, which tf1 does not support"
             raise InvalidValue(where="lr", expected="a number", found=found)
         rate = KerasSchedule.from_config(rate)
     fields = {
@@ -158,8 +158,8 @@ def _unwrapped(config: Any) -> tuple[str, Mapping[str, Any]]:
         raise InvalidValue(
             where="inner_optimizer",
             expected="Adam itself",
-            found="an optimizer that scales the loss around it",
-            remedy="give the inner_optimizer alone, and scale the loss outside of the optimizer",
+            found="a wrapper that scales the loss",
+            remedy="pass only the inner_optimizer, and scale the loss outside of the optimizer",
         )
     if "class_name" not in config:
         return "Adam", config
@@ -167,12 +167,12 @@ def _unwrapped(config: Any) -> tuple[str, Mapping[str, Any]]:
     name = str(config["class_name"]).removeprefix("Custom>")
     is_own = str(config.get("module", "keras")).partition(".")[0] not in _PACKAGES
     if is_own or name not in _CLASSES or str(registered).removeprefix("Custom>") not in _CLASSES:
-        expected = f"one of {listed(_CLASSES)} of Keras"
+        expected = f"an optimizer of Keras, one of {listed(_CLASSES)}"
         found = f"{registered!r} of another module" if is_own else repr(registered)
         raise InvalidValue(where="class_name", expected=expected, found=found)
     if not isinstance(config.get("config"), Mapping):
         found = type(config.get("config")).__name__
-        raise InvalidType(where="config", expected="a mapping beside class_name", found=found)
+        raise InvalidType(where="config", expected="a mapping next to class_name", found=found)
     return name, config["config"]
 
 
@@ -189,8 +189,8 @@ def told_generation(config: Mapping[str, Any]) -> Generation:
         return "tf1"
     raise InvalidValue(
         f"expected one of {listed(GENERATIONS)}, since the keys "
-        f"({listed(map(str, config), most=99)}) do not tell it: clipnorm, say, means one thing in "
-        "TensorFlow 1.1 and another in later Keras",
+        f"({listed(map(str, config), most=99)}) do not identify it: clipnorm, for example, has "
+        "another meaning in TensorFlow 1.1 than in later versions of Keras",
         where="generation",
         argument="generation",
     )
@@ -201,7 +201,7 @@ def _with_learning_rate(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if "lr" not in config:
         return config
     if "learning_rate" in config:
-        found = "learning_rate beside it"
+        found = "both lr and learning_rate"
         raise InvalidValue(where="lr", expected="one learning rate", found=found)
     return {"learning_rate" if key == "lr" else key: value for key, value in config.items()}
 
@@ -221,7 +221,7 @@ def _clips(c: Mapping[str, Any], keys: Mapping[str, str], generation: str) -> di
             where=" and ".join(names),
             expected=f"one of them, since {generation} applies only one",
             found=limits,
-            remedy="Chain Optax's clipping before for more",
+            remedy="To apply more, chain Optax's clipping before Adam",
         )
     return limits
 

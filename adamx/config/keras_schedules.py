@@ -56,7 +56,7 @@ class KerasSchedule:
         if self.class_name not in _SCHEDULES:
             raise InvalidValue(
                 where="learning_rate",
-                expected=f"a schedule of Keras, one of {', '.join(_SCHEDULES)}",
+                expected=f"a Keras schedule, one of {', '.join(_SCHEDULES)}",
                 found=repr(self.class_name),
                 remedy=_AS_OPTAX,
             )
@@ -82,7 +82,7 @@ class KerasSchedule:
             raise InvalidType(
                 where="learning_rate",
                 expected="a mapping with class_name and config, as "
-                "keras.optimizers.schedules.serialize gives it",
+                "keras.optimizers.schedules.serialize returns it",
                 found=repr(config),
             )
         class_name = config.get("class_name")
@@ -125,7 +125,7 @@ class KerasSchedule:
 
 
 _PACKAGES = ("keras", "tf_keras")
-_AS_OPTAX = "Give its values as an Optax schedule instead"
+_AS_OPTAX = "Write it as an Optax schedule with the same values instead"
 
 
 def _plain(value: Any) -> Any:
@@ -151,7 +151,7 @@ def _check_arguments(class_name: str, given: Mapping[str, Any]) -> None:
         there = len(given["boundaries"])
         raise InvalidValue(
             where=f"{where}: values",
-            expected=f"one more than boundaries, of which there are {there}",
+            expected=f"{there + 1} numbers, one more than boundaries",
             found=len(given["values"]),
         )
 
@@ -175,7 +175,8 @@ def _fault(name: str, value: Any) -> tuple[type[AdamxError] | None, str]:
         return None if 0 < value < math.inf else InvalidValue, "a finite number above 0"
     # With t_mul below 1 all periods together end at some step, after which Keras returns NaN.
     least = {"warmup_steps": 0, "t_mul": 1}.get(name, -math.inf)
-    return None if least <= value < math.inf else InvalidValue, f"a finite number from {least}"
+    words = "a finite number" if least == -math.inf else f"a finite number of at least {least}"
+    return None if least <= value < math.inf else InvalidValue, words
 
 
 # The formulas, with Keras's names. A quotient that is rounded down is written `//`: XLA may divide

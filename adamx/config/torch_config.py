@@ -10,6 +10,11 @@ from adamx.base.trees import listed
 
 __all__ = ["IGNORED", "fields_from_torch", "torch_from_fields"]
 
+_CLIP_ELSEWHERE = (
+    "with torch the training script clips: set this to None before saving, and clip there with "
+    "torch.nn.utils.clip_grad_norm_ or clip_grad_value_"
+)
+
 # Keys of a parameter group that do not change what is computed.
 IGNORED = {"params", "param_names", "foreach", "capturable", "differentiable", "fused"}
 
@@ -28,7 +33,7 @@ def fields_from_torch(param_group: Mapping[str, Any]) -> tuple[dict[str, Any], d
             where="param_groups",
             expected="one parameter group",
             found="a state dict",
-            remedy="give its param_groups[0], and the others to configurations of their own",
+            remedy="pass its param_groups[0], and make one configuration for each of the others",
         )
     group = {k: v for k, v in param_group.items() if k not in IGNORED}
     betas = group.pop("betas", (0.9, 0.999))
@@ -47,8 +52,8 @@ def fields_from_torch(param_group: Mapping[str, Any]) -> tuple[dict[str, Any], d
     }
     if group:
         remedy = (
-            "initial_lr comes from a learning-rate scheduler: take it out, and give the schedule "
-            "to dataclasses.replace(config, learning_rate=...)"
+            "initial_lr comes from a learning-rate scheduler: remove it, and set the schedule with "
+            "dataclasses.replace(config, learning_rate=...)"
         )
         raise InvalidValue(
             "unknown key of a parameter group",
@@ -59,9 +64,9 @@ def fields_from_torch(param_group: Mapping[str, Any]) -> tuple[dict[str, Any], d
         if fields["weight_decay"]:
             raise InvalidValue(
                 where="decoupled_weight_decay",
-                expected="it beside weight_decay",
-                found="none",
-                remedy="add True for torch.optim.AdamW, False for Adam",
+                expected="it together with weight_decay",
+                found="weight_decay alone",
+                remedy="set it to True for torch.optim.AdamW, to False for Adam",
             )
         fields["decoupled"] = False
     return fields, {"learning_rate": "lr", "b1": "betas[0]", "b2": "betas[1]"}
@@ -86,7 +91,12 @@ def torch_from_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
     for name, is_refused in refused.items():
         if is_refused:
-            raise InvalidValue(f"torch.optim cannot express {name}={f[name]!r}", where=name)
+            is_clipping = name.startswith("clip")
+            raise InvalidValue(
+                f"torch.optim cannot express {name}={f[name]!r}",
+                where=name,
+                remedy=_CLIP_ELSEWHERE if is_clipping else "",
+            )
 
     def held(number: float) -> float:
         """The number that the framework computes with, which torch takes as a double."""

@@ -43,7 +43,7 @@ class StepArguments(AdamArguments):
                 "build the optimizer in it"
             )
         is_array = hasattr(value, "dtype") and isinstance(error, InvalidType)
-        return "give a number of Python" if is_array else error.remedy
+        return "pass a Python number" if is_array else error.remedy
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

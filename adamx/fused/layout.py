@@ -124,7 +124,7 @@ def _leaf_spans(field: str, buffers: Buffers, params: Sequence[Any]) -> list[Spa
         if (jnp.result_type(buffer).name, jnp.ndim(buffer)) != (name, 1):
             raise InvalidType(
                 where=f"state: {field}",
-                expected=f"a flat array of {name} in the buffer of this name",
+                expected=f"a one-dimensional array of {name}, as the buffer is named",
                 found=f"{jnp.result_type(buffer)} of shape {jnp.shape(buffer)}",
             )
     return found
@@ -142,8 +142,8 @@ def packed_spans(adam: PackedState, params: optax.Params) -> list[list[Span]]:
             expected="one that was packed for these parameters",
             found="one that was packed for parameters of other names, shapes or dtypes",
             remedy=(
-                "Give those to adamx.unpack; where they have only changed, bring the moments into "
-                "the new tree and adamx.pack them for it"
+                "Unpack it with those parameters. If the tree has changed since, unpack with the "
+                "old one, move the moments into the new one, and call adamx.pack for it"
             ),
         )
     return found
@@ -155,7 +155,7 @@ def _field_spans(adam: PackedState, params: optax.Params) -> list[list[Span]]:
     if isinstance(adam, PackedAmsgradState) and found[1] != found[2]:
         raise InvalidValue(
             where="state: nu_max",
-            expected=f"the dtypes of nu for a packed state, {', '.join(adam.nu)}",
+            expected=f"the dtypes of nu ({', '.join(adam.nu)}), as a packed state needs",
             found=", ".join(adam.nu_max),
             remedy="Convert one of them first",
         )

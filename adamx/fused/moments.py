@@ -65,7 +65,7 @@ def check_order(grads: object, params: object) -> None:
             raise InvalidType(
                 where="step",
                 expected="gradients, parameters and state, in this order",
-                found=f"an optimizer's state for {name}",
+                found=f"an optimizer's state as {name}",
                 remedy=(
                     "The order changed in adamx 0.1.0, from step(grads, state, params). Write "
                     "params, state = optimizer.step(grads, params, state)"

@@ -128,6 +128,10 @@ def fused_adam(arguments: FusedAdamArguments) -> FusedOptimizer:
     compiled kernel, see `adamx.native.status`) the step is compiled from JAX's own operations, with
     the same result.
 
+    Parameters narrower than float32 are rounded to nearest, so updates below half a unit in the
+    last place are lost. The step cannot round them at random; `adam` can, with `stochastic_round`
+    chained after it.
+
     With every option, in this order: the gradients are clipped by their global norm; weight decay
     that is not decoupled is added to them; Adam; decoupled weight decay; the learning rate.
 
@@ -186,6 +190,8 @@ def fused_adam(arguments: FusedAdamArguments) -> FusedOptimizer:
 @takes(FusedAdamWArguments)
 def fused_adamw(arguments: FusedAdamWArguments) -> FusedOptimizer:
     """AdamW in one pass over memory: what `adamw` and `optax.apply_updates` compute.
+
+    As of `fused_adam`, `step` rounds narrow parameters to nearest and cannot round them at random.
 
     Args:
       learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask: see `adamw`.

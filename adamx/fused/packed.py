@@ -133,7 +133,7 @@ def _pack_column(
             raise InvalidValue(
                 where=f"state: {field}/{name}",
                 expected=(
-                    f"{expected}, since moments of several dtypes are packed by the parameter's"
+                    f"{expected}, since moments of several dtypes need the parameters' own dtypes"
                 ),
                 found=found,
                 remedy="Convert it first",

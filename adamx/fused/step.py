@@ -34,9 +34,9 @@ class _Form(NamedTuple):
 
 def _refuse_kernel(target: Target, arrays: Sequence[Any], plan: Plan) -> str | None:
     if plan.nesterov or plan.rounds_nu_at_random:
-        return "the kernel does not have nesterov and nu_key"
+        return "the kernel supports neither nesterov nor nu_key"
     if unknown := sorted({str(x.dtype) for x in arrays} - {*cpu.DTYPES}):
-        return f"the kernel does not take {', '.join(unknown)}"
+        return f"the kernel does not support {', '.join(unknown)}"
     if target.devices != 1:
         return "the step is compiled for several devices, or for parts of a mesh"
     if target.platform != "cpu":
@@ -92,9 +92,9 @@ def step_leaves(
     is_double = any(jnp.finfo(x.dtype).dtype == np.float64 for x in arrays)
     if is_double and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
         raise InvalidValue(
-            expected="jax_enable_x64 beside arrays of float64 or complex128",
-            found="it off",
-            remedy="turn it on, or convert parameters and state",
+            expected="jax_enable_x64 for arrays of float64 or complex128",
+            found="it disabled",
+            remedy="enable it, or convert the parameters and the state",
         )
     operands = [_vector(numbers, np.dtype("float32"))]
     operands.append(_vector(numbers, np.dtype("float64")) if is_double else jnp.zeros(0))

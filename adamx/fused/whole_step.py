@@ -28,6 +28,11 @@ from adamx.transforms.scaling import add_weight_decay
 
 __all__ = ["WholeStep"]
 
+_TO_CONVERT = (
+    "To continue from the state of a chain, use "
+    "adamx.from_numpy(optimizer.init(params), adamx.to_numpy(state))"
+)
+
 
 class WholeStep:
     """The arguments of a whole step, and the pair of functions that they define."""
@@ -124,6 +129,7 @@ class WholeStep:
                 where="state",
                 expected=f"a tuple of {len(names)} parts ({', '.join(names)}), as init makes it",
                 found=found,
+                remedy=_TO_CONVERT,
             )
         parts = dict(zip(names, state, strict=True))
         for name, part in parts.items():
@@ -190,7 +196,7 @@ def _check_trained(params: Any) -> None:
         check_params(params)
     except InvalidType as error:
         remedy = (
-            "convert it, or split the tree and give init and step None in its place, as "
+            "convert it, or replace it by None in the trees that init and step get, as "
             "equinox.partition does"
         )
         raise error.replace(remedy=remedy) from None

@@ -19,17 +19,17 @@ _ARGUMENTS = ("lr", "beta_1", "beta_2", "epsilon", "decay", "clipnorm", "clipval
 
 # The names that later versions of Keras, and other frameworks, have for an argument.
 _RENAMED = {
-    "learning_rate": "here, as in TensorFlow 1.1, it is lr",
-    "alpha": "here it is lr",
-    "b1": "here it is beta_1",
-    "beta1": "here it is beta_1",
-    "b2": "here it is beta_2",
-    "beta2": "here it is beta_2",
-    "betas": "here they are beta_1 and beta_2",
-    "eps": "here it is epsilon",
-    "global_clipnorm": "here it is clipnorm, in TensorFlow 1.1 the norm of all gradients together",
-    "class_name": "from_config takes what stands beside it under config",
-    "schedule_decay": "it belongs to Nadam; in Adam the decay of the learning rate is decay",
+    "learning_rate": "it is called lr here, as in TensorFlow 1.1",
+    "alpha": "it is called lr here",
+    "b1": "it is called beta_1 here",
+    "beta1": "it is called beta_1 here",
+    "b2": "it is called beta_2 here",
+    "beta2": "it is called beta_2 here",
+    "betas": "they are called beta_1 and beta_2 here",
+    "eps": "it is called epsilon here",
+    "global_clipnorm": "it is called clipnorm here: in TensorFlow 1.1 the norm of all gradients",
+    "class_name": "from_config takes only the mapping under config",
+    "schedule_decay": "it belongs to Nadam; the learning-rate decay of Adam is called decay",
 }
 
 # What Adam of TensorFlow 1.1 does not have, but another Adam does.
@@ -45,7 +45,7 @@ _TAKES_SCHEDULES = (
     "adamx.AdamConfig(learning_rate=schedule)"
 )
 _REMEDIES_FOR_SCHEDULES = {
-    "lr": f"{_TAKES_SCHEDULES}. For the rate lr / (1 + decay * iterations) give decay=",
+    "lr": f"{_TAKES_SCHEDULES}. For the rate lr / (1 + decay * iterations) pass decay=",
     "decay": f"With a number the rate is lr / (1 + decay * iterations). {_TAKES_SCHEDULES}",
     "beta_1": _BETWEEN_STEPS.format("beta_1"),
     "beta_2": _BETWEEN_STEPS.format("beta_2"),
@@ -64,8 +64,8 @@ def check_argument(name: str, value: Any) -> float:
     if not rounded < below:
         raise InvalidValue(
             where=name,
-            expected=f"a number that is below {below:g} in float32 too, in which TensorFlow 1.1 "
-            "holds it",
+            expected=f"a number that stays below {below:g} when rounded to float32, as TensorFlow "
+            "1.1 stores it",
             found=_shown(value),
         )
     return number
@@ -77,15 +77,15 @@ def _not_a_number(name: str, value: Any) -> InvalidType | InvalidValue:
             where=name,
             expected="a real number",
             found=f"a schedule ({type(value).__name__})",
-            remedy=_REMEDIES_FOR_SCHEDULES.get(name, "It is the same in all steps"),
+            remedy=_REMEDIES_FOR_SCHEDULES.get(name, "It must be the same in all steps"),
         )
     if is_traced(value):
         return InvalidType(
             where=name,
             expected="a real number",
-            found="an array that is traced, whose value is not known yet",
+            found="a traced array, whose value is not known yet",
             remedy="set it outside of jit and other transformations, or use adamx.adam, which "
-            "takes such an array",
+            "accepts traced arrays",
         )
     if isinstance(value, jax.Array | np.ndarray) and value.shape:
         found = f"an array of shape {value.shape}"
@@ -94,9 +94,9 @@ def _not_a_number(name: str, value: Any) -> InvalidType | InvalidValue:
     is_convertible = hasattr(type(value), "__float__") and not is_own  # such as one of torch
     return InvalidType(
         where=name,
-        expected="a real number of Python, NumPy or JAX",
+        expected="a real number from Python, NumPy or JAX",
         found=f"{type(value).__name__} {_shown(value)}",
-        remedy="convert it, with float(x)" if is_convertible else "",
+        remedy="convert it with float(x)" if is_convertible else "",
     )
 
 
@@ -134,4 +134,4 @@ def unknown_argument(name: str) -> InvalidType:
     hint = describe_unknown(name)
     arguments = ", ".join(_ARGUMENTS)
     problem = f"Adam() has no argument {name!r}{f': {hint}' if hint else ''}"
-    return InvalidType(problem, remedy=f"It has {arguments}")
+    return InvalidType(problem, remedy=f"Its arguments are {arguments}")

@@ -7,14 +7,14 @@ from adamx.keras.arguments import check_argument, describe_unknown
 
 __all__ = ["StrictAttributes", "hyperparameter"]
 
-_STEP = "a step is params = optimizer.get_updates(params, None, loss, ...)"
-_STEP_ON_GRADIENTS = f"{_STEP}; for gradients of your own use optimizer.transformation"
+_STEP = "for a step, write params = optimizer.get_updates(params, None, loss, ...)"
+_STEP_ON_GRADIENTS = f"{_STEP}; to apply your own gradients, use optimizer.transformation"
 _GRADIENTS = "the gradients are optimizer.get_gradients(loss, params, ...)"
 _WEIGHTS = "the state is optimizer.state, and as a list of arrays optimizer.get_weights()"
 _SET_WEIGHTS = "write optimizer.build(params), then optimizer.set_weights(weights)"
-_BUILD = "the state is made by optimizer.build(params), or by the first step"
+_BUILD = "optimizer.build(params) or the first step creates the state"
 _FIXED = (
-    "it is fixed, and in optimizer.get_config(); for another value make a new optimizer by "
+    "it is fixed; read it from optimizer.get_config(). For another value make a new optimizer with "
     "Adam.from_config, then build(params) and set_weights(optimizer.get_weights())"
 )
 
@@ -29,10 +29,10 @@ _ATTRIBUTES = {
     **dict.fromkeys(("init", "add_slot", "add_variable", "built"), _BUILD),
     **dict.fromkeys(("clipnorm", "clipvalue", "epsilon", "global_clipnorm", "eps"), _FIXED),
     **dict.fromkeys(("param_groups", "defaults", "hyperparams"), "set lr, beta_1, beta_2, decay"),
-    **dict.fromkeys(("count", "t", "step_count"), "the number of steps done is iterations"),
+    **dict.fromkeys(("count", "t", "step_count"), "the number of steps is iterations"),
     "zero_grad": f"gradients are not kept between steps; {_GRADIENTS}",
-    "state": "it is made by build(params), and changed by set_weights(weights)",
-    "transformation": "it has the hyperparameters of now; set those",
+    "state": "build(params) creates it, and set_weights(weights) changes it",
+    "transformation": "it has the current hyperparameters; set those instead",
 }
 
 
@@ -48,14 +48,14 @@ class StrictAttributes:
     if not TYPE_CHECKING:  # a type checker would then accept any attribute
 
         def __getattr__(self, name: str) -> Any:
-            problem = f"attribute {name!r} of {type(self).__name__} is not there"
+            problem = f"attribute {name!r} of {type(self).__name__} does not exist"
             raise _unknown(name, problem)
 
     def __setattr__(self, name: str, value: Any) -> None:
         try:
             super().__setattr__(name, value)
         except AttributeError as error:
-            there = "cannot be set" if hasattr(type(self), name) else "is not there"
+            there = "cannot be set" if hasattr(type(self), name) else "does not exist"
             problem = f"attribute {name!r} of {type(self).__name__} {there}"
             raise _unknown(name, problem) from error
 

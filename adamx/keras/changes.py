@@ -32,7 +32,7 @@ class Changes:
                 raise InvalidValue(
                     where=caller,
                     expected="a call outside of a step of the same optimizer",
-                    found="one by its loss or a constraint",
+                    found="a call from its loss or a constraint",
                     remedy="call it before or after the step, or use another optimizer",
                 )
             self._is_changing = True
@@ -48,6 +48,6 @@ def refuse_traced(caller: str, tree: Any) -> None:
         raise InvalidValue(
             where=caller,
             expected="a call outside of jit, grad, vmap and other transformations",
-            found="one with arrays that are traced",
-            remedy="within them use optimizer.transformation, whose state is passed around",
+            found="a call with traced arrays",
+            remedy="inside them use optimizer.transformation, and pass its state explicitly",
         )

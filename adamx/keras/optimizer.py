@@ -147,7 +147,7 @@ class Adam(StrictAttributes):
           ValueError, TypeError: as the constructor.
         """
         if not isinstance(config, Mapping):
-            expected, found = "a mapping as of get_config", type(config).__name__
+            expected, found = "a mapping, as get_config returns it", type(config).__name__
             raise InvalidType(where="config", expected=expected, found=found)
         return cls(**config)
 
@@ -300,7 +300,7 @@ class Adam(StrictAttributes):
         if self._state is None:
             raise InvalidValue(
                 where=what,
-                expected="to set them in a state",
+                expected="a state in which to set them",
                 found="none yet",
                 remedy="call build(params) with the parameters first",
             )

@@ -72,7 +72,7 @@ def make_call(
     if constraints is not None and not isinstance(constraints, Mapping):
         raise InvalidType(
             where="constraints",
-            expected="a mapping from paths of parameters to functions, or None",
+            expected="a mapping from parameter paths to functions, or None",
             found=type(constraints).__name__,
             remedy=f"the constraints come before the loss: write {form}",
         )
@@ -154,8 +154,7 @@ def _constrained(params: Any, constraints: dict[str, Constraint]) -> Any:
     if unknown:
         raise InvalidValue(
             where=f"constraints: {listed(map(repr, unknown))}",
-            expected="paths of parameters that are arrays, which are "
-            f"{listed(map(repr, paths), most=50)}",
+            expected=f"paths of parameters that are arrays: {listed(map(repr, paths), most=50)}",
         )
     for path, constraint in constraints.items():
         if paths.count(path) > 1:
@@ -205,7 +204,7 @@ def _split_params(params: Any) -> tuple[Any, Any]:
     if not any(trained):
         expected = "a tree with arrays to train"
         kinds = sorted({type(x).__name__ for x in leaves})
-        found = f"only {listed(kinds)}" if kinds else "nothing in it"
+        found = f"only {listed(kinds)}" if kinds else "an empty tree"
         raise InvalidType(where="params", expected=expected, found=found)
     pairs = list(zip(leaves, trained, strict=True))
     arrays = treedef.unflatten([_as_jax_array(x) if is_ else None for x, is_ in pairs])

@@ -115,14 +115,14 @@ def check_array(x: Any) -> None:
         raise InvalidType(
             expected="an array without a mask",
             found="a masked array",
-            remedy="fill it, with x.filled(value)",
+            remedy="fill it with x.filled(value)",
         )
     if isinstance(x, np.ndarray | np.generic):
         dtype = np.dtype(x.dtype)
         is_known = jnp.issubdtype(dtype, np.number) or dtype in _OTHER_DTYPES
         if not is_known or dtype.char in "gG" or not dtype.isnative:
             raise InvalidType(
-                expected="an array of a dtype that JAX has",
+                expected="an array of a dtype that JAX supports",
                 found=f"one of {dtype}",
                 remedy="convert it, for example with x.astype(numpy.float32)",
             )
@@ -134,7 +134,7 @@ def check_array(x: Any) -> None:
         raise InvalidType(
             expected="an array of JAX or NumPy",
             found=f"a {type_name(x)}",
-            remedy=f"convert it, with {conversion}",
+            remedy=f"convert it with {conversion}",
         )
 
 
@@ -196,7 +196,7 @@ def _check_fixed(x: Any) -> None:
 def _changeable(x: Any) -> InvalidType:
     name = type(x).__name__
     return InvalidType(
-        expected="a function, or an object that cannot change or is compared by its value",
+        expected="a function, or an object that is immutable or compared by value",
         found=f"{_with_article(name)}, whose later changes a compiled step would not see",
         remedy="Pass the arrays and numbers that change as arguments after the loss, or use a "
         "function, a frozen dataclass or a pytree instead",

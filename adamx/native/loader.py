@@ -86,29 +86,29 @@ def _loaded() -> tuple[Status, ctypes.CDLL | None]:
         return Status(False, f"{path} could not be loaded: {error}"), None
     if interface != _INTERFACE:
         reason = (
-            f"{path} is of another version of adamx: it has interface {interface}, expected "
-            f"{_INTERFACE}. Install adamx again"
+            f"{path} belongs to another version of adamx: expected interface {_INTERFACE}, found "
+            f"{interface}. Reinstall adamx"
         )
         return Status(False, reason), None
     fault = None
     if flushes_subnormals() and not flushed_before:
-        fault = "when it is loaded, subnormal numbers become zero in the whole program"
+        fault = "loading it makes subnormal numbers zero in the whole program"
     elif wrong := find_fault(library):
-        fault = f"it computes wrongly: {wrong}"
+        fault = f"it computes wrong results: {wrong}"
     if fault is not None:
         reason = (
-            f"{path} was compiled with flags such as -ffast-math: {fault}. Install adamx again "
-            "without them in CXXFLAGS and LDFLAGS"
+            f"{path} was compiled with flags such as -ffast-math: {fault}. Reinstall adamx without "
+            "them in CXXFLAGS and LDFLAGS"
         )
         return Status(False, reason), None
     try:
         known = _ffi_version()
     except (OSError, KeyError) as error:
-        return Status(False, f"jaxlib's version of the interface is not known: {error!r}"), None
+        return Status(False, f"jaxlib does not state its version of XLA's FFI: {error!r}"), None
     if compiled[0] != known[0] or compiled[1] > known[1]:
         reason = (
-            f"compiled for version {_dotted(compiled)} of XLA's foreign function interface, and "
-            f"jaxlib has {_dotted(known)}: install adamx again beside this jaxlib"
+            f"compiled for version {_dotted(compiled)} of XLA's foreign function interface (FFI), "
+            f"but jaxlib has {_dotted(known)}: reinstall adamx with this jaxlib installed"
         )
         return Status(False, reason), None
     return Status(True, f"{path.name}, compiled for {instruction_set}", instruction_set), library
@@ -120,13 +120,13 @@ def _why_absent(folders: Sequence[Path]) -> str:
     if sources is not None:
         root = sources.parent.parent
         return (
-            f"not compiled: adamx is imported from its source tree, {root}, which has no library. "
-            f"Run `pip install -e {root}`, which needs a C++ compiler, or start Python in another "
-            "folder to use an adamx that is installed"
+            f"not compiled: adamx is imported from its source tree, {root}, which has no compiled "
+            f"library. Run `pip install -e {root}`, which needs a C++ compiler, or start Python in "
+            "another folder to use an installed adamx"
         )
     return (
         "not compiled: there was no C++ compiler when adamx was installed, or it failed. Install "
-        "one and run `pip install --force-reinstall --no-deps --no-cache-dir -v` for adamx again"
+        "one, then reinstall adamx with `pip install --force-reinstall --no-deps --no-cache-dir -v`"
     )
 
 

@@ -15,7 +15,7 @@ from adamx.state.find import named_arrays, replace_arrays
 
 __all__ = ["from_numpy", "get_weights", "set_weights", "to_numpy"]
 
-_UNCHANGED = "The state was left as it was"
+_UNCHANGED = "The state is unchanged"
 _OF_MEMBERS = (
     "If the weights are those of an ensemble or of replicas, take one member: array[0] of each",
     "The state is that of an ensemble: stack the weights of its members",
@@ -46,10 +46,12 @@ def get_weights(state: optax.OptState) -> list[np.ndarray]:
 def set_weights(state: optax.OptState, weights: Iterable[np.ndarray]) -> optax.OptState:
     """A copy of `state` whose Adam state has these weights: the inverse of `get_weights`.
 
-    Schedules that count the same steps as Adam (`optax.scale_by_schedule`, scheduled weight decay,
-    `inject_hyperparams`) change by as many steps as Adam's count, so that a learning rate continues
-    where it was. Everything else in `state` is kept: an average of the parameters, gradients that
-    `MultiSteps` has accumulated, a learning rate that was set by hand.
+    Counters of the same steps as Adam's (in `optax.scale_by_schedule`, scheduled weight decay,
+    `inject_hyperparams`, `stochastic_round`) change by as many steps as Adam's count, so that a
+    learning rate continues where it was. Everything else in `state` is kept: an average of the
+    parameters, gradients that `MultiSteps` has accumulated, a learning rate that was set by hand,
+    the key of `stochastic_round`. To continue a run exactly, build its transformation with the
+    same seeds: `nu_key` is in no state.
 
     Args:
       state: as for `get_weights`; gives the structure, dtypes and shardings. It is not changed.
@@ -150,7 +152,7 @@ def from_numpy(state: optax.OptState, arrays: Mapping[str, np.ndarray]) -> optax
         raise InvalidValue(
             f"expected the arrays {listed(leaves)}; missing: {listed(missing) or 'none'}; "
             f"unknown: {listed(unknown) or 'none'}",
-            remedy=_UNCHANGED,
+            remedy=_UNCHANGED if missing else f"Leave out the unknown ones. {_UNCHANGED}",
         )
     return _replace(state, leaves, {name: arrays[names[name]] for name in leaves})
 
@@ -175,8 +177,8 @@ def _to_host(name: str, leaf: Any) -> np.ndarray:
     if not whole:
         raise InvalidValue(
             where=name,
-            expected="an array that this process holds whole",
-            found="one with parts on other processes",
+            expected="an array that is entirely on this process",
+            found="one with shards on other processes",
             remedy="gather it with jax.experimental.multihost_utils.process_allgather",
         )
     array = np.array(leaf)  # a copy, which outlives a donated state
@@ -202,7 +204,7 @@ def _convert(name: str, leaf: Any, value: Any) -> np.ndarray:
         if np.any(wrong):
             raise fail(f"whole numbers from 0 to {last}", value[wrong].flat[0])
     elif name.startswith("nu") and np.any(value < 0):
-        raise fail("a second moment, at least 0", value[value < 0].flat[0])
+        raise fail("a second moment of at least 0", value[value < 0].flat[0])
     with np.errstate(over="ignore"):
         array = value.astype(dtype)
     if dtype.kind != "i":
@@ -224,7 +226,7 @@ def _read(value: Any, dtype: np.dtype, fail: Callable[..., InvalidValue]) -> np.
         raise fail("an array", "rows of unequal length") from error
     except (TypeError, RuntimeError) as error:  # a tensor of torch, an array that was deleted
         found = f"a {type_name(value)} that NumPy cannot read"
-        remedy = "Give tensor.detach().cpu().float().numpy()" if hasattr(value, "detach") else ""
+        remedy = "Pass tensor.detach().cpu().float().numpy()" if hasattr(value, "detach") else ""
         raise fail("an array", found, remedy) from error
     if array.dtype.kind == "c" and dtype.kind != "c" and not np.any(np.imag(array)):
         array = np.real(array)  # Optax's second moment of complex parameters

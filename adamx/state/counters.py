@@ -134,20 +134,21 @@ def find_following(state: optax.OptState, shape: tuple[int, ...] = ()) -> set[Ke
     if unknown := [counter for counter in counters if counter.kind == "unknown"]:
         raise InvalidValue(
             where=_listed(unknown),
-            expected="integers that are known to count Adam's steps, or known not to",
+            expected="integers of which adamx knows whether they count Adam's steps",
             found="an integer scalar that may have to change with Adam's count",
-            remedy="Pass the part of the state that holds Adam without it, and set it yourself. "
-            "The state was left as it was",
+            remedy="Pass only the part of the state that holds Adam, without this integer, and set "
+            "the integer yourself. The state is unchanged",
         )
     gates = {counter.gates for counter in counters if counter.kind == "adam"}
     following = [counter for counter in counters if counter.kind == "follows"]
     if apart := [counter for counter in following if counter.gates not in gates]:
         raise InvalidValue(
             where=_listed(apart),
-            expected="a counter of the steps that Adam counts",
-            found="one on the other side of a wrapper that passes on only some of its calls, whose "
-            "number is not known here",
-            remedy="Pass the part of the state within the wrapper. The state was left as it was",
+            expected="a counter of the same steps as Adam's count",
+            found="one that a wrapper separates from it; the wrapper skips calls, and their number "
+            "is unknown here",
+            remedy="Pass only the part of the state on Adam's side of the wrapper. The state is "
+            "unchanged",
         )
     return {counter.path for counter in following}
 
@@ -169,14 +170,15 @@ def check_together(state: optax.OptState) -> None:
             if steps.shape == found.shape == () and steps != found:
                 raise InvalidValue(
                     where=_listed([counter]),
-                    expected=f"{steps} steps, as Adam has done",
+                    expected=f"{steps} steps, as in Adam's count",
                     found=found,
-                    remedy="A checkpoint has one count: save with the program's own state",
+                    remedy="A checkpoint stores one count: save the whole state with your own "
+                    "program instead",
                 )
         if counter.name.endswith("MultiStepsState.mini_step") and np.any(leaves[counter.path]):
             raise InvalidValue(
                 where=_listed([counter]),
-                expected="0: no gradients that wait for an update",
+                expected="0, with no accumulated gradients waiting for an update",
                 found=np.asarray(leaves[counter.path]),
                 remedy="Save after an update",
             )

@@ -54,7 +54,7 @@ def describe_sharding(
       count  int32[]         replicated                 4
       mu/w   float32[30,64]  -, data                  960
       nu/w   float32[30,64]  -, data                  960
-      each device holds 1,924 bytes of 15,364; replicated are 4 of them (0.2%)
+      each device holds 1,924 bytes of 15,364; 4 of them are replicated (0.2%)
     """
     if shardings is None:
         keyed, _ = flatten_with_path(tree)
@@ -73,7 +73,7 @@ def describe_sharding(
     held, total = sum(row.held for row in rows), sum(row.total for row in rows)
     copies = sum(row.held for row in rows if row.replicated)
     print(
-        f"each device holds {held:,} bytes of {total:,}; replicated are {copies:,} of them "
+        f"each device holds {held:,} bytes of {total:,}; {copies:,} of them are replicated "
         f"({copies / max(held, 1):.1%})",
         file=file,
     )

@@ -128,7 +128,7 @@ def _not_found(state: optax.OptState) -> InvalidValue:
         else f"none in {type(state).__name__}{others and f' of {others}'}",
         remedy="call adamx.unpack(state, params) first"
         if packed
-        else "give the state that init of adamx's or Optax's Adam returned, or one that holds it",
+        else "pass the state that init of adamx's or Optax's Adam returned, or one that holds it",
     )
 
 
@@ -137,13 +137,13 @@ def _checked(name: str, leaf: Any) -> Any:
         return InvalidValue(where=name, expected="an array", found=found, remedy=remedy)
 
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
-        raise fail(type(leaf).__name__, "take a state that init made from the parameters")
+        raise fail(type(leaf).__name__, "pass a state that init made from the parameters")
     if is_traced(leaf):
-        raise fail("one that is being traced", "call this outside of jit")
+        raise fail("a traced one", "call this outside of jit")
     if isinstance(leaf, jax.Array) and leaf.is_deleted():
         raise fail(
-            "one that was deleted, as donation to a jitted function does",
-            "take the state which that function returned",
+            "a deleted one, perhaps donated to a jitted function",
+            "pass the state that this function returned",
         )
     return leaf
 

@@ -69,7 +69,7 @@ def reduce_scatter(grads: optax.Updates, shardings: chex.ArrayTree, axis: Axis) 
             raise InvalidValue(
                 where=leaf_name(path),
                 expected="a gradient that differs from device to device",
-                found=f"one that was summed over {listed(summed)} already",
+                found=f"one already summed over {listed(summed)}",
                 remedy="differentiate with respect to "
                 f'jax.lax.pcast(params, {axis!r}, to="varying")',
             )
@@ -83,11 +83,11 @@ def reduce_scatter(grads: optax.Updates, shardings: chex.ArrayTree, axis: Axis) 
                 if jnp.shape(g)[dimension] % jax.lax.axis_size(split):
                     raise InvalidValue(
                         where=leaf_name(path),
-                        expected=f"a whole gradient, whose dimension {dimension} the "
-                        f"{jax.lax.axis_size(split)} devices along {listed(split)} divide",
+                        expected=f"a full gradient whose dimension {dimension} is divisible by the "
+                        f"{jax.lax.axis_size(split)} devices along {listed(split)}",
                         found=f"shape {jnp.shape(g)}",
-                        remedy="give shardings=zero_sharding(params, mesh, axis) of the "
-                        "parameters as they lie",
+                        remedy="pass shardings=zero_sharding(params, mesh, axis), with params "
+                        "sharded as in training",
                     )
                 g = jax.lax.psum_scatter(g, split, scatter_dimension=dimension, tiled=True)
                 g = g / jax.lax.axis_size(split)

@@ -141,9 +141,9 @@ def zero_sharding(
     splittable = any(np.ndim(leaf) and is_of(leaf, np.inexact) for leaf in jax.tree.leaves(state))
     if not used & set(axes) and _size(mesh, axes) > 1 and splittable:
         warnings.warn(
-            f"nothing of the state could be split over {axis!r}, which has {_size(mesh, axes)} "
-            "devices: each of them holds all of it. A moment is split along a dimension that this "
-            "number divides, if its path in the state ends with its parameter's",
+            f"no array of the state could be split over {axis!r}, which has {_size(mesh, axes)} "
+            "devices: each device holds the whole state. A moment is split along a dimension that "
+            "is divisible by this number, if its path in the state ends with its parameter's path",
             stacklevel=2,
         )
     return shardings
@@ -157,7 +157,7 @@ def align(tree: Any, shardings: Any, kind: type) -> tuple[list[Any], list[Any], 
     except (ValueError, TypeError) as error:
         raise InvalidValue(
             where="shardings",
-            expected=f"the structure {treedef}, with one for each leaf",
+            expected=f"the structure {treedef}, with one sharding for each leaf",
             found=jax.tree.structure(shardings),
         ) from error
     for (path, leaf), sharding in zip(keyed, given, strict=True):
@@ -230,7 +230,7 @@ def _check_mesh(path: KeyPath, sharding: NamedSharding, mesh: Mesh | AbstractMes
             where=leaf_name(path),
             expected=f"a parameter on the mesh {dict(mesh.shape)}",
             found=f"one on {dict(other.shape)}",
-            remedy="give the mesh that the parameters are on",
+            remedy="pass the mesh that the parameters are on",
         )
     if isinstance(mesh, Mesh) and isinstance(other, Mesh):
         wanted, found = ([device.id for device in m.devices.flat] for m in (mesh, other))
@@ -239,7 +239,7 @@ def _check_mesh(path: KeyPath, sharding: NamedSharding, mesh: Mesh | AbstractMes
                 where=leaf_name(path),
                 expected=f"a parameter on a mesh with the devices in the order {wanted}",
                 found=f"one with {found}",
-                remedy="give the mesh that the parameters are on, params.sharding.mesh of one",
+                remedy="pass the mesh that the parameters are on, the sharding.mesh of any of them",
             )
 
 

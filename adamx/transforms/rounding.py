@@ -57,11 +57,15 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
 
     Parameters of float32 and wider, and complex ones, get the given update unchanged.
 
-    Give gradients in float32 (`optax.tree.cast(grads, "float32")`). Adam's updates have the
-    gradients' dtype, in which weight decay is added to the direction: in bfloat16 what is below
-    about 1/500 of the direction is lost, which is nearly all of a weight decay of 1e-4. Optax's
-    conditional wrappers (`apply_if_finite` and the like) need float32 gradients too, since the
-    returned updates are in float32.
+    Give gradients in float32: begin the chain with a cast, outside of Optax's conditional wrappers
+    (`apply_if_finite` and the like), which need updates of the gradients' dtype::
+
+        cast = optax.stateless(lambda grads, _: optax.tree.cast(grads, "float32"))
+        tx = optax.chain(cast, adamx.adamw(1e-3), adamx.stochastic_round(0))
+
+    Adam's updates have the gradients' dtype, in which weight decay is added to the direction: in
+    bfloat16 what is below about 1/500 of the direction is lost, which is nearly all of a weight
+    decay of 1e-4.
 
     Chain it after `optax.lookahead`, not inside of it, where its result would be rounded to nearest
     again. Do not use `optax.contrib.schedule_free` with narrow parameters: it adds up its weights
@@ -113,7 +117,7 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
-        params = check_given(params, "whose next values are rounded")
+        params = check_given(params, "to round their next values")
         if not isinstance(state, StochasticRoundState):
             expected = "StochasticRoundState, as init made it"
             raise InvalidType(where="state", expected=expected, found=type(state).__name__)
@@ -122,7 +126,7 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
         if state.narrow is not None and narrow != state.narrow:
             raise InvalidValue(
                 where="params",
-                expected=f"the dtypes that init got, {listed(state.narrow) or 'no narrow ones'}",
+                expected=f"the dtypes given to init, {listed(state.narrow) or 'no narrow ones'}",
                 found=listed(narrow) or "none narrower than float32",
                 remedy="optax.apply_updates keeps the parameters' dtypes, equinox.apply_updates "
                 "does not",

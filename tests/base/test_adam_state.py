@@ -46,7 +46,7 @@ FAULTS = {
     ),
     "nu of another structure": (
         STATE._replace(nu={"dense": {"kernel": jnp.ones((2, 3))}}),
-        "nu: expected the structure of the .*missing: dense/bias",
+        "nu: the structure differs from that of the .*missing: dense/bias",
     ),
     "nu of integers": (
         changed("nu", jnp.ones((2, 3), jnp.int32)),

@@ -76,7 +76,10 @@ def test_an_operation_has_derivatives_and_vmap():
     ],
 )
 def test_a_renamed_name_is_a_warning_once(context):
-    with pytest.warns(UserWarning, match=f"JAX {jax.__version__} lacks what adamx needs"):
+    with pytest.warns(
+        UserWarning,
+        match=f"JAX {jax.__version__} lacks an interface that adamx's compiled kernel needs",
+    ):
         target = jax_seam._target("cpu", SimpleNamespace(module_context=context))
     assert target == Target("cpu", None, is_export=False)
     with warnings.catch_warnings():
@@ -103,7 +106,7 @@ def test_parts_of_a_mesh_are_no_change_of_jax(axes, devices):
 def test_without_primitives_the_plain_form_is_left(monkeypatch):
     monkeypatch.setattr(jax_seam, "Primitive", None)
     run = operation([])
-    with pytest.warns(UserWarning, match="lacks what adamx needs"):
+    with pytest.warns(UserWarning, match="lacks an interface that adamx's compiled kernel needs"):
         np.testing.assert_array_equal(run(jnp.ones(2), plan=3)[0], [3, 3])
 
 

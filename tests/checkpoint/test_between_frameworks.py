@@ -122,7 +122,7 @@ def test_keras_3_into_optax():
             {"convention": "torch"},
             "convention.*Epsilon.*eps=1.72e-08",
         ),
-        ("keras3_model.keras", "keras3_ema.keras", {}, "use_ema: the template keeps averages"),
+        ("keras3_model.keras", "keras3_ema.keras", {}, "use_ema: the template has averages"),
         ("tf11_model.h5", "keras3.weights.h5", {}, "learning_rate: .* make a template with the"),
         ("tfkeras_model.h5", "keras3_frozen.keras", {}, "norm/gamma: not in the checkpoint"),
     ],

@@ -52,18 +52,18 @@ def test_from_state_in_another_order():
     checkpoint = Checkpoint.from_state(tree, state, config, order=order, layout=torch_linear)
     assert checkpoint.names == tuple(order)
     assert checkpoint.mu["a/kernel"].shape == checkpoint.params["a/kernel"].shape == (3, 2)
-    with pytest.raises(CheckpointError, match=r"order: a/x: no leaf of params"):
+    with pytest.raises(CheckpointError, match=r"order: a/x: not a leaf of params"):
         Checkpoint.from_state(tree, state, config, order=["a/kernel", "a/x"])
 
 
 def test_from_state_must_fit_together():
     tree = {"a": jnp.ones(2)}
     state = AdamConfig().transformation().init(tree)
-    with pytest.raises(CheckpointError, match="nu_max/a: missing beside mu/a"):
+    with pytest.raises(CheckpointError, match="nu_max/a: missing for mu/a"):
         Checkpoint.from_state(tree, state, AdamConfig(amsgrad=True))
     with pytest.raises(CheckpointError, match="a: expected moments of shape"):
         Checkpoint.from_state({"a": jnp.ones(3)}, state, AdamConfig())
-    with pytest.raises(CheckpointError, match="a: moments of no variable"):
+    with pytest.raises(CheckpointError, match="a: moments without a variable"):
         Checkpoint.from_state({"b": jnp.ones(2)}, state, AdamConfig())
 
 
@@ -72,8 +72,8 @@ def test_from_state_must_fit_together():
     [
         ({"names": ("in.weight",) * 4}, "in.weight: expected every name once"),
         ({"count": -1}, "count: expected at least 0, found -1"),
-        ({"nu": {}}, "nu/in.weight: missing beside mu/in.weight"),
-        ({"nu_max": {"in.bias": np.zeros(4)}}, "nu_max/in.bias: not expected beside amsgrad=False"),
+        ({"nu": {}}, "nu/in.weight: missing for mu/in.weight"),
+        ({"nu_max": {"in.bias": np.zeros(4)}}, "nu_max/in.bias: not expected with amsgrad=False"),
         ({"mu": {}}, "nu/in.weight: there is no mu/in.weight"),
     ],
 )

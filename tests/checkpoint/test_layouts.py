@@ -119,12 +119,15 @@ NOT_IN_ORDER = ["Dense_0/bias", "Dense_0/kernel", "Dense_1/kernel", "Dense_1/bia
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        (torch_linear, "Dense_0/bias: expected a path that ends in kernel .*say with order="),
+        (
+            torch_linear,
+            "Dense_0/bias: expected a path that ends in kernel .*assign the arrays with order=",
+        ),
         (lambda _, array: array.no, "Dense_0/bias: the layout raised AttributeError: .*no"),
         (lambda path: path, "Dense_0/bias: the layout raised TypeError: .* It is called with"),
-        (lambda *_: None, "Dense_0/bias: expected an array from the layout, found NoneType"),
-        (lambda *_: "x", "Dense_0/bias: expected an array from the layout, found str"),
-        (lambda *_: [[1], [2, 3]], "expected an array from the layout, found list"),
+        (lambda *_: None, "Dense_0/bias: expected the layout to return an array, found NoneType"),
+        (lambda *_: "x", "Dense_0/bias: expected the layout to return an array, found str"),
+        (lambda *_: [[1], [2, 3]], "expected the layout to return an array, found list"),
         (lambda _, array: array.ravel(), r"Dense_0/bias: expected shape \(5,\), found \(10,\)"),
     ],
 )
@@ -194,7 +197,7 @@ def test_layout_by_its_old_name():
         assert caught[0].filename == __file__
         jax.tree.map(np.testing.assert_array_equal, old, new)
         np.testing.assert_array_equal(jax.tree.leaves(new)[0], stairs.T)
-        with pytest.raises(CheckpointError, match="transform: expected layout alone"):
+        with pytest.raises(CheckpointError, match="transform: expected only layout=, found both"):
             call(layout=torch_linear, transform=torch_linear)
 
 

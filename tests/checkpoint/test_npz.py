@@ -146,7 +146,9 @@ def test_a_layout_is_refused(tmp_path):
     params = {"a": {"kernel": jnp.ones((2, 2))}}
     state = CONFIG.transformation().init(params)
     checkpoint = Checkpoint.from_state(params, state, CONFIG, layout=torch_linear)
-    with pytest.raises(CheckpointError, match="layout: expected arrays as they stand") as caught:
+    with pytest.raises(
+        CheckpointError, match="layout: expected arrays in the layout of the tree"
+    ) as caught:
         save(tmp_path / "x.npz", checkpoint)
     assert caught.value.argument == "layout"
 

@@ -150,8 +150,8 @@ WEB = b")" + b"r\xff\xff\0\0j\xff\xff\0\0\x86" * 60  # takes forever to hash
         (pickles.calling("builtins", "bytes", pickles.integer(10**10)), "builtins bytes"),
         (pickles.calling("collections", "Counter", pickles.text("a" * 99)), "collections Counter"),
         (pickles.calling("torch", "Size", b"()t"), "torch Size"),
-        (b"}" + WEB + b"Ns", "texts and numbers as keys"),
-        (pickles.calling("builtins", "set", b"]" + WEB + b"a"), "texts and numbers as keys"),
+        (b"}" + WEB + b"Ns", "strings and numbers as keys"),
+        (pickles.calling("builtins", "set", b"]" + WEB + b"a"), "strings and numbers as keys"),
         (b"Nr\xff\xff\xff\x00", "more memory than twice"),
         (b"(" + b"".join(b"ca\n%x\n" % i for i in range(90_000)) + b"t", "more memory than twice"),
     ],
@@ -198,10 +198,10 @@ def test_an_object_where_a_number_is_needed(tmp_path):
 def test_a_whole_model_says_what_to_save(tmp_path):
     model, optimizer = train()
     torch.save({"model": model, "trainer": argparse.Namespace(optimizer=optimizer)}, tmp_path / "x")
-    with pytest.raises(CheckpointError, match=r"none beside objects of torch\.nn\.modules"):
+    with pytest.raises(CheckpointError, match=r"none, but objects of torch\.nn\.modules"):
         load(tmp_path / "x")
     with pytest.raises(
-        CheckpointError, match=r"argparse\.Namespace\. Other .* the state dicts alone"
+        CheckpointError, match=r"argparse\.Namespace\. Other .* Save only the state dicts"
     ):
         load(tmp_path / "x")
 

@@ -91,10 +91,10 @@ DAMAGES = {
     "nan": (damage("mu", put(np.nan, 1, 5)), r"mu/w: 1 of 36 entries, at [1, 5], not finite"),
     "inf": (damage("nu", put(np.inf, 4, 2)), r"nu/w: 1 of 36 entries, at [4, 2], not finite"),
     "below 0": (damage("nu", put(-1e-3, 0, 4)), r"nu/w: 1 of 36 entries, at [0, 4], below 0"),
-    "all 0": (damage("nu", put(0)), r"nu/w: all 0, under a mu that is not"),
+    "all 0": (damage("nu", put(0)), r"nu/w: all 0, though mu is not"),
     "huge": (damage("nu", put(1e30, 2, 3)), r"nu/w: 1 of 36 entries, at [2, 3], far out: sqrt(v)"),
     "large m": (damage("mu", scale(1e4)), r"mu/w: 36 of 36 entries, the first at [0, 0], above"),
-    "count 0": (damage("mu", put(1.0), 0), r"mu/w: not 0, though no step is done"),
+    "count 0": (damage("mu", put(1.0), 0), r"mu/w: not 0, though count is 0"),
 }
 
 
@@ -122,13 +122,13 @@ def test_a_count_that_is_too_small():
 def test_a_count_that_is_too_large():
     fresh = run(AdamConfig(), make_gradients(1))
     [problem] = dataclasses.replace(fresh, count=1000).problems()
-    assert "are those after 1 step, not after 1000" in str(problem)
+    assert "are as after 1 step, not 1000" in str(problem)
 
 
 def test_moments_that_stay_zero():
     still = run(AdamConfig(), [jnp.zeros(SHAPE)] * 11)
     [problem] = still.problems()
-    assert str(problem) == "mu/w: m and v, as those of all variables, are 0 after 11"
+    assert str(problem) == "mu/w: m and v of this and all other variables are 0 after 11 steps"
     assert run(AdamConfig(), [jnp.zeros(SHAPE)] * 3).problems() == []
 
 

@@ -39,7 +39,7 @@ def test_the_recorded_arrays(recorded):
     assert checkpoint.not_read == ()
     if checkpoint.params:
         assert list(checkpoint.params) == list(case.truth["param"])
-        assert any("does not tell which transformation" in note for note in checkpoint.notes)
+        assert any("does not store which transformation" in note for note in checkpoint.notes)
     else:
         assert case.path.suffix == ".npz"
 
@@ -50,14 +50,14 @@ def test_their_order_is_not_that_of_a_torch_model(recorded, tmp_path):
     config = AdamConfig(convention="torch")
     group = dataclasses.replace(checkpoint.groups[0], config=config)
     checkpoint = dataclasses.replace(checkpoint, groups=(group,))
-    with pytest.raises(CheckpointError, match=r"order: expected the order .* give order=") as error:
+    with pytest.raises(CheckpointError, match=r"order: expected the order .* pass order=") as error:
         save(tmp_path / "x.pt", checkpoint)
     assert error.value.argument == "order"
     names = [name for name in checkpoint.names if checkpoint.mu[name].ndim == 1]
     group = dataclasses.replace(group, names=tuple(names))
     vectors = {f: {n: getattr(checkpoint, f)[n] for n in names} for f in ("mu", "nu")}
     vectors = dataclasses.replace(checkpoint, groups=(group,), **vectors)
-    with pytest.raises(CheckpointError, match=r"norm.weight: no variable of the checkpoint"):
+    with pytest.raises(CheckpointError, match=r"norm.weight: not a variable of the checkpoint"):
         save(tmp_path / "x.pt", vectors, order=[*names[1:], "norm.weight"])
     order = names[::-1]
     save(tmp_path / "x.pt", vectors, order=order)
@@ -86,7 +86,7 @@ def test_the_programs_own_chain_continues():
 @pytest.mark.parametrize("config", [None, {"learning_rate": 0.1}])
 @pytest.mark.parametrize("name", ["orbax_adamw", "flax_msgpack"])
 def test_hyperparameters_are_asked_for(name, config):
-    with pytest.raises(CheckpointError, match="holds no hyperparameters; give config=") as caught:
+    with pytest.raises(CheckpointError, match="holds no hyperparameters; pass config=") as caught:
         load(read_case(name).path, config=config)
     assert caught.value.argument == "config"
 

@@ -65,7 +65,7 @@ def test_names_that_the_file_settles(built, flagged, inferred, noted, model):
         assert checkpoint.mu[name].tobytes() == truth["mu"][name].tobytes()
         assert checkpoint.naming[name] == ("inferred" if name[0] in inferred else "file")
     assert len(checkpoint.notes) == noted
-    assert not noted or f"variables of {', '.join(named(built))}, by their" in checkpoint.notes[0]
+    assert not noted or f"has variables of {', '.join(named(built))}; by the" in checkpoint.notes[0]
 
 
 @pytest.mark.parametrize(("built", "flagged"), [("b", "zba"), ("ba", "zb"), ("za", "zba")])
@@ -123,8 +123,8 @@ SCHEDULED = AdamConfig.from_keras(
         ((forget_names,), PLAIN, "keras3", ["nothing in the file says that its optimizer is an"]),
         ((forget_rate,), SCHEDULED, "keras3", []),
         ((forget_rate,), PLAIN, "keras3", ["the file was saved with a schedule"]),
-        ((forget_rate, forget_names), PLAIN, "tf_keras", ["nothing in", "does not tell whether"]),
-        ((forget_rate, forget_names), SCHEDULED, "tf_keras", ["nothing", "does not tell whether"]),
+        ((forget_rate, forget_names), PLAIN, "tf_keras", ["nothing in", "does not say whether"]),
+        ((forget_rate, forget_names), SCHEDULED, "tf_keras", ["nothing", "does not say whether"]),
     ],
 )
 def test_whose_weights_alone(edits, config, framework, notes, tmp_path):

@@ -140,7 +140,9 @@ def test_several_shards(tmp_path):
     index = write_bundle(tmp_path / "model", tensors(), shards=3)
     np.testing.assert_array_equal(load(index, config=CONFIG).mu["a"], [2, 2, 2])
     (tmp_path / "model.data-00002-of-00003").unlink()
-    with pytest.raises(CheckpointError, match=r"the file model\.data-00002-of-00003 beside"):
+    with pytest.raises(
+        CheckpointError, match=r"the file model\.data-00002-of-00003 in the folder of the index"
+    ):
         load(index, config=CONFIG)
 
 

@@ -116,7 +116,7 @@ def test_the_newest_step_and_its_items(tmp_path):
         load(folder, config=RUN)
     shutil.rmtree(folder / "12")
     (folder / "12").mkdir()
-    with pytest.raises(CheckpointError, match=r"12: expected a finished step.*give the folder"):
+    with pytest.raises(CheckpointError, match=r"12: expected a finished step.*use the folder"):
         load(folder, config=RUN)
     (folder / "run_0004").mkdir()
     (folder / "12").rmdir()

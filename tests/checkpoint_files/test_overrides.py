@@ -53,7 +53,7 @@ def test_bad_fields(config, message):
 
 
 def test_maxima_of_another_kind():
-    with pytest.raises(CheckpointError, match="Optax alone corrects their bias first"):
+    with pytest.raises(CheckpointError, match="only Optax corrects the bias first"):
         load(AMSGRAD, config={"convention": "optax"})
     with pytest.raises(CheckpointError, match="amsgrad: the file has True, config= has False"):
         load(AMSGRAD, config=AdamConfig(convention="keras"))

@@ -190,7 +190,7 @@ REFUSED = {
     "averages": (AVERAGED, r"found 2: params, ema; choose one", "weights"),
     "accumulated": (
         state_after(optax.MultiSteps(ADAM, 2)),
-        "mini_step: expected 0: .*found 1 accumulated gradients",
+        "mini_step: expected 0, .*found 1 accumulated gradients",
         None,
     ),
     "a schedule elsewhere": (
@@ -206,7 +206,7 @@ REFUSED = {
     "momentum": ({"tx": state_after(optax.sgd(0.1, 0.9))}, r"found tx\.0 \(trace\)", None),
     "lion": ({"tx": state_after(optax.lion(0.1))}, r"found tx\.0 \(count, mu\)", None),
     "novograd": (state_after(optax.novograd(0.1)), "one number for each array", None),
-    "no state": (PARAMS, "count, mu and nu side by side, found none among", None),
+    "no state": (PARAMS, "count, mu and nu in one node, found none among", None),
     "one name twice": (
         optax.adam(1e-3).init({"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}),
         "expected every name once",

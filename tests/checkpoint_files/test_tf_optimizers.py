@@ -56,7 +56,7 @@ GRAPHS = {
     "another step": (
         tf1(global_step=np.int64(1_000)),
         ("net/a", "net/b"),
-        ("global_step is 1000, but the optimizer has done 5 steps",),
+        ("global_step is 1000, but by the powers of b1 and b2 the optimizer has done 5 steps",),
     ),
 }
 
@@ -99,7 +99,7 @@ REFUSED = {
     "two": (tf1(beta1_power_1=np.float32(0.9)), "those of several"),
     "on one variable": (tf1(**{"net/a/Adam_2": numbers(3)}), "Adam, Adam_2: two optimizers"),
     "RMSProp": ({"a": numbers(3), "a/RMSProp": numbers(3), "a/RMSProp_1": numbers(3)}, "RMSProp"),
-    "BERT": (tf1(**{"net/a/adam_m": numbers(3)}), "without a correction of the bias"),
+    "BERT": (tf1(**{"net/a/adam_m": numbers(3)}), "without bias correction"),
     "unlike powers": (tf1(beta2_power=power(0.999, 7)), r"those after \[5, 7\]"),
     "misshapen": (tf1(**{"net/a/Adam": numbers(4)}), "expected moments of shape|expected shape"),
 }
@@ -211,8 +211,16 @@ def add_list(graph, optimizer):
 OTHERS = {
     "Lamb": (lambda: keras(own="lamb"), None, "lamb/iteration: .*found one of lamb"),
     "Adamax": (lambda: legacy(own="Adamax"), None, "found one of Adamax"),
-    "Nadam": (keras, add_part("_u_product", "nadam/variable"), "_u_product: .*Adam alone"),
-    "momentum_cache": (legacy, add_part("momentum_cache", "x"), "momentum_cache: .*Adam alone"),
+    "Nadam": (
+        keras,
+        add_part("_u_product", "nadam/variable"),
+        "_u_product: .*only the variables of Adam",
+    ),
+    "momentum_cache": (
+        legacy,
+        add_part("momentum_cache", "x"),
+        "momentum_cache: .*only the variables of Adam",
+    ),
     "accumulation": (keras, add_list, "counts each part as a step"),
     "no second moments": (lambda: legacy(("m",)), None, "expected the state of an Adam"),
 }

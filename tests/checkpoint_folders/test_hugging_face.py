@@ -122,10 +122,13 @@ def test_shards_are_put_together(folder):
         np.testing.assert_array_equal(found.params[name], array)
     assert found.not_read == whole.not_read
     for wrong, message in [
-        (weight_map | {"extra": last}, "found none with extra"),
-        ({names[0]: "../model.safetensors"}, "no weight_map of files beside it"),
-        ({names[0]: "gone.safetensors"}, "a file of weights beside its index"),
-        (weight_map | {names[0]: last}, "that model.safetensors.index.json says are in it"),
+        (weight_map | {"extra": last}, "found none for extra"),
+        ({names[0]: "../model.safetensors"}, "no weight_map to files in its folder"),
+        ({names[0]: "gone.safetensors"}, "a file of weights in the folder of its index"),
+        (
+            weight_map | {names[0]: last},
+            "only weights that model.safetensors.index.json lists for it",
+        ),
     ]:
         index.write_text(json.dumps({"weight_map": wrong}))
         refuse(folder, message)
@@ -169,15 +172,15 @@ def test_an_output_folder(folder):
     """It has a folder for each step that was kept."""
     assert load(folder.parent).count == 6
     shutil.copytree(folder, folder.parent / "checkpoint-12")
-    refuse(folder.parent, "found 2: checkpoint-6, checkpoint-12; give one of them, such as")
+    refuse(folder.parent, "found 2: checkpoint-6, checkpoint-12; use one of them, such as")
 
 
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
-        (["model.safetensors", "config.json"], "found weights and settings alone"),
+        (["model.safetensors", "config.json"], "found only weights and settings"),
         (["trainer_state.json"], "save_only_model=False"),
-        (["model.safetensors", "optimizer_0"], "give the folder that holds it, such as optimizer"),
+        (["model.safetensors", "optimizer_0"], "use the folder that holds it, such as optimizer"),
     ],
 )
 def test_folders_without_an_optimizer_say_what_to_give(kept, message, folder):
@@ -198,11 +201,11 @@ def test_files_without_an_optimizer_say_what_to_give(tmp_path, monkeypatch):
         write_archive(tmp_path / name, value, protocol=2)
     write_safetensors(tmp_path / "model.safetensors", {"w": np.ones(3)})
     for name, found in {
-        "training_args.bin": r"none beside objects of transformers\.training_args\.Training",
-        "pytorch_model.bin": "weights alone",
+        "training_args.bin": r"none, but objects of transformers\.training_args\.Training",
+        "pytorch_model.bin": "only weights",
         "model.safetensors": "it holds weights",
     }.items():
-        refuse(tmp_path / name, f"found .*{found}.*; [Gg]ive the file .*or the folder that has it")
+        refuse(tmp_path / name, f"found .*{found}.*; [Uu]se the file .*or the folder that has it")
 
 
 def test_two_files_of_one_name(folder):

@@ -56,19 +56,19 @@ def entry(**changes):
 
 
 HEADERS = {
-    "a shape of other bytes": ({"a": entry(shape=[3])}, "does not fit the bytes"),
+    "a shape of other bytes": ({"a": entry(shape=[3])}, "does not match its number of bytes"),
     "bytes that are not there": ({"a": entry(shape=[4], data_offsets=[0, 16])}, "not in the file"),
     "bytes of nothing": ({"a": entry(shape=[1], data_offsets=[0, 4])}, "each byte once"),
     "bytes of two": ({"a": entry(), "b": entry()}, "each byte once"),
     "a gap": ({"a": entry(shape=[1], data_offsets=[4, 8])}, "each byte once"),
-    "a negative place": ({"a": entry(data_offsets=[-8, 0])}, "no list of sizes"),
-    "a size that is no number": ({"a": entry(shape=[2.0])}, "no list of sizes"),
-    "a size that is a truth": ({"a": entry(shape=[True, 2])}, "no list of sizes"),
-    "a huge shape": ({"a": entry(shape=[2**62, 2**62])}, "does not fit the bytes"),
+    "a negative place": ({"a": entry(data_offsets=[-8, 0])}, "not a list of sizes"),
+    "a size that is no number": ({"a": entry(shape=[2.0])}, "not a list of sizes"),
+    "a size that is a truth": ({"a": entry(shape=[True, 2])}, "not a list of sizes"),
+    "a huge shape": ({"a": entry(shape=[2**62, 2**62])}, "does not match its number of bytes"),
     "an unknown dtype": ({"a": entry(dtype="F4")}, "NumPy or ml_dtypes can hold, found 'F4'"),
     "a dtype that is none": ({"a": entry(dtype=[])}, "NumPy or ml_dtypes can hold"),
     "an entry that is none": ({"a": 7}, "expected a dtype, a shape and offsets"),
-    "a list": ([], "no object"),
+    "a list": ([], "not a JSON object"),
 }
 
 
@@ -90,7 +90,7 @@ def test_a_name_twice(tmp_path):
 def test_a_header_longer_than_the_file(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
-    with pytest.raises(ValueError, match="said to have 1099511627776 bytes"):
+    with pytest.raises(ValueError, match="claims 1099511627776 bytes"):
         read(path)
 
 

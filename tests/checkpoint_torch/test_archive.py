@@ -106,7 +106,7 @@ def test_an_archive_within_a_file(tmp_path):
     start = len(parts[0])
     tensor = read_archive(tmp_path / "all", start, len(parts[1]))
     np.testing.assert_array_equal(read_tensors([tensor])[0], np.full(4, 1, np.float32))
-    with pytest.raises(CheckpointError, match="the file has less"):
+    with pytest.raises(CheckpointError, match="the file has fewer"):
         read_archive(tmp_path / "all", start, 10**6)
 
 

@@ -178,7 +178,7 @@ def swap(folder):
 DAMAGES = {
     "no metadata": (
         lambda f: (f / ".metadata").unlink(),
-        r"expected a folder with \.metadata.*found __0_0\.distcp, __1_0\.distcp.*give the whole",
+        r"expected a folder with \.metadata.*found __0_0\.distcp, __1_0\.distcp.*use the whole",
     ),
     "metadata alone": (
         lambda f: [(f / f"__{rank}_0.distcp").unlink() for rank in (0, 1)],

@@ -91,7 +91,9 @@ def test_several_optimizers(tmp_path):
 def test_no_order_for_torch(tmp_path):
     write_shards(tmp_path / "from", make_tree(make_adam(SHAPES)))
     checkpoint = load(tmp_path / "from", config=CONFIG)
-    with pytest.raises(CheckpointError, match="order: expected the order in which the model has"):
+    with pytest.raises(
+        CheckpointError, match="order: expected the order of the parameters in the model"
+    ):
         save(tmp_path / "x.pt", checkpoint)
     save(tmp_path / "x.pt", checkpoint, order=list(SHAPES))
     check_adam(load(tmp_path / "x.pt"), make_adam(SHAPES))
@@ -109,7 +111,7 @@ WRONG = {
     ),
     "dimensions": (
         Split((4, 6), [((0, 0), np.ones((2, 6), "f4")), ((0,), np.ones(12, "f4"))]),
-        "expected parts of one number of dimensions",
+        "expected parts with the same number of dimensions",
     ),
 }
 
@@ -160,7 +162,7 @@ def test_what_nothing_tells_is_noted(tmp_path):
     write_shards(tmp_path, make_tree(make_adam(SHAPES)))
     notes = load(tmp_path, config=CONFIG).notes
     assert any("RAdam" in note for note in notes)
-    assert any("how many files" in note for note in notes)
+    assert any("do not store how many there are" in note for note in notes)
 
 
 def test_names_of_safetensors_that_are_no_files(tmp_path):

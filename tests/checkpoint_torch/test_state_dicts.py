@@ -142,7 +142,7 @@ def test_a_hyperparameter_that_is_missing_is_no_default(key, tmp_path):
     saved = read_archive(save_state(tmp_path / "x.pt", [({}, [(3,)])]))
     del saved["optimizer"]["param_groups"][0][key]
     write_archive(tmp_path / "y.pt", saved)
-    with pytest.raises(CheckpointError, match=rf"found none of {key}\. To go on with") as caught:
+    with pytest.raises(CheckpointError, match=rf"found none of {key}\. To continue with") as caught:
         load(tmp_path / "y.pt")
     assert caught.value.argument == "config"
 
@@ -175,7 +175,7 @@ def test_an_old_torch_does_not_tell_where_epsilon_stands(tmp_path):
     del saved["optimizer"]["param_groups"][0]["maximize"]
     write_archive(tmp_path / "y.pt", saved)
     [note] = load(tmp_path / "y.pt").notes
-    assert "before 1.3 epsilon stood beside sqrt(v) without its correction" in note
+    assert "before 1.3 torch added epsilon to the uncorrected sqrt(v)" in note
 
 
 def test_older_bitsandbytes_is_known_by_its_state(tmp_path):

@@ -23,9 +23,17 @@ PROMOTES = True  # Optax's clipping does
         ({"adaptive_epsilon": True}, None, 'adaptive_epsilon: .*convention="torch"'),
         ({"clipnorm": 1.0, "clipvalue": 1.0}, "keras3", "clipnorm and clipvalue: expected one"),
         ({"clipnorm": 1.0, "global_clipnorm": 1.0}, "tf_keras_legacy", "clipnorm and global_clip"),
-        ({"beta_1": 1.0}, "tf1", "^beta_1: expected a finite number from 0 to below 1, found 1.0"),
+        (
+            {"beta_1": 1.0},
+            "tf1",
+            "^beta_1: expected a finite number of at least 0 and below 1, found 1.0",
+        ),
         ({"lr": -1.0}, None, "^lr: expected a finite number of at least 0, found -1.0"),
-        ({"beta_2": 1 - 1e-9}, "tf1", "^beta_2: expected a number below 1 in float32, found 0.99"),
+        (
+            {"beta_2": 1 - 1e-9},
+            "tf1",
+            "^beta_2: expected a number that stays below 1 when rounded to float32, found 0.99",
+        ),
         ({"clipnorm": 0.0}, "tf_keras_legacy", "^clipnorm: expected a number above 0 or None"),
         ({"lr": 0.1, "learning_rate": 0.1}, "tf_keras_legacy", "^lr: expected one learning rate"),
         ({"lr": {"class_name": "CosineDecay"}}, "tf1", "^lr: expected a number, found a schedule"),
@@ -34,16 +42,21 @@ PROMOTES = True  # Optax's clipping does
         (
             {"class_name": "Adam", "registered_name": "my>Adam", "config": {}},
             "keras3",
-            "^class_name: expected one of Adam, AdamW of Keras, found 'my>Adam'",
+            "^class_name: expected an optimizer of Keras, one of Adam, AdamW, found 'my>Adam'",
         ),
         (
             {"class_name": "Adam", "module": "my.own", "config": {}},
             "keras3",
-            "^class_name: expected one of Adam, AdamW of Keras, found 'Adam' of another module",
+            "^class_name: expected an optimizer of Keras, one of Adam, AdamW, "
+            "found 'Adam' of another module",
         ),
         ({"class_name": "LossScaleOptimizer", "config": {}}, None, "^inner_optimizer: .* scales"),
         ({"class_name": "LossScaleOptimizerV3", "config": {}}, None, "^inner_optimizer: .* scales"),
-        ({"class_name": "SGD", "config": {}}, None, "class_name: expected one of Adam, AdamW"),
+        (
+            {"class_name": "SGD", "config": {}},
+            None,
+            "class_name: expected an optimizer of Keras, one of Adam, AdamW",
+        ),
         ({}, "keras2", "generation: expected one of 'tf1', .*, found 'keras2'"),
         (
             {"learning_rate": {"class_name": "Noisy", "config": {}}},
@@ -61,7 +74,7 @@ def test_bad_keras_configurations(config, generation, message):
     ("config", "message"),
     [
         (None, "^config: expected a mapping, found NoneType"),
-        ({"class_name": "Adam", "config": None}, "^config: expected a mapping beside class_name"),
+        ({"class_name": "Adam", "config": None}, "^config: expected a mapping next to class_name"),
         ({"amsgrad": "False"}, "^amsgrad: expected True or False, found 'False'"),
         ({"epsilon": None}, "^epsilon: expected a real number .* found NoneType"),
     ],
@@ -112,7 +125,7 @@ def test_what_keras_cannot_express(fields, generation, message):
 @pytest.mark.parametrize(
     ("group", "message"),
     [
-        ({"weight_decay": 0.1}, "decoupled_weight_decay: expected it beside weight_decay"),
+        ({"weight_decay": 0.1}, "decoupled_weight_decay: expected it together with weight_decay"),
         ({"initial_lr": 0.1}, "initial_lr: unknown key .* scheduler"),
         ({"momentum": 0.9}, "momentum: unknown key of a parameter group"),
         ({"lr": -1.0}, "^lr: .* found -1.0"),

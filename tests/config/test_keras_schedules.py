@@ -211,14 +211,24 @@ def test_drives_an_optimizer():
         ("ExponentialDecay", KEYS | {"decay_rate": True}, TypeError, "decay_rate: .*number.*True"),
         ("ExponentialDecay", KEYS | {"staircase": 1}, TypeError, "staircase: expected True or Fal"),
         ("ExponentialDecay", KEYS | {"name": 1}, TypeError, "name: expected a string, found 1"),
-        ("CosineDecay", COSINE | {"warmup_steps": -1}, ValueError, "warmup_steps: .*from 0.*-1"),
+        (
+            "CosineDecay",
+            COSINE | {"warmup_steps": -1},
+            ValueError,
+            "warmup_steps: .*of at least 0.*-1",
+        ),
         ("CosineDecay", COSINE | {"warmup_target": "1"}, TypeError, "warmup_target: .*number"),
-        ("CosineDecayRestarts", RESTARTS | {"t_mul": 0.5}, ValueError, "t_mul: .*from 1.*0.5"),
+        (
+            "CosineDecayRestarts",
+            RESTARTS | {"t_mul": 0.5},
+            ValueError,
+            "t_mul: .*of at least 1.*0.5",
+        ),
         (
             "PiecewiseConstantDecay",
             {"boundaries": [1, 2], "values": [1.0, 2.0]},
             ValueError,
-            "values: expected one more than boundaries, of which there are 2, found 2",
+            "values: expected 3 numbers, one more than boundaries, found 2",
         ),
         (
             "PiecewiseConstantDecay",
@@ -253,7 +263,8 @@ def test_bad_arguments(class_name, arguments, error, message):
         (
             {"class_name": "CosineDecay", "config": COSINE, "module": "mine.optimizers"},
             ValueError,
-            "found CosineDecay of mine.optimizers. Give its values as an Optax schedule",
+            "found CosineDecay of mine.optimizers. Write it as an Optax schedule with "
+            "the same values",
         ),
         (
             {"class_name": "CosineDecay", "config": COSINE, "registered_name": "mine>CosineDecay"},

@@ -29,10 +29,18 @@ STATE = OPTIMIZER.init(PARAMS)
         ({"convention": "pytorch"}, ValueError, "convention: .* found 'pytorch'"),
         ({"mu_dtype": "int32"}, TypeError, "mu_dtype: expected a floating-point dtype"),
         ({"b2": np.array([0.9])}, ValueError, "b2: .*"),
-        ({"epsilon": 1e-8}, TypeError, r"no argument 'epsilon': here it is eps"),
-        ({"global_clipnorm": 1.0}, TypeError, r"no argument .*: here it is clip_global_norm"),
-        ({"nesterov": True, "convention": "torch"}, ValueError, 'nesterov: .*convention "optax"'),
-        ({"nu_key": 0}, ValueError, 'nu_key: expected nu_dtype="bfloat16" beside it'),
+        ({"epsilon": 1e-8}, TypeError, r"no argument 'epsilon': it is called eps here"),
+        (
+            {"global_clipnorm": 1.0},
+            TypeError,
+            r"no argument .*: it is called clip_global_norm here",
+        ),
+        (
+            {"nesterov": True, "convention": "torch"},
+            ValueError,
+            'nesterov: .*convention="optax" with it',
+        ),
+        ({"nu_key": 0}, ValueError, 'nu_key: expected nu_dtype="bfloat16" with it'),
     ],
 )
 def test_arguments(build, arguments, error, message):
@@ -105,7 +113,7 @@ def test_the_order_of_arguments(params, amsgrad, packed):
                 with pytest.raises(InvalidType, match=r"order changed in adamx 0\.1\.0") as raised:
                     step(*arguments)
                 error = raised.value
-                assert (error.where, error.found) == ("step", f"an optimizer's state for {name}")
+                assert (error.where, error.found) == ("step", f"an optimizer's state as {name}")
                 assert error.expected == "gradients, parameters and state, in this order"
                 assert "params, state = optimizer.step(grads, params, state)" in error.remedy
         after, _ = step(*jax.tree.map(jnp.copy, (grads, params, state)))
@@ -132,7 +140,9 @@ def test_states():
         ValueError, match=r"state: mu/dense/kernel: expected shape \(3, 2\), .* found \(2, 3\)"
     ):
         OPTIMIZER.step(other, other, STATE)
-    with pytest.raises(ValueError, match=r"state: mu: expected the structure of the parameters"):
+    with pytest.raises(
+        ValueError, match=r"state: mu: the structure differs from that of the parameters"
+    ):
         OPTIMIZER.step(PARAMS["dense"], PARAMS["dense"], STATE)
     with pytest.raises(ValueError, match=r"mu: expected buffers of .* packed for other parameters"):
         packed.step([jnp.ones(99)], [jnp.ones(99)], packed.init(PARAMS))
@@ -155,5 +165,5 @@ def test_float64_outside_of_its_mode():
     with jax.enable_x64(True):
         params = jnp.ones(3, "float64")
         state = OPTIMIZER.init(params)
-    with pytest.raises(ValueError, match="expected jax_enable_x64 beside arrays of float64"):
+    with pytest.raises(ValueError, match="expected jax_enable_x64 for arrays of float64"):
         OPTIMIZER.step(params, params, state)

@@ -35,8 +35,8 @@ def test_the_kernel_is_chosen_on_one_cpu():
         (ONE_CPU._replace(devices=2), ARRAYS, "several devices"),
         (ONE_CPU._replace(devices=None), ARRAYS, "parts of a mesh"),
         (ONE_CPU._replace(is_export=True), ARRAYS, "exported"),
-        (ONE_CPU, [*ARRAYS, jnp.zeros(2, jnp.complex64)], "does not take complex64"),
-        (ONE_CPU, [jnp.zeros(2, jnp.float8_e4m3fn)], "does not take float8_e4m3fn"),
+        (ONE_CPU, [*ARRAYS, jnp.zeros(2, jnp.complex64)], "does not support complex64"),
+        (ONE_CPU, [jnp.zeros(2, jnp.float8_e4m3fn)], "does not support float8_e4m3fn"),
     ],
 )
 def test_the_plain_form_is_chosen_for_a_reason(target, arrays, reason):
@@ -49,7 +49,7 @@ def test_the_plain_form_is_chosen_for_a_reason(target, arrays, reason):
 def test_the_plain_form_is_chosen_for_what_the_kernel_does_not_have(field):
     form, reasons = step.choose(ONE_CPU, ARRAYS, PLAN._replace(**{field: True}))
     assert form.run is plain.run
-    assert "does not have nesterov and nu_key" in reasons["the compiled kernel"]
+    assert "supports neither nesterov nor nu_key" in reasons["the compiled kernel"]
 
 
 def test_without_the_kernel_its_status_is_the_reason(monkeypatch):
@@ -66,4 +66,4 @@ def test_a_compilation_tells_its_reasons(caplog):
         jax.jit(optimizer.step)(params, params, optimizer.init(params))
     [record] = caplog.records
     assert "JAX's own operations" in record.getMessage()
-    assert "does not take complex64" in record.getMessage()
+    assert "does not support complex64" in record.getMessage()

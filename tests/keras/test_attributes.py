@@ -7,11 +7,11 @@ from adamx.keras import Adam
 
 # Of Keras 3, TensorFlow, torch, Optax and Flax.
 HINTS = {
-    "learning_rate": "it is lr",
-    "alpha": "it is lr",
-    "b1": "it is beta_1",
+    "learning_rate": "it is called lr here",
+    "alpha": "it is called lr here",
+    "b1": "it is called beta_1 here",
     "beta_2_power": "",
-    "eps": "make a new optimizer by Adam.from_config",
+    "eps": "make a new optimizer with Adam.from_config",
     "clipnorm": "get_config",
     "amsgrad": "use adamx.adam",
     "weight_decay": "adamx.adamw",
@@ -41,7 +41,7 @@ def test_attributes_of_others(name, hint):
     assert getattr(optimizer, name, None) is None
     for call in (lambda: getattr(optimizer, name), lambda: setattr(optimizer, name, 0.5)):
         with pytest.raises(
-            AttributeError, match=f"{name!r} of Adam is not there.*{hint}"
+            AttributeError, match=f"{name!r} of Adam does not exist.*{hint}"
         ) as caught:
             call()
         assert isinstance(caught.value, AdamxError)
@@ -51,8 +51,8 @@ def test_attributes_of_others(name, hint):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("epsilon", "make a new optimizer by Adam.from_config"),
-        ("state", r"build\(params\), and changed by set_weights"),
+        ("epsilon", "make a new optimizer with Adam.from_config"),
+        ("state", r"build\(params\) creates it, and set_weights"),
         ("transformation", "set those"),
         ("build", ""),
     ],

@@ -64,7 +64,7 @@ def test_traced_changes(transformation, change):
 
 def test_a_traced_learning_rate():
     optimizer = Adam()
-    message = "^lr: .* an array that is traced"
+    message = "^lr: .* found a traced array"
     call = partial(jax.jit(lambda x: setattr(optimizer, "lr", x)), 0.5)
     unchanged(optimizer, TypeError, message, call)
 

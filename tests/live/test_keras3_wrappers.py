@@ -131,7 +131,7 @@ def test_frozen_or_thawed_since(built, saved, sizes, known, tmp_path):
     path = tmp_path / "a.keras"
     model.save(path)
     if known is None:
-        with pytest.raises(CheckpointError, match="of more than one choice of weights"):
+        with pytest.raises(CheckpointError, match="fit more than one choice of weights"):
             load(path)
         return
     checkpoint = load(path)

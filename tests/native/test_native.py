@@ -75,13 +75,19 @@ import adamx.native.loader as loader
     [
         ("loader._LIBRARY = 'nothing.so'", "not compiled: "),
         ("loader._LIBRARY = '__init__.py'", "could not be loaded: "),
-        ("loader._INTERFACE = 1", "is of another version of adamx: it has interface 2, expected 1"),
-        ("loader._ffi_version = lambda: (0, 0)", "jaxlib has 0.0: install adamx again"),
-        ("loader._ffi_version = lambda: (1, 9)", "jaxlib has 1.9: install adamx again"),
-        ("loader.find_fault = lambda _: 'v of a step'", "-ffast-math: it computes wrongly: v of"),
+        (
+            "loader._INTERFACE = 1",
+            "belongs to another version of adamx: expected interface 1, found 2",
+        ),
+        ("loader._ffi_version = lambda: (0, 0)", "jaxlib has 0.0: reinstall adamx with"),
+        ("loader._ffi_version = lambda: (1, 9)", "jaxlib has 1.9: reinstall adamx with"),
+        (
+            "loader.find_fault = lambda _: 'v of a step'",
+            "-ffast-math: it computes wrong results: v of",
+        ),
         (
             "loader.flushes_subnormals = iter([False, True]).__next__",
-            "-ffast-math: when it is loaded, subnormal numbers become zero",
+            "-ffast-math: loading it makes subnormal numbers zero",
         ),
         (
             "def refuse(*args, **kwargs): raise ValueError('too old')\n"

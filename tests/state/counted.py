@@ -68,7 +68,7 @@ def names(state, kind):
 UNKNOWN = {
     "named_otherwise": (
         optax.chain(counting(lambda count: Named(steps=count)), adam()),
-        r"state\[0\].steps: Named.steps: expected integers that are known to",
+        r"state\[0\].steps: Named.steps: expected integers of which adamx knows whether",
     ),
     "bare": (
         optax.chain(adam(), counting(lambda count: count)),

@@ -36,7 +36,7 @@ leaf        array            split over  bytes per device
 0/nu/last   float32[96,24]   data                   1,152
 0/nu/odd    float32[5,3]     replicated                60
 0/nu/scale  float32[]        replicated                 4
-each device holds 6,508 bytes of 51,364; replicated are 100 of them (1.5%)
+each device holds 6,508 bytes of 51,364; 100 of them are replicated (1.5%)
 """
     )
     assert set(bytes_per_device(state).values()) == {6508}
@@ -58,7 +58,7 @@ a     float32[4,2]  -, model                  16
 b     float32[3]    one device                12
 c     float64[2]    replicated                16
 d     float32[]     replicated                 4
-each device holds 48 bytes of 64; replicated are 20 of them (41.7%)
+each device holds 48 bytes of 64; 20 of them are replicated (41.7%)
 """
     )
 
@@ -67,8 +67,8 @@ def test_description_of_copies_of_parts_and_of_shapes_alone():
     """Split over one of two axes is not replicated; without a sharding a leaf is."""
     shapes = {"w": jax.ShapeDtypeStruct((8, 3), jnp.float32)}
     split = adamx.zero_sharding(shapes, two_axes(), "data")
-    assert printed(shapes, split).endswith("24 bytes of 96; replicated are 0 of them (0.0%)\n")
-    assert printed(shapes).endswith("96 bytes of 96; replicated are 96 of them (100.0%)\n")
+    assert printed(shapes, split).endswith("24 bytes of 96; 0 of them are replicated (0.0%)\n")
+    assert printed(shapes).endswith("96 bytes of 96; 96 of them are replicated (100.0%)\n")
 
 
 def test_description_of_arrays_in_another_memory():

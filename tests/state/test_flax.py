@@ -108,7 +108,9 @@ def test_every_form_has_the_same_arrays(holder):
         chex.assert_trees_all_equal(found, expected)
         fresh = take(optimizer_of(tx)[1])
         if holder == "MultiSteps" and form != "state_dict":
-            with pytest.raises(ValueError, match=r"step.*on the other side of a wrapper"):
+            with pytest.raises(
+                ValueError, match=r"step.*found one that a wrapper separates from it"
+            ):
                 adamx.from_numpy(fresh, expected)
             continue
         moved = adamx.from_numpy(fresh, expected)
@@ -135,7 +137,9 @@ def test_mappings_that_only_look_alike():
         with pytest.raises(ValueError, match="found none in dict"):
             adamx.to_numpy(other)
     state = (adamx.adam(1e-2).init(X), {"t": jnp.int32(0)})
-    with pytest.raises(ValueError, match=r"state\[1\]\['t'\]: .* expected integers that are known"):
+    with pytest.raises(
+        ValueError, match=r"state\[1\]\['t'\]: .* expected integers of which adamx knows"
+    ):
         adamx.set_weights(state, [1, *adamx.get_weights(state)[1:]])
 
 
@@ -184,7 +188,7 @@ def test_states_in_boxes_and_without_are_exchanged(suffix):
     pure = tx.init(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     for state in (pure, optimizer.opt_state, tx.init(nnx.state(model, nnx.Param))):
         chex.assert_trees_all_equal(adamx.to_numpy(adamx.from_numpy(state, named)), arrays)
-    with pytest.raises(ValueError, match=r"missing: none; unknown: mu/first/bias/value\. The"):
+    with pytest.raises(ValueError, match=r"missing: none; unknown: mu/first/bias/value\. Leave"):
         adamx.from_numpy(pure, {**arrays, "mu/first/bias/value": arrays["mu/first/bias"]})
 
 

@@ -47,7 +47,7 @@ def check_error(state, message):
     count, *moments = adamx.get_weights(state)
     with pytest.raises(InvalidValue, match=message) as error:
         adamx.set_weights(state, [count + 1, *moments])
-    assert "The state was left as it was" in str(error.value)
+    assert "The state is unchanged" in str(error.value)
     chex.assert_trees_all_equal(state, before)
     chex.assert_trees_all_equal(adamx.set_weights(state, [count, *moments]), before)
 
@@ -57,7 +57,10 @@ def test_a_counter_outside_of_the_gate_around_adam(gate):
     """How many of its calls passed the gate is not known."""
     state = optax.chain(GATED[gate], optax.scale_by_schedule(SCHEDULE)).init(PARAMS)
     name = r"state\[1\].count: ScaleByScheduleState.count"
-    check_error(state, f"{name}: expected a counter of the steps that Adam counts, found one on")
+    check_error(
+        state,
+        f"{name}: expected a counter of the same steps as Adam's count, found one that a wrapper",
+    )
 
 
 @pytest.mark.parametrize("gate", GATED)
@@ -67,7 +70,9 @@ def test_a_counter_behind_a_gate_beside_adam(gate):
     name = names.get(gate, "inner_state")
     inner = optax.ScaleByScheduleState(jnp.int32(0))
     state = (adam(1e-3).init(PARAMS), gated._replace(**{name: inner}))
-    check_error(state, "expected a counter of the steps that Adam counts, found one on")
+    check_error(
+        state, "expected a counter of the same steps as Adam's count, found one that a wrapper"
+    )
 
 
 def test_both_sides_of_sam_are_apart():

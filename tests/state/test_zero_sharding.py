@@ -205,7 +205,7 @@ def test_a_mesh_with_the_devices_in_another_order(spec):
     other = jax.sharding.Mesh(mesh.devices[::-1], mesh.axis_names)
     params = {"v": [jax.device_put(jnp.ones((8, 8)), NamedSharding(other, spec))]}
     order = [device.id for device in mesh.devices.flat]
-    message = rf"v/0: .* the devices in the order {order}, found .*give the mesh that the param"
+    message = rf"v/0: .* the devices in the order {order}, found .*pass the mesh that the param"
     with pytest.raises(ValueError, match=re.escape(message).replace(r"\.\*", ".*")):
         adamx.zero_sharding(params, mesh, "data")
     # Only shapes and names count where there are no devices, or if all of it is moved anyway.
@@ -302,12 +302,12 @@ def test_bad_input():
     packed = adamx.fused_adam(1e-3, packed=True)
     with pytest.raises(ValueError, match=r"found a PackedAdamState.*use packed=False"):
         adamx.zero_sharding(params, mesh, "data", transformation=packed)
-    with pytest.warns(UserWarning, match="nothing of the state could be split over 'data'"):
+    with pytest.warns(UserWarning, match="no array of the state could be split over 'data'"):
         adamx.zero_sharding({"w": jnp.ones(7)}, mesh, "data", transformation=tx)
     # Split over another axis, and over this one not: 4 does not divide 7.
     model = NamedSharding(two_axes(), P("model"))
     other = {"w": jax.ShapeDtypeStruct((16, 7), jnp.float32, sharding=model)}
-    with pytest.warns(UserWarning, match="nothing of the state could be split over 'data'"):
+    with pytest.warns(UserWarning, match="no array of the state could be split over 'data'"):
         adamx.zero_sharding(other, two_axes(), "data", transformation=tx)
     turned = jax.make_mesh((2, 4), ("model", "data"), axis_types=(AxisType.Auto,) * 2)
     with pytest.raises(ValueError, match="w: expected a parameter on the mesh"):

@@ -28,9 +28,9 @@ PARAMS = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
         ),
         ({"learning_rate": float("nan")}, "learning_rate: .* found nan"),
         ({"learning_rate": np.float32("inf")}, r"learning_rate: .* found np.float32\(inf\)"),
-        ({"b1": 1.0}, "b1: expected a finite number from 0 to below 1, found 1.0"),
-        ({"b1": -0.1}, "b1: expected a finite number from 0 to below 1, found -0.1"),
-        ({"b2": 1}, "b2: expected a finite number from 0 to below 1, found 1"),
+        ({"b1": 1.0}, "b1: expected a finite number of at least 0 and below 1, found 1.0"),
+        ({"b1": -0.1}, "b1: expected a finite number of at least 0 and below 1, found -0.1"),
+        ({"b2": 1}, "b2: expected a finite number of at least 0 and below 1, found 1"),
         ({"b2": np.array(1.5)}, r"b2: .* found array\(1.5\)"),
         ({"eps": -1e-8}, "eps: expected a finite number of at least 0, found -1e-08"),
         ({"eps_root": -1.0}, "eps_root: expected a finite number .* found -1.0"),
@@ -40,7 +40,7 @@ PARAMS = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
         ),
         (
             {"nesterov": True, "convention": "keras"},
-            "nesterov: expected convention .optax. .* found 'keras'",
+            "nesterov: expected convention=.optax. with it, found 'keras'",
         ),
         ({"nesterov": True, "convention": "torch"}, "nesterov: .* found 'torch'"),
     ],
@@ -107,16 +107,20 @@ def test_arrays_that_are_no_scalars(value):
 @pytest.mark.parametrize(
     ("build", "argument", "hint"),
     [
-        (adamx.adam, "lr", "here it is learning_rate"),
-        (adamx.adam, "beta_1", "here it is b1"),
-        (adamx.adamw, "beta2", "here it is b2"),
-        (adamx.scale_by_adam, "epsilon", "here it is eps"),
+        (adamx.adam, "lr", "it is called learning_rate here"),
+        (adamx.adam, "beta_1", "it is called b1 here"),
+        (adamx.adamw, "beta2", "it is called b2 here"),
+        (adamx.scale_by_adam, "epsilon", "it is called eps here"),
         (adamx.scale_by_adam, "lr", "the learning rate is an argument of adamx.adam"),
         (adamx.adam, "betas", "b1 and b2 are two arguments"),
-        (adamx.adam, "decay", "as learning rate, give adamx.inverse_time_decay("),
+        (adamx.adam, "decay", "as learning_rate, pass adamx.inverse_time_decay("),
         (adamx.adamw, "clipnorm", "in TensorFlow 1.1 this is the norm of all gradients"),
         (adamx.adam, "clipvalue", "chain optax.clip before"),
-        (adamx.adam, "weight_decay", "for decoupled decay use adamx.adamw; for that of torch"),
+        (
+            adamx.adam,
+            "weight_decay",
+            "for decoupled weight decay use adamx.adamw; for weight decay as in torch",
+        ),
     ],
 )
 def test_arguments_of_other_frameworks(build, argument, hint):
@@ -267,7 +271,7 @@ def test_injected_hyperparameters_in_bfloat16():
         (
             {"dense": {"kernel": True}},
             ValueError,
-            "^mask: .* another structure; missing: dense/bias",
+            "^mask: .* a different structure; missing: dense/bias",
         ),
         (
             {"dense": {"kernel": True, "bias": False, "scale": True}},

@@ -117,7 +117,7 @@ def test_what_is_no_number(name, case):
     ("build", "advice"),
     [
         (adamx.scale_by_adam, "wrap the optimizer in optax.inject_hyperparams"),
-        (adamx.AdamConfig, "takes a schedule as learning_rate alone"),
+        (adamx.AdamConfig, "accepts a schedule only as learning_rate"),
         (
             lambda **given: adamx.fused_adam(0.1, **given),
             "an argument of the function that you jit",

@@ -14,15 +14,19 @@ from tests.transforms.rounded_runs import apply_updates
 @pytest.mark.parametrize(
     ("key", "error", "message"),
     [
-        (None, TypeError, "expected an int, a key of jax.random .*, found NoneType"),
+        (None, TypeError, "expected an int, a jax.random key .*, found NoneType"),
         (True, TypeError, "found bool"),
         (0.5, TypeError, "found float"),
         (jnp.float32(0), TypeError, "found an array of float32. .* static_args="),
-        (jnp.zeros(3, jnp.uint32), ValueError, r"uint32\[2\], found \(3,\)"),
-        (jax.random.PRNGKey(0, impl="rbg"), ValueError, r"found \(4,\), as of another generator"),
+        (jnp.zeros(3, jnp.uint32), ValueError, r"uint32\[2\], found shape \(3,\)"),
+        (
+            jax.random.PRNGKey(0, impl="rbg"),
+            ValueError,
+            r"found shape \(4,\), as of another generator",
+        ),
         (np.zeros((4, 2), np.uint32), ValueError, r"found \(4, 2\); .* jax.vmap"),
         (jax.random.split(jax.random.key(0)), ValueError, r"of shape \(\), found \(2,\)"),
-        (jax.random.key(0, impl="rbg"), ValueError, "expected a key of Threefry, found one of rbg"),
+        (jax.random.key(0, impl="rbg"), ValueError, "expected a Threefry key, found a key of rbg"),
     ],
 )
 def test_bad_keys(key, error, message):
@@ -37,7 +41,7 @@ def test_bad_keys(key, error, message):
 @pytest.mark.parametrize("build", [adamx.scale_by_adam, adamx.adam, adamx.adamw])
 def test_nu_key_without_bfloat16(build, nu_dtype):
     arguments = {} if build is adamx.scale_by_adam else {"learning_rate": 1e-3}
-    message = "nu_key: expected nu_dtype=.bfloat16. beside it, found .*; give that"
+    message = "nu_key: expected nu_dtype=.bfloat16. with it, found .*; set that"
     with pytest.raises(ValueError, match=message):
         build(**arguments, nu_dtype=nu_dtype, nu_key=0)
 
@@ -74,7 +78,7 @@ def test_parameters_that_were_widened(dtype, is_jitted):
     updates, state = update(params, state, params)
     wide = widen(params, updates) | {"c": params["c"]}  # which was not trained
     message = (
-        f"params: expected the dtypes that init got, 2 of {dtype}, found 1 of {dtype}; .*apply"
+        f"params: expected the dtypes given to init, 2 of {dtype}, found 1 of {dtype}; .*apply"
     )
     with pytest.raises(ValueError, match=message):
         update(wide, state, wide)
@@ -106,7 +110,9 @@ def test_what_is_rounded_comes_last(after):
     params = {"dense": {"kernel": jnp.ones(3, jnp.bfloat16), "bias": jnp.ones(3)}}
     wrong = optax.chain(adamx.stochastic_round(0), after())
     for update in (wrong.update, jax.jit(wrong.update)):
-        with pytest.raises(ValueError, match=r"dense/kernel: .* the last part of the chain"):
+        with pytest.raises(
+            ValueError, match=r"dense/kernel: .* the last transformation of the chain"
+        ):
             update(params, wrong.init(params), params)
     right = optax.chain(after(), adamx.stochastic_round(0))
     for _ in range(2):
@@ -120,5 +126,7 @@ def test_a_tensor_is_no_key():
         adamx.stochastic_round,
         lambda key: adamx.scale_by_adam(nu_dtype="bfloat16", nu_key=key),
     ):
-        with pytest.raises(TypeError, match=r"key: expected an int, a key .*, found torch.Tensor"):
+        with pytest.raises(
+            TypeError, match=r"key: expected an int, a jax.random key .*, found torch.Tensor"
+        ):
             build(Tensor())

@@ -128,7 +128,7 @@ def _refuse(tree: ArrayTree) -> CheckpointError:
         if "trace" in fields or ("count" in fields and len(fields) > 1)
     ]
     return CheckpointError(
-        expected="the state of Adam: count, mu and nu side by side",
+        expected="the state of Adam: count, mu and nu in one node",
         found=listed(others)
         or f"none among {listed(map(dotted, tree.leaves), most=6) or 'nothing'}",
     )
@@ -148,5 +148,5 @@ def _check_kind(adam: AdamNode, tree: ArrayTree) -> None:
         raise CheckpointError(
             where=dotted(adam.node),
             expected="the state of Adam",
-            found="a second moment of one number for each array, as novograd has",
+            found="a second moment with one number for each array, as in novograd",
         )

@@ -132,7 +132,7 @@ class Bundle:
         """The one string of a scalar of strings, after verifying its checksum."""
         entry = self._find(name)
         if not entry.is_text or entry.shape:
-            raise CheckpointError(where=name, expected="one string", found="another tensor")
+            raise CheckpointError(where=name, expected="one string", found="something else")
         self.account.spend(2 * entry.size)  # for copies
         data = bytes(self._take(name, entry, whole=False))
         size, at = read_varint(data, 0)
@@ -146,7 +146,9 @@ class Bundle:
 
     def _find(self, name: str) -> Entry:
         if name not in self.entries:
-            raise CheckpointError("not in the index, which says that it is", where=name)
+            raise CheckpointError(
+                "the checkpoint refers to it, but it is not in the index", where=name
+            )
         self.read.add(name)
         return self.entries[name]
 
@@ -177,7 +179,7 @@ class Bundle:
         if not path.is_file():
             raise CheckpointError(
                 where=name,
-                expected=f"the file {path.name} beside the index",
+                expected=f"the file {path.name} in the folder of the index",
                 found="none",
                 remedy="copy all files of the checkpoint",
             )
@@ -207,7 +209,7 @@ def _read_header(key: bytes, value: bytes) -> int:
             remedy="load the checkpoint in TensorFlow there, and save it in another format",
         )
     if shards < 1:
-        raise ValueError(f"the index tells of {shards} shards")
+        raise ValueError(f"the index claims {shards} shards")
     return shards
 
 
@@ -236,7 +238,7 @@ def _read_shape(field: int | bytes) -> tuple[int, ...]:
     sizes: list[int] = []
     for number, axis in list_fields(field):
         if number == 3 and axis:
-            raise ValueError("an entry of the index has no known shape")
+            raise ValueError("an entry of the index has an unknown shape")
         if number == 2:
             if isinstance(axis, int) or len(sizes) == _MOST_AXES:
                 raise ValueError("an entry of the index has a damaged shape")

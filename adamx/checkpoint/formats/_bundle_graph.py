@@ -132,7 +132,7 @@ def read_graph(bundle: Bundle) -> Graph:
     numbers = {n for node in nodes for n in node.children.values()}
     numbers |= {n for node in nodes for s in node.slots for n in (s.variable, s.value)}
     if not nodes or not numbers <= set(range(len(nodes))):
-        raise ValueError("the graph of objects refers to what is not in it")
+        raise ValueError("the graph of objects refers to a node that is not in it")
     return Graph(nodes)
 
 

@@ -66,7 +66,7 @@ def name_lists(
             raise CheckpointError(
                 where=part,
                 expected=f"an entry for each of the {len(lists['_momentums'])} variables",
-                found=f"{len(nodes)}, or those of others",
+                found=f"{len(nodes)} entries, or those of other variables",
             )
         own = {name: node.key for name, node in zip(names, nodes, strict=True) if name is not None}
         keys[part] = {name: own[name] for name in by_name["_momentums"] if name is not None}

@@ -47,8 +47,8 @@ def find_in_names(bundle: Bundle, selected: str | None) -> Optimizer:
     }
     if slots != _ADAM:
         optimizer.notes.append(
-            f"the slots of the optimizer are called {slots}: that it is an Adam is told by "
-            f"{powers[0]} and {powers[1]} alone"
+            f"the slots of the optimizer are called {slots}: only {powers[0]} and {powers[1]} "
+            "identify it as Adam"
         )
     return optimizer
 
@@ -66,8 +66,8 @@ def _refuse_bert(entries: Collection[str]) -> None:
         raise CheckpointError(
             where=found[0],
             expected="the slots of tf.train.AdamOptimizer",
-            found=f"{_BERT[0]} and {_BERT[1]}, as BERT's AdamWeightDecayOptimizer or a LAMB keep "
-            "them: their steps are others, without a correction of the bias",
+            found=f"{_BERT[0]} and {_BERT[1]}, as BERT's AdamWeightDecayOptimizer or a LAMB has: "
+            "they compute other steps, without bias correction",
         )
 
 
@@ -93,15 +93,15 @@ def _find_slots(entries: Collection[str], selected: str | None) -> str:
     if not kinds:
         others = sorted(last & (_OTHER_SLOTS | _SINGLE_SLOTS))
         raise CheckpointError(
-            expected="VARIABLE/Adam and VARIABLE/Adam_1, as tf.train.AdamOptimizer keeps them",
+            expected="VARIABLE/Adam and VARIABLE/Adam_1, as tf.train.AdamOptimizer names them",
             found=f"slots called {listed(others)}" if others else "no slots",
         )
     if len(kinds) > 1 or selected not in (None, *kinds):
         raise CheckpointError(
             where="optimizer",
             expected="the slots of one optimizer",
-            found=f"{listed(sorted(kinds))}: two optimizers, or slots that are none",
-            remedy=f"give optimizer= with one of {listed(sorted(kinds))}",
+            found=f"{listed(sorted(kinds))}: two optimizers, or variables that are not slots",
+            remedy=f"pass optimizer= with one of {listed(sorted(kinds))}",
             argument="optimizer",
             choices=sorted(kinds),
         )
@@ -136,15 +136,15 @@ def _find_power(entries: Collection[str], name: str) -> str:
         raise CheckpointError(
             where=listed(found),
             expected=f"{name} of one optimizer",
-            found="those of several, and the file does not tell whose variables are whose",
-            remedy="save in TensorFlow with tf.compat.v1.train.Saver(var_list=...) the variables "
-            "of one optimizer",
+            found="those of several; the file does not say which optimizer has which variables",
+            remedy="in TensorFlow, save the variables of one optimizer with "
+            "tf.compat.v1.train.Saver(var_list=...)",
         )
     if not found:
         raise CheckpointError(
             where=name,
             expected="a variable of tf.train.AdamOptimizer",
-            found="none, so that the number of its steps is not known",
+            found="none, so the number of its steps is unknown",
         )
     return found[0]
 

@@ -100,8 +100,8 @@ def _choose(found: list[_Found], selected: str | None) -> _Found:
         raise CheckpointError(
             where="optimizer",
             expected="the dotted key of one optimizer" if selected else "one optimizer",
-            found=f"{selected!r:.200}, beside {paths}" if selected else f"{len(found)}: {paths}",
-            remedy="give optimizer= with one of these keys",
+            found=f"{selected!r:.200}; there is {paths}" if selected else f"{len(found)}: {paths}",
+            remedy="pass optimizer= with one of these keys",
             argument="optimizer",
             choices=[one.path for one in found],
         )
@@ -211,7 +211,7 @@ def _read_lists(bundle: Bundle, graph: Graph, found: _Found, names: Mapping[int,
             where=f"{found.path}.{_ACCUMULATORS}",
             expected="an optimizer without accumulated gradients",
             found="one that accumulates them, and counts each part as a step",
-            remedy="save the model as .keras, which tells how many make a step",
+            remedy="save the model as .keras, which stores how many of them make a step",
         )
     _check_parts(graph, node, _LISTS_PARTS)
     is_keras3 = "_trainable_variables" in node.children
@@ -243,7 +243,7 @@ def _read_lists(bundle: Bundle, graph: Graph, found: _Found, names: Mapping[int,
     _add_settings(optimizer, graph, node, _LISTS_PARTS)
     optimizer.is_scheduled = "learning_rate" not in optimizer.settings
     optimizer.notes.append(
-        "the file does not tell the optimizer's class: Lamb of Keras keeps the same as Adam"
+        "the file does not store the optimizer's class: Keras's Lamb has the same variables as Adam"
     )
     return optimizer
 
@@ -258,7 +258,7 @@ def _check_parts(graph: Graph, node: Node, known: Mapping[str, str]) -> None:
     if unknown:
         raise CheckpointError(
             where=listed(unknown),
-            expected="the variables of Adam alone",
+            expected="only the variables of Adam",
             found="others, with which the optimizer computes something else",
         )
 

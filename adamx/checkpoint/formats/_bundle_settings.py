@@ -53,8 +53,8 @@ def request_settings(bundle: Bundle, optimizer: Optimizer) -> CheckpointError:
     return CheckpointError(
         where="config",
         expected="an AdamConfig, since TensorFlow's checkpoints do not hold all hyperparameters: "
-        f"of this one {held}, and never epsilon, clipping or weight decay",
-        remedy=f"give config={call}, with those of the run",
+        f"this one holds {held}, and epsilon, clipping and weight decay are never stored",
+        remedy=f"pass config={call}, with those of the run",
         argument="config",
     )
 
@@ -114,16 +114,16 @@ def read_steps(
     if count is None:
         raise CheckpointError(
             where="config" if found else optimizer.powers[1],
-            expected="the b1 and b2 of the run, whose powers tell the number of steps"
+            expected="the b1 and b2 of the run, whose powers give the number of steps"
             if found
-            else "a power of b2 above 0, or global_step, to tell the number of steps",
+            else "a power of b2 above 0, or global_step, to find the number of steps",
             found=f"b1={config.b1}, b2={config.b2}" if found else "neither",
             argument="config" if found else None,
         )
     if counter is not None and counter != count:
         optimizer.notes.append(
-            f"{optimizer.count} is {counter}, but the optimizer has done {count} steps, as the "
-            "powers of b1 and b2 tell"
+            f"{optimizer.count} is {counter}, but by the powers of b1 and b2 the optimizer has "
+            f"done {count} steps"
         )
     elif not counts:
         optimizer.notes.append(f"the number of steps is taken from {optimizer.count} alone")

@@ -192,7 +192,9 @@ def _read_entry(
         ranks = {len(shape), len(offset), len(sizes)}
         if not is_shape(offset) or not is_shape(sizes) or len(ranks) > 1:
             raise CheckpointError(
-                where=name, expected="parts of it", found=f"{reprlib.repr(own):.120}"
+                where=name,
+                expected=f"parts with an offset and sizes in {len(shape)} dimensions",
+                found=f"{reprlib.repr(own):.120}",
             )
         if not all(sizes):
             continue
@@ -205,7 +207,7 @@ def _read_entry(
 def _refuse_absent(name: str, offset: _Shape) -> CheckpointError:
     return CheckpointError(
         where=name,
-        expected=f"the place of its part at {offset}" if offset else "its place",
+        expected=f"the location of its part at {offset}" if offset else "its location",
         found=f"none in {METADATA}",
     )
 

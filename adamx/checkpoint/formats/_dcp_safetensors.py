@@ -109,9 +109,9 @@ def _list_parts(folder: Path, account: Account) -> dict[str, list[_Part]]:
             with path.open("rb") as file:
                 if file.read(len(SIGNATURE)) == SIGNATURE:
                     raise CheckpointError(
-                        expected="tensors alone, as safetensors are",
-                        found="other values before them, such as the optimizer's groups, so that "
-                        "torch cannot load the file either",
+                        expected="only tensors, as in safetensors",
+                        found="other values before them, such as the optimizer's groups: torch "
+                        "cannot load the file either",
                         remedy="save again in the usual format of torch.distributed.checkpoint",
                     )
             held = read_safetensors(path, account)
@@ -136,7 +136,7 @@ def _find_offset(told: Any, name: str, tensor: Tensor) -> tuple[int, ...]:
 
 def _describe(name: str, parts: Sequence[_Part]) -> Entry:
     if len({tensor.ndim for _, tensor in parts}) > 1:
-        raise CheckpointError(where=name, expected="parts of one number of dimensions")
+        raise CheckpointError(where=name, expected="parts with the same number of dimensions")
     chunks = [Chunk(at, tensor.shape, Segment("", 0, tensor.nbytes)) for at, tensor in parts]
     ends = [map(sum, zip(chunk.offset, chunk.shape, strict=True)) for chunk in chunks]
     shape = tuple(map(max, zip(*ends, strict=True)))

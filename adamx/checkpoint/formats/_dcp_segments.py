@@ -52,7 +52,7 @@ class Store:
         dtype = find_dtype(entry.dtype.qualname) if entry.dtype else None
         if dtype is None:
             found = describe(entry.dtype)
-            raise CheckpointError(where=name, expected="a dtype that NumPy has", found=found)
+            raise CheckpointError(where=name, expected="a dtype that NumPy supports", found=found)
         if len(entry.chunks) == 1:
             return self._read_part(name, entry.chunks[0], dtype)
         nbytes = math.prod(entry.shape) * dtype.itemsize
@@ -116,7 +116,7 @@ class Store:
                     where=segment.file,
                     expected=f"the file with {name}, which {METADATA} names",
                     found=list_names(self._folder),
-                    remedy="give a folder with the files of all ranks",
+                    remedy="use a folder with the files of all ranks",
                 )
             self._sizes[segment.file] = path.stat().st_size
         size = self._sizes[segment.file]
@@ -124,7 +124,7 @@ class Store:
             raise CheckpointError(
                 where=segment.file,
                 expected=f"{name} at bytes {segment.start} to {segment.start + segment.size}",
-                found=f"{size} bytes: it is truncated, or of another checkpoint",
+                found=f"{size} bytes: it is truncated, or belongs to another checkpoint",
             )
         return path
 

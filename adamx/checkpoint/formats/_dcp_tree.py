@@ -102,11 +102,11 @@ def _put(root: dict[Any, Any], path: _Path, name: str, value: Any) -> None:
         node = node.setdefault(key, {})
         if not isinstance(node, dict):
             raise CheckpointError(
-                where=name, expected="a path of its own", found=f"{reprlib.repr(path):.200}"
+                where=name, expected="a unique path", found=f"{reprlib.repr(path):.200}"
             )
     if path[-1] in node:
         raise CheckpointError(
-            where=name, expected="a path of its own", found=f"{reprlib.repr(path):.200}"
+            where=name, expected="a unique path", found=f"{reprlib.repr(path):.200}"
         )
     node[path[-1]] = value
 
@@ -121,7 +121,7 @@ def _with_lists(node: Any, path: _Path) -> Any:
             raise CheckpointError(
                 where=".".join(map(str, path)),
                 expected=f"{len(made)} elements of a list",
-                found=f"those at {sorted(made)[:10]}",
+                found=f"elements at {sorted(made)[:10]}",
             )
         return [made[index] for index in range(len(made))]
     groups, state = made.get(_GROUPS), made.get(_STATE)

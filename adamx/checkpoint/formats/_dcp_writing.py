@@ -54,7 +54,7 @@ def list_values(saved: Any, described: Described) -> dict[str, Any]:
         try:
             values[name] = find_value(saved, path)
         except (IndexError, KeyError, TypeError, ValueError):
-            raise refuse_template("a state that has this, too", "one without", name=name) from None
+            raise refuse_template("a state that has this too", "one without", name=name) from None
     return values
 
 
@@ -63,7 +63,7 @@ def check_room(state: Mapping[Any, Mapping[str, Any]], values: Mapping[str, Any]
     there = {id(value) for value in values.values()}
     for parameter, entry in state.items():
         for key in (key for key, value in entry.items() if id(value) not in there):
-            raise refuse_template(f"room for {key} of {parameter}", "an optimizer without it")
+            raise refuse_template(f"{key} of {parameter}", "an optimizer without it")
 
 
 def write_folder(
@@ -136,7 +136,7 @@ def _convert(name: str, value: Any, entry: Entry) -> np.ndarray:
         raise refuse_template(
             f"an array of shape {array.shape}",
             f"shape {entry.shape} and dtype {describe(entry.dtype)}",
-            "give a template of the same model and optimizer",
+            "use a template of the same model and optimizer",
             name,
         )
     return array.astype(dtype, copy=False).reshape(entry.shape)
@@ -145,9 +145,9 @@ def _convert(name: str, value: Any, entry: Entry) -> np.ndarray:
 def _write_part(old: IO[bytes], new: IO[bytes], place: _Place, part: Any) -> None:
     if is_tensor(part) and old.read(len(SIGNATURE)) != SIGNATURE:
         raise refuse_template(
-            "tensors that are stored as torch.save does",
-            "safetensors behind other values, which torch cannot load either",
-            "give a template in the usual format of torch.distributed.checkpoint",
+            "tensors stored as by torch.save",
+            "safetensors after other values, which torch cannot load either",
+            "use a template in the usual format of torch.distributed.checkpoint",
             place.name,
         )
     stream = io.BytesIO()

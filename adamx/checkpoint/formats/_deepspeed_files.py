@@ -69,12 +69,12 @@ def find_folder(folder: Path) -> Path:
                 where=name,
                 expected=f"the name of one of the folders here: {listed(steps)}",
                 found=f"{tag!r:.200}",
-                remedy=f"give the folder of a step, {steps[0]}, say",
+                remedy=f"use the folder of a step, such as {steps[0]}",
             )
     raise CheckpointError(
         expected="the file `latest`, which names the step to read",
         found=list_names(folder),
-        remedy=f"give the folder of a step, {steps[0]}, say",
+        remedy=f"use the folder of a step, such as {steps[0]}",
     )
 
 
@@ -138,8 +138,8 @@ def _refuse_split(name: str, found: str) -> CheckpointError:
         where=name,
         expected="a model that is not split (data parallel only)",
         found=found,
-        remedy="adamx does not put the parts of tensors together there: load it with DeepSpeed, "
-        "and save full tensors",
+        remedy="adamx does not merge the parts of such tensors: load it with DeepSpeed, and save "
+        "full tensors",
     )
 
 
@@ -148,9 +148,9 @@ def check_whole(saved: Any) -> None:
     held = saved.get("optimizer_state_dict") if isinstance(saved, dict) else None
     if isinstance(held, dict) and not _FLAT.isdisjoint(held):
         raise CheckpointError(
-            expected="all parts of the optimizer",
-            found="that of one rank, which DeepSpeed's ZeRO wrote: flat vectors without names",
-            remedy="give the folder in which this file is",
+            expected="the optimizer's state from all ranks",
+            found="that of one rank, written by DeepSpeed's ZeRO: flat vectors without names",
+            remedy="use the folder that contains this file",
         )
 
 

@@ -48,7 +48,9 @@ def split_evenly(shapes: Shapes, ranks: int, size: int) -> dict[str, list[Piece]
         while at < end:
             if not size or at // size >= ranks:
                 raise CheckpointError(
-                    where=name, expected="its values", found=f"{ranks} parts of {size} elements"
+                    where=name,
+                    expected="its values",
+                    found=f"only {ranks} parts of {size} elements",
                 )
             count = min(end, (at // size + 1) * size) - at
             pieces[name].append(Piece(at // size, at % size, count))
@@ -56,7 +58,7 @@ def split_evenly(shapes: Shapes, ranks: int, size: int) -> dict[str, list[Piece]
     left = ranks * size - at
     if left >= max(2 * ranks, 1):
         raise CheckpointError(
-            expected=f"parameters of {ranks * size} elements, but for less than {2 * ranks}",
+            expected=f"parameters of {(size - 2) * ranks + 1} to {size * ranks} elements",
             found=f"shapes of {at} elements",
         )
     return pieces
@@ -113,7 +115,7 @@ def assemble(
             if isinstance(vector, Tensor):
                 found = f"shape {vector.shape} and dtype {vector.dtype}"
             raise CheckpointError(
-                where=f"rank {rank}: {where}", expected="a vector as of rank 0", found=found
+                where=f"rank {rank}: {where}", expected="a vector like that of rank 0", found=found
             )
     dtype = vectors[0].dtype
     if not values:
@@ -131,8 +133,8 @@ def assemble(
             if piece.start < at or end > read.size:
                 raise CheckpointError(
                     where=f"rank {rank}: {where}: {name}",
-                    expected=f"{piece.length} elements of its own within {read.size}",
-                    found=f"those from {piece.start}",
+                    expected=f"{piece.length} elements within {read.size}, used by it alone",
+                    found=f"those from {piece.start} to {end}",
                 )
             if is_padded_with_zeros and read[at : piece.start].any():
                 raise _refuse_padding(rank, where)
@@ -163,6 +165,6 @@ def scatter(
 def _refuse_padding(rank: int, where: str) -> CheckpointError:
     return CheckpointError(
         where=f"rank {rank}: {where}",
-        expected="zeros where no parameter is",
-        found="other numbers: shapes and slices are not those of these values",
+        expected="zeros as padding between parameters",
+        found="other numbers: the shapes or slices do not belong to these values",
     )

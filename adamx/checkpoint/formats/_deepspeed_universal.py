@@ -50,7 +50,7 @@ def read_universal(folder: Path, shapes: Sequence[Shapes], account: Account) -> 
         raise CheckpointError(
             where=folder.name,
             expected="a folder for each parameter of param_shapes",
-            found=f"none of {listed(sorted(names - there)) or 'no other'}; "
+            found=f"missing: {listed(sorted(names - there)) or 'none'}; "
             f"unexpected: {listed(sorted(there - names)) or 'none'}",
         )
     made = State({}, name_groups(groups, shapes), {})

@@ -112,7 +112,7 @@ def replace_weights(models: Sequence[_Model], weights: Mapping[str, np.ndarray])
                 raise refuse_template(
                     f"shape {array.shape}, as param_shapes says",
                     tensor.shape,
-                    "give a template whose files are of one model",
+                    "use a template whose files are of one model",
                     f"module: {name}",
                 )
             module[name] = _narrow(name, array, tensor.dtype)
@@ -125,7 +125,7 @@ def _narrow(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> Tensor:
     if (np.isfinite(array) & ~np.isfinite(narrow)).any():
         raise CheckpointError(
             where=f"params/{name}",
-            expected=f"numbers that {dtype}, the model's in the template, can hold",
+            expected=f"numbers that {dtype}, the model's dtype in the template, can hold",
             found=f"{np.abs(array[~np.isfinite(narrow)]).max():.3g}",
             argument="template",
         )

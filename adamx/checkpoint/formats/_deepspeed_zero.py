@@ -74,7 +74,7 @@ def open_zero(
     ranks = [_open_rank(rank, file, len(files)) for rank, file in enumerate(files)]
     is_third = ranks[0].is_third
     if any(one.is_third != is_third for one in ranks):
-        raise CheckpointError(expected="files of one stage of ZeRO", found="two")
+        raise CheckpointError(expected="files of one stage of ZeRO", found="files of two stages")
     made = Zero(ranks, _choose_groups(ranks), [], [])
     for index, own in enumerate(shapes):
         entries = [_find_entry(rank, index, one) for rank, one in enumerate(ranks)]
@@ -142,7 +142,7 @@ def _open_rank(rank: int, file: Mapping[str, Any], ranks: int) -> Rank:
     where = f"rank {rank}: optimizer_state_dict"
     held = file.get("optimizer_state_dict")
     if not isinstance(held, dict):
-        raise CheckpointError(where=where, expected="that of ZeRO", found=describe(held))
+        raise CheckpointError(where=where, expected="ZeRO's dictionary", found=describe(held))
     counts = held.get("partition_count", ranks)
     for group in held.get("ds_zero_partition_groups") or ():
         counts = [counts, group.get("partition_count", ranks)]
@@ -151,7 +151,7 @@ def _open_rank(rank: int, file: Mapping[str, Any], ranks: int) -> Rank:
             where=where,
             expected=f"partition_count {ranks}, since there are files of {ranks} ranks",
             found=f"{reprlib.repr(counts):.80}",
-            remedy="give a folder with the files of all ranks of one save, and of no other",
+            remedy="use a folder with the files of all ranks of one save, and no others",
         )
     stage = held.get("zero_stage")
     stage = stage.arguments[0] if isinstance(stage, StandIn) and stage.arguments else stage
@@ -164,21 +164,21 @@ def _open_rank(rank: int, file: Mapping[str, Any], ranks: int) -> Rank:
         raise CheckpointError(
             where=where,
             expected="the float32 weights of ZeRO-1, 2 or 3",
-            found=f"{listed(map(str, held))} of stage {reprlib.repr(stage):.40}",
+            found=f"{listed(map(str, held))}, for stage {reprlib.repr(stage):.40}",
         )
     if isinstance(optimizer, list):
         raise CheckpointError(
             where=f"{where}: base_optimizer_state",
             expected="the state dict of an optimizer",
             found="a list without hyperparameters",
-            remedy='save without "elastic_checkpoint" in the configuration of DeepSpeed',
+            remedy='save without "elastic_checkpoint" in the DeepSpeed configuration',
         )
     if not isinstance(optimizer, dict) or not isinstance(optimizer.get("state"), dict):
         raise CheckpointError(
             where=where,
             expected="the state dict of an optimizer",
             found=describe(optimizer),
-            remedy="with the state on other devices (NVMe), save it with DeepSpeed first",
+            remedy="if the state is offloaded (NVMe), save it with DeepSpeed first",
         )
     return Rank(held, optimizer, key, slices)
 
@@ -193,7 +193,7 @@ def _choose_groups(told: Sequence[Rank]) -> list[dict[str, Any]]:
             raise CheckpointError(
                 where=f"rank {rank}: param_groups",
                 expected="those of rank 0",
-                found="others: the files are not of one step",
+                found="others: the files are from different steps",
             )
     if any(group.get("moe") for group in groups):
         raise CheckpointError(
@@ -240,7 +240,7 @@ def _choose_step(index: int, entries: Sequence[Mapping[str, Any]], account: Acco
             raise CheckpointError(
                 where=f"rank {rank}: group {index}: step",
                 expected=f"{reprlib.repr(counts[0]):.40}, as on rank 0",
-                found=f"{reprlib.repr(count):.40}: the files are not of one step",
+                found=f"{reprlib.repr(count):.40}: the files are from different steps",
             )
     return values[0]
 
@@ -252,14 +252,14 @@ def _read_slices(index: int, shapes: Shapes, told: Sequence[Rank]) -> dict[str, 
         where = f"rank {rank}: param_slice_mappings"
         slices = one.slices[index] if one.slices is not None and len(one.slices) > index else None
         if not isinstance(slices, dict):
-            raise CheckpointError(where=where, expected="that of each group", found="none")
+            raise CheckpointError(where=where, expected="a mapping for each group", found="none")
         for name, address in slices.items():
             told_of = address.attributes if isinstance(address, StandIn) else {}
             start, count = told_of.get("start"), told_of.get("numel")
             if type(start) is not int or type(count) is not int or start < 0 or count < 1:
                 raise CheckpointError(
                     where=f"{where}: {reprlib.repr(name):.80}",
-                    expected="where its elements are",
+                    expected="the start and the number of its elements",
                     found=f"{reprlib.repr(start):.20}, {reprlib.repr(count):.20}",
                 )
             if name not in pieces:
@@ -279,6 +279,6 @@ def _check_sizes(index: int, fields: Mapping[str, Sequence[Any]], size: int) -> 
             if getattr(vector, "shape", None) != (size,):
                 raise CheckpointError(
                     where=f"rank {rank}: group {index}: {key}",
-                    expected=f"{size} elements, by the shapes and the other ranks",
+                    expected=f"{size} elements, as the shapes and the other ranks imply",
                     found=str(getattr(vector, "shape", describe(vector))),
                 )

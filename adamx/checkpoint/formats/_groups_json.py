@@ -33,7 +33,7 @@ def read_groups(described: Mapping[str, Any]) -> tuple[ParameterGroup, ...]:
 def _read_group(described: Mapping[str, Any]) -> ParameterGroup:
     names, count = described["names"], described["count"]
     if not all(isinstance(name, str) for name in names) or type(count) is not int:
-        raise CheckpointError("expected texts as names and a whole number as count")
+        raise CheckpointError("expected strings as names and a whole number as count")
     scheduled = described.get("scheduled", False)
     if not isinstance(scheduled, bool):
         raise CheckpointError(where="scheduled", expected="true or false")
@@ -52,7 +52,7 @@ def _config_to_json(config: AdamConfig) -> dict[str, Any]:
             where="learning_rate",
             expected="a number or a schedule of Keras",
             found="a Python function, which a file cannot hold",
-            remedy="save with dataclasses.replace(checkpoint.config, learning_rate=...), and give "
+            remedy="save with dataclasses.replace(checkpoint.config, learning_rate=...), and set "
             "the function again after loading",
         )
     return fields

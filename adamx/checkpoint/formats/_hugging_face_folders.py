@@ -100,19 +100,19 @@ def find_folder(path: Path) -> Folder:
         raise CheckpointError(
             expected="the folder of one step of a Trainer",
             found=f"{len(steps)}: {listed(step.name for step in steps)}",
-            remedy=f"give one of them, such as {steps[-1].name}",
+            remedy=f"use one of them, such as {steps[-1].name}",
         )
     if other := [name for name in names if _OTHERS.fullmatch(name) or _SHARDED.fullmatch(name)]:
         raise CheckpointError(
             expected="optimizer.pt or optimizer.bin",
             found=f"{listed(other)}: torch.distributed or DeepSpeed wrote the optimizer's state",
-            remedy="give the folder that holds it, such as optimizer_0 or global_step10; or save "
-            "a state that is not divided (FSDP: state_dict_type FULL_STATE_DICT)",
+            remedy="use the folder that holds it, such as optimizer_0 or global_step10; or save "
+            "a state that is not sharded (FSDP: state_dict_type FULL_STATE_DICT)",
         )
     raise CheckpointError(
         expected="optimizer.pt or optimizer.bin, with the optimizer's state",
-        found=f"weights and settings alone: {listed(names)}",
-        remedy="give a folder checkpoint-N of a Trainer that ran with save_only_model=False, or "
+        found=f"only weights and settings: {listed(names)}",
+        remedy="use a folder checkpoint-N of a Trainer that ran with save_only_model=False, or "
         "one of Accelerate's save_state",
     )
 
@@ -161,7 +161,7 @@ def read_weights(file: Path, account: Account) -> Weights:
     if not isinstance(weight_map, dict) or not all(
         isinstance(shard, str) and Path(shard).name == shard for shard in weight_map.values()
     ):
-        raise ValueError(f"{file.name} has no weight_map of files beside it")
+        raise ValueError(f"{file.name} has no weight_map to files in its folder")
     weights: dict[str, Any] = {}
     files: dict[str, list[str]] = {}
     for shard in sorted(set(weight_map.values())):
@@ -169,14 +169,14 @@ def read_weights(file: Path, account: Account) -> Weights:
         if wrong := [name for name in own if weight_map.get(name) != shard]:
             raise CheckpointError(
                 where=shard,
-                expected=f"weights that {file.name} says are in it",
+                expected=f"only weights that {file.name} lists for it",
                 found=listed(wrong),
             )
         weights |= own
         files[shard] = list(own)
     if missing := [name for name in weight_map if name not in weights]:
         raise CheckpointError(
-            where=file.name, expected="files with all weights", found=f"none with {listed(missing)}"
+            where=file.name, expected="files with all weights", found=f"none for {listed(missing)}"
         )
     # A weight larger than a file may be gets one of its own, before those that precede it.
     return Weights(weights, False, files, file.name)
@@ -185,7 +185,7 @@ def read_weights(file: Path, account: Account) -> Weights:
 def _read_file(file: Path, account: Account) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(
-            where=file.name, expected="a file of weights beside its index", found="none"
+            where=file.name, expected="a file of weights in the folder of its index", found="none"
         )
     with name_file(Path(file.name), "file"):
         if file.suffix == ".safetensors":

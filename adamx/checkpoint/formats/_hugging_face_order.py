@@ -15,11 +15,11 @@ from adamx.checkpoint.untrusted.account import Account, parse_json
 __all__ = ["HOW_TO_NAME", "name_by_model"]
 
 HOW_TO_NAME = (
-    "the names of the optimizer's variables are not in the folder: safetensors is sorted by name. "
-    "Where the model is, run: from adamx.checkpoint import torch_names; "
+    "the folder does not store the names of the optimizer's variables: safetensors sorts weights "
+    "by name. In the program that has the model, run: from adamx.checkpoint import torch_names; "
     "names = torch_names(model, optimizer); "
     "open('names.txt', 'w').write('\\n'.join(names)). "
-    "And here: checkpoint.rename(open('names.txt').read().split())"
+    "Then, here: checkpoint.rename(open('names.txt').read().split())"
 )
 
 _ARCHITECTURE = re.compile(r"[A-Z][A-Za-z0-9]{1,80}")
@@ -68,7 +68,7 @@ def name_by_model(
         return None
     names = _name_groups(found.shapes, parameters, shapes)
     if names is None:
-        notes.append(f"the optimizer's groups are not those of the model of {config.name}")
+        notes.append(f"the optimizer's groups do not match the model of {config.name}")
         return None
     return [name for group in names for name in group]
 
@@ -111,14 +111,14 @@ def _list_parameters(told: Any, shapes: Mapping[str, _Shape]) -> dict[str, bool]
     import torch  # only here, since it is not needed without transformers
 
     if not isinstance(made, type) or not issubclass(made, transformers.PreTrainedModel):
-        raise CheckpointError(f"{name} is no model of transformers {transformers.__version__}")
+        raise CheckpointError(f"{name} is not a model of transformers {transformers.__version__}")
     most = max(_LEAST, *(n for shape in shapes.values() for n in shape))
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
         config = made.config_class.from_dict(_keep_sizes(told, most))
         if any(getattr(config, key, None) for key in _BACKBONES):
-            raise CheckpointError("a part of it is another model, which might be fetched")
+            raise CheckpointError("a part of it is another model, which might be downloaded")
         with torch.device("meta"), _Bound(16 * len(shapes) + 1_000):
             model = made(config)
         model.tie_weights()

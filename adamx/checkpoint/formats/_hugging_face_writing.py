@@ -113,7 +113,7 @@ def _advance_trainer(path: Path, more: int) -> None:
     if count != 1:
         raise CheckpointError(
             where=path.name,
-            expected="one global_step on a line of its own, as Trainer writes it",
+            expected="one global_step on its own line, as Trainer writes it",
             found=f"{count}",
             argument="template",
         )

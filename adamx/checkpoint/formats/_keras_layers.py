@@ -72,7 +72,7 @@ def list_layers(
     if not isinstance(entries, Sequence) or isinstance(entries, str):
         return []
     if len(group) + len(prefix) > _LONGEST_PREFIX:
-        raise CheckpointError("the model's configuration: too many models within one another")
+        raise CheckpointError("the model's configuration: models are nested too deeply")
     layers: list[Layer] = []
     used: dict[str, int] = {}
     for entry in entries:

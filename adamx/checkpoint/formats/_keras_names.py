@@ -43,20 +43,20 @@ def name_slots(held: Numbered, order: SlotOrder, *, has_flags: bool) -> tuple[Na
         if has_flags and names is None:
             raise CheckpointError(
                 where="optimizer/vars",
-                expected=f"variables of {_show(held, trained)}, which are trained by the model's "
+                expected=f"variables of {_show(held, trained)}, which are trainable in the model's "
                 "configuration",
                 found=f"variables of {listed(map(str, shapes), most=99)}. Layers were frozen or "
-                "thawed after the optimizer was built, and these may be of more than one choice of "
-                "weights, or of none",
+                "unfrozen after the optimizer was built, and these shapes fit more than one choice "
+                "of weights, or none",
                 remedy="In Keras, load the model with compile=False, set trainable of its layers "
                 "as it was when the optimizer was built, compile it, call optimizer.build("
                 "model.trainable_variables) and model.load_weights with this file, and save it",
             )
         if names is not None and has_flags:
             notes = [
-                f"the optimizer has variables of {listed(names, most=99)}, by their number and "
-                f"shapes; by the layers' trainable, they would be of {listed(trained, most=99)}. "
-                "Layers were frozen or thawed after it was built"
+                f"by number and shapes, the optimizer has variables of {listed(names, most=99)}; "
+                f"by the layers' trainable, they would be of {listed(trained, most=99) or 'none'}. "
+                "Layers were frozen or unfrozen after it was built"
             ]
     counts = Counter(held.weights[name].shape for name in possible)
     return {

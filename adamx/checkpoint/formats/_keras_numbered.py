@@ -68,8 +68,8 @@ def read_numbered(
         raise CheckpointError(
             expected="the variables of an optimizer",
             found="none",
-            remedy="tf_keras's legacy optimizers write none into .keras files: save as .h5 there. "
-            "save_weights writes them only if the model is compiled",
+            remedy="tf_keras's legacy optimizers write none into .keras files: save as .h5 "
+            "instead. save_weights writes them only if the model is compiled",
         )
     variables, ordered = _name_all(reader, layers)
     arrays = {v.name: reader.array(reader.present(path)) for path, v in variables.items()}
@@ -102,8 +102,8 @@ def _compare_copies(reader: Reader, inner: list[np.ndarray], values: bool) -> fl
     if first not in (0, _OF_SCALER):
         raise CheckpointError(
             where=_OPTIMIZER,
-            expected=f"{len(inner)} or {len(inner) + _OF_SCALER} variables, as there are "
-            f"{len(inner)} of the inner optimizer",
+            expected=f"{len(inner)} or {len(inner) + _OF_SCALER} variables, since the inner "
+            f"optimizer has {len(inner)}",
             found=len(outer),
         )
     for index, array in enumerate(inner):

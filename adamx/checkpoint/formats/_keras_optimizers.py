@@ -100,8 +100,8 @@ def _check_class(optimizer: Mapping[str, Any], is_keras3: bool, where: str) -> N
         where=where,
         expected="Adam or AdamW of Keras",
         found=f"{shown}, a class of the program that saved the file" if is_own else shown,
-        remedy="its class may update otherwise. If it does not, compile the model with Keras's own "
-        "class to save it"
+        remedy="its class may compute other updates. If it does not, compile the model with "
+        "Keras's own class to save it"
         if short in _ADAMS
         else "its state is not that of an Adam",
     )
@@ -177,13 +177,13 @@ def describe_rest(
         shown = "" if scale is None else f", {scale!r:.40} in the file,"
         whose = "LossScaleOptimizer" if is_scaled else "loss_scale_factor"
         notes.append(
-            f"{whose}: the loss scale{shown} is not carried over. The moments are of gradients "
-            "without it: scale the loss, and divide the gradients, outside of the optimizer"
+            f"{whose}: the loss scale{shown} is not carried over. The moments are of unscaled "
+            "gradients: scale the loss, and divide the gradients, outside of the optimizer"
         )
     steps = read_accumulation(settings)
     if steps > 1:
         notes.append(
-            f"gradient_accumulation_steps={steps}: count is of updates. To accumulate as Keras "
+            f"gradient_accumulation_steps={steps}: count counts updates. To accumulate as Keras "
             f"does, wrap the restored transformation in optax.MultiSteps(..., {steps})"
         )
     return notes

@@ -55,9 +55,9 @@ def read_config(
     if steps > 1 and isinstance(settings.get("learning_rate"), Mapping) and not is_template:
         raise CheckpointError(
             where="learning_rate",
-            expected="a number beside gradient_accumulation_steps",
+            expected="a number with gradient_accumulation_steps",
             found="a schedule, which Keras 3 calls with the count of gradients, not of updates",
-            remedy="Give config= with the schedule of updates: for schedule the one of the file, "
+            remedy="Pass config= with a schedule of updates: if the file's is called schedule, "
             f"lambda count: schedule({steps} * count + {steps - 1})",
             argument="config",
         )
@@ -94,7 +94,7 @@ def write_settings(checkpoint: Checkpoint, optimizer: Mapping[str, Any]) -> dict
     if read_accumulation(settings) > 1 and isinstance(settings["learning_rate"], Mapping):
         raise CheckpointError(
             "the template accumulates gradients, and Keras 3 would call the checkpoint's schedule "
-            "with their count, not with that of updates",
+            "with the count of gradients, not of updates",
             where="learning_rate",
             remedy="compile the template's model without gradient_accumulation_steps",
             argument="template",
@@ -102,7 +102,7 @@ def write_settings(checkpoint: Checkpoint, optimizer: Mapping[str, Any]) -> dict
     averages = any(name.startswith("average/") for name in checkpoint.extra)
     if old.get("use_ema") and not averages:
         raise CheckpointError(
-            "the template keeps averages of the weights, the checkpoint has none",
+            "the template has averages of the weights, the checkpoint has none",
             where="use_ema",
             remedy="compile the template's model without use_ema",
             argument="template",

@@ -53,7 +53,7 @@ class SlotOrder:
             summed = ", with gradient_accumulation_steps" if self.steps > 1 else ""
             raise CheckpointError(
                 where="the optimizer's variables",
-                expected=f"{1 + self.has_rate} and {per_variable} for each that is trained{summed}",
+                expected=f"{1 + self.has_rate} and {per_variable} for each trained one{summed}",
                 found=length,
             )
         return variables
@@ -160,7 +160,7 @@ def pack(checkpoint: Checkpoint, order: SlotOrder) -> list[np.ndarray]:
         else:
             if names[index] not in fields[kind]:
                 raise CheckpointError(
-                    "the template's optimizer has it, the checkpoint has not",
+                    "the template's optimizer has it, the checkpoint does not",
                     where=f"{kind}/{names[index]}",
                     remedy="make a template with the checkpoint's settings",
                     argument="template",
@@ -170,8 +170,8 @@ def pack(checkpoint: Checkpoint, order: SlotOrder) -> list[np.ndarray]:
 
 
 _OTHER_RATE = (
-    "give dataclasses.replace(config, learning_rate=...) with the one to go on with, and the other "
-    "after loading"
+    "pass config=dataclasses.replace(config, learning_rate=...) with the file's rate, and set "
+    "yours after loading"
 )
 
 

@@ -121,7 +121,7 @@ class Array:
             raise CheckpointError(expected=f"{header.chunks} chunks", found=len(chunks))
         if len(chunks) < header.chunks:
             absent = f"{header.chunks - len(chunks)} of {header.chunks} chunks are not stored"
-            self.store.notes.append(f"{name}: {absent}, and taken as the fill value")
+            self.store.notes.append(f"{name}: {absent}, and are read as the fill value")
         for key in chunks:
             check_chunk(header, self.store.read_value(key))
         array = np.asarray(self.store.open_array(name).read().result())

@@ -82,7 +82,7 @@ def find_items(folder: Path) -> Found:
                 where=newest.name,
                 expected="a finished step of Orbax, since it is the newest",
                 found="no tree of arrays",
-                remedy="give the folder of a step",
+                remedy="use the folder of another step",
             )
         try:
             found = find_items(newest)
@@ -109,7 +109,7 @@ def _find_newest(steps: list[Path]) -> Path:
         raise CheckpointError(
             expected="one newest step",
             found=listed(sorted(step.name for step in newest)),
-            remedy="give the folder of a step",
+            remedy="use the folder of one step",
         )
     return newest[0]
 
@@ -143,8 +143,8 @@ def read_metadata(
         twice = {name for name in names if names.count(name) > 1} if len(names) < 10_000 else names
         raise CheckpointError(
             where=listed(sorted(twice), most=3),
-            expected="a name of its own for each array",
-            found="keys with dots in them that give the same name",
+            expected="a unique name for each array",
+            found="keys with dots in them that make the same name",
         )
     return arrays, told
 

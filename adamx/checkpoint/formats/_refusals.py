@@ -10,7 +10,7 @@ from adamx.config.groups import ParameterGroup
 
 __all__ = ["OTHER_CONFIG", "explain_refusal", "suggest_config"]
 
-OTHER_CONFIG = "To go on with other hyperparameters, give config="
+OTHER_CONFIG = "To continue with other hyperparameters, pass config="
 
 
 def explain_refusal(
@@ -42,7 +42,7 @@ def _explain_convention(group: ParameterGroup, framework: Framework) -> str:
         "Epsilon is placed differently there. To accept slightly different steps, use "
         "dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, "
         f'convention="{convention}")), or `adamx convert --set convention={convention}`. At this '
-        f"step eps={eps:.3g} there does what {config.eps:.3g} does here"
+        f"step eps={eps:.3g} there has the effect of eps={config.eps:.3g} here"
     )
 
 

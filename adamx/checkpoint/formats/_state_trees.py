@@ -27,8 +27,8 @@ __all__ = ["read_state"]
 # Fields of Optax's states that hold arrays for each parameter, which are not weights.
 _COPIES = {*MOMENTS, "acc_grads", "trace"}
 _UNTOLD = (
-    "the file does not tell which transformation wrote the state: adamax, adabelief, lamb, radam "
-    "and yogi keep the same fields as adam; config= says how to continue"
+    "the file does not store which transformation wrote the state: adamax, adabelief, lamb, radam "
+    "and yogi have the same fields as adam; config= sets how to continue"
 )
 
 
@@ -63,7 +63,8 @@ def read_state(
     if has_maxima and config.convention != "optax":
         raise CheckpointError(
             where="config",
-            expected="convention='optax' with AMSGrad, whose maxima are of the corrected moment",
+            expected="convention='optax' with AMSGrad, whose maxima are of the bias-corrected "
+            "second moment",
             found=repr(config.convention),
             argument="config",
         )
@@ -110,7 +111,7 @@ def _check_counters(tree: ArrayTree, adams: Sequence[AdamNode], counts: Sequence
             if steps := tree.read_count((*node, "mini_step")):
                 raise CheckpointError(
                     where=dotted((*node, "mini_step")),
-                    expected="0: no gradients that wait for an update",
+                    expected="0, with no accumulated gradients waiting for an update",
                     found=f"{steps} accumulated gradients, which a restored state would lose",
                     remedy="save after an update, or restore with the program's own optimizer",
                 )
@@ -125,7 +126,7 @@ def _check_counters(tree: ArrayTree, adams: Sequence[AdamNode], counts: Sequence
                     where=dotted((*node, "count")),
                     expected=f"{expected[1]} steps, as {dotted(expected[0].node)} has done",
                     found=found,
-                    remedy="a restored state has one count: restore with the program's optimizer",
+                    remedy="a restored state has one count: use the program's own optimizer",
                 )
 
 
@@ -140,7 +141,7 @@ def _compare_steps(
             yield f"{dotted(path)} is {step}, and Adam has done {listed(map(str, counts))} steps"
     if len(adams) > 1:
         places = listed(dotted(adam.node) for adam in adams)
-        yield f"the optimizer has parts, {places}; config= was taken for each of them"
+        yield f"the optimizer has parts, {places}; config= was used for each of them"
 
 
 def _shared(one: Path, other: Path) -> int:

@@ -22,5 +22,5 @@ def open_saved(path: Path, account: Account) -> Saved:
     if start.startswith(SIGNATURE):
         return open_archive(path, account=account)
     if start != LEGACY_SIGNATURE:
-        raise CheckpointError("expected a file of torch.save, found something else")
+        raise CheckpointError("expected a file written by torch.save, found something else")
     return open_legacy(path, account)

@@ -60,30 +60,30 @@ _KINDS = (
         "FusedAdam",
         frozenset({"bias_correction"}),
         _DECOUPLED,
-        note="the file does not tell whether weight decay is decoupled (adam_w_mode): it is taken "
-        "to be, which is the default of Apex and DeepSpeed",
+        note="the file does not store whether weight decay is decoupled (adam_w_mode): adamx "
+        "assumes that it is, the default of Apex and DeepSpeed",
     ),
     Kind(
         "bitsandbytes.AdamW8bit",
         frozenset({"alpha", "t_alpha", "t_beta3"}),
         _DECOUPLED,
         is_quantised=True,
-        note="bitsandbytes keeps the states of Adam, AdamW and LAMB alike: the file does not tell "
-        "which it was, and AdamW is taken",
+        note="bitsandbytes stores the states of Adam, AdamW and LAMB alike: the file does not say "
+        "which it was; adamx assumes AdamW",
     ),
 )
 _BITSANDBYTES = _KINDS[-1]
 _FAIRSEQ = Kind("fairseq.FairseqAdam", defaults=_DECOUPLED, convention="keras")
 _OLD_TORCH = Kind(
     "torch.optim.Adam",
-    note="a torch before 1.11 wrote the file, and it does not tell which: before 1.3 epsilon stood "
-    "beside sqrt(v) without its correction, as in Keras (convention='keras')",
+    note="a torch before 1.11 wrote the file, which does not say which version: before 1.3 torch "
+    "added epsilon to the uncorrected sqrt(v), as Keras does (convention='keras')",
 )
 _TORCHAO = Kind(
     "torchao.optim.AdamW8bit",
     defaults=_DECOUPLED,
     is_quantised=True,
-    note="the file does not tell Adam8bit from AdamW8bit: weight decay is taken to be decoupled",
+    note="the file is the same for Adam8bit and AdamW8bit: adamx assumes decoupled weight decay",
 )
 
 # By a key of a group or of a parameter's state, the optimizer that has it and is not Adam.
@@ -165,7 +165,7 @@ def _refuse(found: str, keys: set[str]) -> CheckpointError:
         where="param_groups",
         expected="those of Adam or AdamW",
         found=f"{found}: {listed(sorted(keys), most=20)}",
-        remedy="adamx computes Adam's step alone",
+        remedy="adamx computes only Adam's step",
     )
 
 
@@ -175,9 +175,12 @@ def note_scheduled(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     rates = [_describe_number(group["initial_lr"]) for group in groups if is_scheduled(group)]
     if rates:
         texts = listed(dict.fromkeys(rates))
-        notes.append(f"a scheduler set the learning rate: that of this step counts, not {texts}")
+        notes.append(
+            f"a scheduler set the learning rate: adamx uses that of this step, not {texts}, "
+            "the initial one"
+        )
     if any("max_momentum" in group for group in groups):
-        notes.append("a scheduler set b1 too (cycle_momentum): that of this step counts")
+        notes.append("a scheduler set b1 too (cycle_momentum): adamx uses that of this step")
     return notes
 
 

@@ -49,7 +49,7 @@ def read_state(found: Found, account: Account, source: Source, *, values: bool) 
     configs = [_choose_config(source, kind, group, values) for group in groups]
     if unknown := sorted(map(str, state.keys() - set(found.positions))):
         raise CheckpointError(
-            where="state", expected="entries of the groups' params", found=unknown[:10]
+            where="state", expected="only entries of the groups' params", found=unknown[:10]
         )
     weights = list_tensors(found.model or {})
     arrays = {("params", name): to_array(name, x, size) for name, x in weights.items()}
@@ -69,7 +69,7 @@ def read_state(found: Found, account: Account, source: Source, *, values: bool) 
         steps[name], moments = _read_entry(where, entry, size)
         arrays |= {(field, name): array for field, array in moments.items()}
     if not steps:
-        raise CheckpointError("the optimizer has not taken a step: there is no state to go on with")
+        raise CheckpointError("the optimizer has done no step: there is no state to continue from")
     arrays |= {("step", name): step for name, step in steps.items()}
     if values:
         arrays = read_values(arrays, account, source.progress)

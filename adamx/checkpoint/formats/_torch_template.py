@@ -31,10 +31,10 @@ __all__ = [
 ]
 
 _SCHEDULES = {
-    "decay": "torch has schedules beside the optimizer: save with decay=0 in the configuration, "
-    "and go on there with torch.optim.lr_scheduler.LambdaLR",
-    "learning_rate": "torch has schedules beside the optimizer: save with the rate of this step "
-    "in the configuration, and go on there with one of torch.optim.lr_scheduler",
+    "decay": "torch keeps schedules outside of the optimizer: save with decay=0 in the "
+    "configuration, and continue in torch with torch.optim.lr_scheduler.LambdaLR",
+    "learning_rate": "torch keeps schedules outside of the optimizer: save with the rate of this "
+    "step in the configuration, and continue in torch with one of torch.optim.lr_scheduler",
 }
 
 
@@ -59,7 +59,7 @@ def replace_state(found: Found, new: Checkpoint) -> None:
         raise CheckpointError(
             where="template",
             expected="moments of 16 bits or more in the template",
-            found=f"those of {kind.name}, which adamx reads and does not write",
+            found=f"those of {kind.name}, which adamx can read but not write",
             argument="template",
         )
     state: dict[int | str, dict[str, Any]] = {position_of[n]: {} for n in new.mu}
@@ -118,7 +118,7 @@ def check_tied(params: Mapping[str, np.ndarray], name: str, other: str) -> None:
 def refuse_template(
     expected: str,
     found: object,
-    remedy: str = "give a template of an optimizer with the same settings",
+    remedy: str = "use a template of an optimizer with the same settings",
     name: str = "",
 ) -> CheckpointError:
     """The error for a template that has another form than what is to be written, at `name`."""
@@ -153,7 +153,7 @@ def _set_hyperparameters(
             where="groups",
             expected=f"one {listed(unlike)} for all variables of a group of the template",
             found=f"several for {listed(fitted, most=5)}",
-            remedy="give a template with the same groups",
+            remedy="use a template with the same groups",
             argument="template",
         )
     config = first.config
@@ -173,7 +173,7 @@ def _set_hyperparameters(
         found = read_config(kind, changed)
     except CheckpointError as error:
         raise error.replace(
-            remedy="Give a template of another optimizer", argument="template"
+            remedy="Use a template of another optimizer", argument="template"
         ) from error
     fields = [field.name for field in dataclasses.fields(AdamConfig)]
     if lost := [name for name in fields if getattr(found, name) != getattr(meant, name)]:
@@ -181,7 +181,7 @@ def _set_hyperparameters(
             where="template",
             expected=f"an optimizer that computes {_describe(meant, lost)}",
             found=f"{kind.name}, which computes {_describe(found, lost)}",
-            remedy="give a template of another optimizer, or none",
+            remedy="use a template of another optimizer, or none",
             argument="template",
         )
     group.update(changed)

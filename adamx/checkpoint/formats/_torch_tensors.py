@@ -50,7 +50,7 @@ def freeze(value: Any) -> Hashable:
         nonlocal left
         left -= 1
         if left < 0:
-            raise CheckpointError("the settings of the optimizer hold too much")
+            raise CheckpointError("the settings of the optimizer are too large")
         if node is None or isinstance(node, bool | int | float | str):
             return type(node), node
         if isinstance(node, np.generic) or (isinstance(node, np.ndarray) and node.size == 1):
@@ -99,6 +99,6 @@ def check_real(where: str, array: np.ndarray) -> None:
         raise CheckpointError(
             where=where,
             expected="real numbers",
-            found=f"{array.dtype}: torch has a second moment for the real and the imaginary part "
-            "of each, adamx one for both",
+            found=f"{array.dtype}: for a complex number torch has two second moments, of its real "
+            "and its imaginary part, and adamx has one",
         )

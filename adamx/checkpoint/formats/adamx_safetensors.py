@@ -64,10 +64,10 @@ class Safetensors(FileFormat):
             metadata = file.metadata() or {}
             if metadata.get("format") != "adamx":
                 raise CheckpointError(
-                    expected="a .safetensors file of adamx",
-                    found="one of something else: it holds weights, and no optimizer state that "
+                    expected="a .safetensors file written by adamx",
+                    found="one of another program: it holds weights, but no optimizer state that "
                     "adamx knows",
-                    remedy="give the file with the optimizer's state, such as optimizer.pt, or the "
+                    remedy="use the file with the optimizer's state, such as optimizer.pt, or the "
                     "folder that has it and the weights",
                 )
             written = metadata.get("sha256", "")
@@ -153,7 +153,7 @@ def _check_described(described: Mapping[str, Any], arrays: Mapping[str, np.ndarr
     remarks = [*described.get("not_read", ()), *described.get("notes", ())]
     texts = [described["framework"], *described["arrays"], *remarks]
     if not all(isinstance(text, str) for text in texts):
-        raise CheckpointError("expected texts as names and remarks")
+        raise CheckpointError("expected strings as names and notes")
     for flag in ("transformed", "ordered", "quantised"):
         if not isinstance(described.get(flag, True), bool):
             raise CheckpointError(where=flag, expected="true or false")
@@ -162,7 +162,7 @@ def _check_described(described: Mapping[str, Any], arrays: Mapping[str, np.ndarr
     if described["framework"] not in get_args(Framework):
         raise CheckpointError(f"expected a framework, found {described['framework']!r:.80}")
     if len(described["arrays"]) != len(arrays) or set(described["arrays"]) != arrays.keys():
-        raise CheckpointError("expected the arrays that the file names, found others")
+        raise CheckpointError("expected the arrays that the file lists, found others")
 
 
 def _guess_naming(described: Mapping[str, Any]) -> dict[str, Naming]:

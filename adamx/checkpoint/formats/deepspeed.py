@@ -41,7 +41,7 @@ _OWN |= {"frozen_param_shapes", "frozen_param_fragments", "skipped_steps", "glob
 _OWN |= {"global_samples", "dp_world_size", "mp_world_size", "checkpoint_parallel_dimensions"}
 _OWN |= {"ds_config", "ds_version", "universal_checkpoint_info"}
 
-_MASTERS = "the weights are the float32 ones that the optimizer moves"
+_MASTERS = "the weights are the float32 ones that the optimizer updates"
 
 _Model = Mapping[str, Any]
 
@@ -110,7 +110,7 @@ def _open_folder(source: Source, *, values: bool) -> Opened:
         raise CheckpointError(
             expected="*_optim_states.pt, which ZeRO writes",
             found=listed([path.name for path in files.model]),
-            remedy="without ZeRO the optimizer is in mp_rank_00_model_states.pt: give that file",
+            remedy="without ZeRO the optimizer is in mp_rank_00_model_states.pt: use that file",
         )
     is_third = files.model[0].name.startswith("zero_")  # only there each rank has a file
     module = gather_weights(
@@ -156,7 +156,7 @@ def _note_engine(file: Mapping[str, Any]) -> list[str]:
     if norm:
         told = f"{reprlib.repr(norm):.20}"
         notes.append(
-            f"DeepSpeed clips gradients to a global norm of {told}: to go on so, give "
+            f"DeepSpeed clips gradients to a global norm of {told}: to continue to do so, pass "
             f"config={{'clip_global_norm': {told}}}"
         )
     return notes

@@ -31,8 +31,8 @@ from adamx.checkpoint.untrusted.torch_archive import Saved
 __all__ = ["HuggingFace"]
 
 _CONV1D = (
-    "the kernels of GPT-2's Conv1D stand as in Flax, (in, out), not as those of torch's Linear: "
-    "give layout=lambda path, array: array"
+    "the kernels of GPT-2's Conv1D have the layout (in, out), like Flax's and unlike those of "
+    "torch's Linear: pass layout=lambda path, array: array"
 )
 
 
@@ -133,15 +133,15 @@ def _check_steps(folder: Folder, checkpoint: Checkpoint, account: Account) -> li
         return []
     if SCALER in folder.others and count < steps:
         return [
-            f"{TRAINER} counts {steps} steps, the optimizer {count}: {SCALER} is of a run in "
-            "float16, which leaves steps out where gradients overflow"
+            f"{TRAINER} counts {steps} steps, the optimizer {count}: by {SCALER}, this is a run in "
+            "float16, which skips steps when gradients overflow"
         ]
     raise CheckpointError(
         where=TRAINER,
         expected=f"global_step {count}, as the optimizer's state says",
         found=steps,
-        remedy="these files are of different steps, or the optimizer began anew during the run; "
-        "if you know which, give the optimizer's file alone, and its weights elsewhere",
+        remedy="these files are from different steps, or the optimizer was reset during the run; "
+        "if you know which, load the optimizer's file by itself, and its weights separately",
     )
 
 

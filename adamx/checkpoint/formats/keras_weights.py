@@ -74,8 +74,8 @@ class KerasWeights(FileFormat):
             order = _find_order(read_numbered(reader, None, values=False), new.config)
         if order.has_rate and not is_constant(new.config):
             raise CheckpointError(
-                f"{template.path} is of a model with a number for it, the checkpoint has a "
-                "schedule, and Keras would drop the whole state",
+                f"the model of {template.path} has a number for it, the checkpoint has a schedule, "
+                "and Keras would drop the whole state",
                 where="learning_rate",
                 remedy="make a template with the schedule",
                 argument="template",
@@ -97,9 +97,9 @@ def _find_order(held: Numbered, config: AdamConfig) -> SlotOrder:
         raise CheckpointError(
             where="optimizer/vars",
             expected=f"the variables of Adam with amsgrad={config.amsgrad}",
-            found=f"{len(held.optimizer)} that are not, or not only, those: averages of the "
-            "weights or accumulated gradients, say, or another optimizer's",
-            remedy="Save the model as .keras, which tells what they are",
+            found=f"{len(held.optimizer)} that do not match: perhaps there are averages of the "
+            "weights or accumulated gradients too, or they belong to another optimizer",
+            remedy="Save the model as .keras, which stores what they are",
         )
     return fitting[0]
 
@@ -111,10 +111,10 @@ def _describe_rate(order: SlotOrder, config: AdamConfig, is_keras3: bool) -> lis
     if is_keras3:
         if callable(config.learning_rate):
             return []
-        return ["the file was saved with a schedule as learning rate, which it does not hold"]
+        return ["the file was saved with a schedule as learning rate, which it does not store"]
     return [
-        "the file does not tell whether tf_keras wrote it, or an early Keras 3 with a schedule as "
-        "learning rate: it is taken for tf_keras's. Both take the same steps"
+        "the file does not say whether tf_keras wrote it, or an early Keras 3 with a schedule as "
+        "learning rate: adamx assumes tf_keras. Both compute the same steps"
     ]
 
 
@@ -124,8 +124,8 @@ def _check_signs(checkpoint: Checkpoint) -> None:
         if (array < 0).any():
             raise CheckpointError(
                 where="optimizer/vars",
-                expected=f"the second moment of {name}, of no number below 0",
-                found="others: the optimizer is no Adam, or config= has another amsgrad",
+                expected=f"a second moment of {name} with no number below 0",
+                found="numbers below 0: the optimizer is not Adam, or amsgrad in config= is wrong",
                 argument="config",
             )
 

@@ -54,9 +54,9 @@ class NumpyNpz(FileFormat):
         if checkpoint.transformed:
             raise CheckpointError(
                 where="layout",
-                expected="arrays as they stand in the tree",
-                found="those that from_state's layout= changed",
-                remedy="leave it out, or save as .safetensors, which tells it",
+                expected="arrays in the layout of the tree",
+                found="those that layout= of from_state changed",
+                remedy="omit layout=, or save as .safetensors, which records the change",
                 argument="layout",
             )
 

@@ -47,8 +47,8 @@ class TensorFlowBundle(FileFormat):
     has_selectors = True
     writable = False
     instead = (
-        "save a Keras file from a template of the model, load it in TensorFlow, and let "
-        "tf.train.Checkpoint write this"
+        "save a Keras file with a template of the model, load it in TensorFlow, and save it there "
+        "with tf.train.Checkpoint"
     )
 
     def matches(self, head: Head) -> bool:
@@ -156,8 +156,8 @@ def _find_in_folder(folder: Path) -> Path:
         return folder / name
     if len(found) != 1:
         raise CheckpointError(
-            expected=f"a file {_NEWEST} that tells which is the newest",
-            found=f"none, beside {listed(found)}",
+            expected=f"one checkpoint, or a file {_NEWEST} that names the newest",
+            found=listed(found),
             remedy=f"load one of them, such as {found[-1]}",
         )
     return folder / found[0]

@@ -26,8 +26,8 @@ __all__ = ["TorchDcp"]
 
 _SUFFIX = ".distcp"
 _UNTOLD = (
-    "safetensors do not tell which optimizer wrote the state: RAdam keeps the same tensors as Adam",
-    "nothing tells how many files there were: without the last rank's, tensors are shorter",
+    "safetensors do not store which optimizer wrote the state: RAdam has the same tensors as Adam",
+    "the files do not store how many there are: if the last rank's is missing, tensors are shorter",
 )
 
 
@@ -57,7 +57,7 @@ class TorchDcp(FileFormat):
             raise CheckpointError(
                 expected=f"a folder with {METADATA}, which rank 0 writes last",
                 found=list_names(folder),
-                remedy="give the whole folder of a save that was completed",
+                remedy="use the whole folder of a completed save",
             )
         account = Account(measure(folder))
         described = read_metadata(folder, account)
@@ -76,8 +76,8 @@ class TorchDcp(FileFormat):
         if template is not None and not (_find_folder(template.path) / METADATA).is_file():
             raise refuse_template(
                 f"a folder with {METADATA}",
-                "safetensors alone, which adamx reads and does not write",
-                "give a template in the usual format of torch.distributed.checkpoint",
+                "only safetensors, which adamx can read but not write",
+                "use a template in the usual format of torch.distributed.checkpoint",
             )
 
     def write(self, target: Target, new: Checkpoint, template: Source | None) -> Sequence[str]:
@@ -110,7 +110,7 @@ def _read_safetensors(folder: Path, source: Source, values: bool) -> Checkpoint:
         raise CheckpointError(
             where="config",
             expected="an AdamConfig, since safetensors hold no hyperparameters",
-            remedy="give config=AdamConfig.from_torch({...}), with a parameter group of the run",
+            remedy="pass config=AdamConfig.from_torch({...}), with a parameter group of the run",
             argument="config",
         )
     checkpoint = read_state(found, account, source, values=values)

@@ -33,7 +33,7 @@ class Account:
         if self._left < 0:
             raise CheckpointError(
                 f"what it describes takes more memory than twice its {self.size} bytes: its parts "
-                "refer to each other, or it holds too much beside arrays"
+                "refer to each other, or it holds too much data other than arrays"
             )
 
     def allow(self, count: int) -> None:

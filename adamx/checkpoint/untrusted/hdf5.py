@@ -78,7 +78,7 @@ class Reader:
         """The group or dataset that the file says it has at `path`."""
         node = self.member(path, within)
         if node is None:
-            raise CheckpointError(f"{path}: not in the file, which says that it is")
+            raise CheckpointError(f"{path}: the file refers to it, but it is not there")
         return node
 
     def datasets(self, group: Group) -> dict[str, Dataset]:
@@ -98,7 +98,7 @@ class Reader:
         if is_bfloat16 and dtype not in (np.dtype("V2"), BFLOAT16):
             raise CheckpointError(f"{name}: expected bfloat16 as its attribute says, found {dtype}")
         if not is_bfloat16 and dtype == np.dtype("V2"):
-            raise CheckpointError(f"{name}: expected numbers, found bytes without a meaning")
+            raise CheckpointError(f"{name}: expected numbers, found bytes without a numeric type")
         start = dataset.data if isinstance(dataset.data, int) else 0
         if dataset.nbytes and start + dataset.nbytes > self._size:
             raise CheckpointError(
@@ -126,7 +126,7 @@ class Reader:
         shape, texts = found
         if shape != ():
             raise CheckpointError(
-                f"{owner.name}: attribute {name}: expected one text, found {len(texts)}"
+                f"{owner.name}: attribute {name}: expected one string, found {len(texts)}"
             )
         return texts[0]
 
@@ -134,7 +134,7 @@ class Reader:
         """The attribute of that name as a list of texts, put together where Keras split it."""
         found = self._file.texts(owner, name)
         if found is not None and found[0] == ():
-            raise CheckpointError(f"{owner.name}: attribute {name}: expected a list of texts")
+            raise CheckpointError(f"{owner.name}: attribute {name}: expected a list of strings")
         if found is not None:
             return found[1]
         parts: list[list[str]] = []
@@ -146,7 +146,7 @@ class Reader:
         self, group: Group, prefix: str, above: set[int], found: dict[str, Group | Dataset]
     ) -> None:
         if group.address in above or len(above) > _DEEPEST:
-            raise CheckpointError(f"{group.name}: groups within one another without end")
+            raise CheckpointError(f"{group.name}: groups are nested too deeply, or in a cycle")
         for name in sorted(group.links, key=natural_order_key):
             node = self._file.child(group, name)
             assert node is not None

@@ -74,7 +74,7 @@ class File:
         path = f"{group.name.rstrip('/')}/{name}"
         if address is None:
             raise CheckpointError(
-                f"{path}: expected an object in the file, found a link to elsewhere"
+                f"{path}: expected an object in the file, found a soft or broken link"
             )
         if address not in self._nodes:
             self.account.spend(len(path))
@@ -88,13 +88,13 @@ class File:
             return None
         where = f"{node.name}: attribute {name}"
         if attribute.shape is None:
-            raise CheckpointError(f"{where}: expected text, found nothing")
+            raise CheckpointError(f"{where}: expected strings, found nothing")
         count = math.prod(attribute.shape)
         if count == 0:
             return attribute.shape, []  # an empty list has a dtype of numbers
         told = text_type(attribute.datatype)
         if told is None:
-            raise CheckpointError(f"{where}: expected text, found something else")
+            raise CheckpointError(f"{where}: expected strings, found something else")
         size, is_variable = told
         if count * size > len(attribute.data):
             raise ValueError(f"{where} claims {count * size} bytes")
@@ -126,8 +126,8 @@ class File:
             raise ValueError("the superblock is missing")
         if superblock[8] != 0 or superblock[13:15] != b"\x08\x08":
             raise CheckpointError(
-                "expected HDF5 in the form that Keras writes, found another version of it; "
-                "`h5repack --low=0 OLD NEW` puts it into that form"
+                "expected the version of HDF5 that Keras writes, found another; "
+                "`h5repack --low=0 OLD NEW` converts it"
             )
         base, _, end, _, _, root = unpack_from("<6Q", superblock, 24)
         if base != self._base:
@@ -136,7 +136,7 @@ class File:
             raise ValueError(f"{end} bytes were written, {self.size} are there")
         node = self._node(root, "/")
         if not isinstance(node, Group):
-            raise ValueError("the root is no group")
+            raise ValueError("the root is not a group")
         return node
 
     def _node(self, address: int, name: str) -> Group | Dataset:
@@ -155,8 +155,8 @@ class File:
         if LAYOUT in messages:
             return read_dataset(name, attributes, messages)
         raise CheckpointError(
-            f"{name}: expected a group in the form that Keras writes, found a newer one, such as "
-            "links out of the file need"
+            f"{name}: expected the version of groups that Keras writes, found a newer one, which "
+            "links to other files need"
         )
 
     def _messages(self, address: int) -> Iterator[tuple[int, bool, bytes]]:

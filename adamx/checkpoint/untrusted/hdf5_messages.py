@@ -115,8 +115,8 @@ def read_dataset(
         return Dataset(
             name,
             attributes,
-            "expected an array stored in one piece as Keras writes it, found it chunked, "
-            "compressed or outside of the file; `h5repack -l CONTI -f NONE` undoes compression",
+            "expected an array stored contiguously, as Keras writes it, found one that is chunked, "
+            "compressed or outside of the file; `h5repack -l CONTI -f NONE OLD NEW` converts it",
         )
     dtype = _numpy_dtype(messages.get(_DATATYPE, b""))
     shape = _shape(messages.get(_DATASPACE, b""))

@@ -71,7 +71,7 @@ def _read_block(file: io.BufferedReader, start: int, length: int, size: int) -> 
         raise CheckpointError(
             expected="a table that is not compressed, as TensorFlow writes it",
             found=f"compression {block[length]}",
-            remedy="load the checkpoint in TensorFlow, and save it anew",
+            remedy="load the checkpoint in TensorFlow, and save it again",
         )
     restarts = int.from_bytes(block[length - 4 : length], "little")
     end = length - 4 - 4 * restarts

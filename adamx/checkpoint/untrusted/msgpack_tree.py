@@ -109,7 +109,7 @@ class _Reader:
     def claim(self, count: int) -> None:
         """Raise if fewer than `count` bytes are left."""
         if count > self.left:
-            raise ValueError(f"{count} bytes are said to follow where there are {self.left}")
+            raise ValueError(f"the file claims {count} more bytes, but has {self.left}")
         self.left -= count
 
     def read_header(self) -> tuple[str, Any]:
@@ -130,13 +130,13 @@ class _Reader:
             return "number", unpack(code, self.take(calcsize(code)))[0]
         if first in _CONSTANTS:
             return "constant", _CONSTANTS[first]
-        raise ValueError(f"{first:#x} begins no value")
+        raise ValueError(f"no value begins with {first:#x}")
 
     def read_value(self, depth: int) -> Any:
         """The next value: a tree, an array, a number, or None for anything else."""
         self.account.spend(_PER_NODE + _PER_LEVEL * depth)
         if depth > _DEEPEST:
-            raise CheckpointError(f"its nodes are more than {_DEEPEST} within each other")
+            raise CheckpointError(f"its nodes are nested more than {_DEEPEST} deep")
         kind, size = self.read_header()
         if kind == "map":
             return self.read_map(size, depth)
@@ -152,7 +152,7 @@ class _Reader:
     def count(self, size: int, width: int) -> range:
         """The indices of `size` values of at least `width` bytes each, if so much is left."""
         if size * width > self.left:
-            raise ValueError(f"{size} values are said to follow in {self.left} bytes")
+            raise ValueError(f"the file claims {size} values in {self.left} bytes")
         return range(size)
 
     def read_map(self, size: int, depth: int) -> Any:
@@ -176,7 +176,7 @@ class _Reader:
             self.pass_over(size)
             return None
         if size > self.left:
-            raise ValueError(f"an array of {size} bytes is said to follow in {self.left}")
+            raise ValueError(f"the file claims an array of {size} bytes in {self.left}")
         outer, self.left = self.left - size, size
         array = self.read_array()
         if self.left:
@@ -227,7 +227,7 @@ def _join(tree: Tree) -> StoredArray:
     if is_whole and is_alike and sum(math.prod(x.shape) for x in arrays) == math.prod(shape):
         pieces = tuple(piece for array in arrays for piece in array.pieces)
         return StoredArray(shape, arrays[0].dtype, pieces)
-    raise ValueError("the parts of a divided array do not make it up")
+    raise ValueError("the chunks of an array do not add up to it")
 
 
 def _list_values(tree: Any) -> list[Any]:

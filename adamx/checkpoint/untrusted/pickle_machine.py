@@ -117,7 +117,7 @@ class Machine(Stack):
 
     def _persistent(self) -> None:
         if self._load is None:
-            raise refuse_object("a reference to something outside of the pickle")
+            raise refuse_object("a reference to an object outside of the pickle")
         self.push(self._load(self, self.pop()))
 
     def _new(self, options: Any = None) -> None:

@@ -80,7 +80,7 @@ def _make_ordered(machine: Machine, function: Global, parts: tuple[Any, ...]) ->
     machine.spend((1 + len(items)) * CONTAINER)
     for pair in items if isinstance(items, list) else ():
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise ValueError("an ordered dictionary of what are no pairs")
+            raise ValueError("an ordered dictionary of items that are not pairs")
         machine.check_key(pair[0])
     return OrderedDict(items)
 

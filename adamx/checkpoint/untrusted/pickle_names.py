@@ -44,7 +44,7 @@ def refuse_object(
     return CheckpointError(
         expected=expected,
         found=name,
-        remedy="Other objects are not loaded, since loading them may execute code. Save the state "
-        "dicts alone: torch.save({'model': model.state_dict(), 'optimizer': "
+        remedy="Other objects are not loaded, since loading them may execute code. Save only the "
+        "state dicts: torch.save({'model': model.state_dict(), 'optimizer': "
         "optimizer.state_dict()}, path)",
     )

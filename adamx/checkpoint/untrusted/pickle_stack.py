@@ -61,7 +61,7 @@ class Stack:
             return
         self._odd_keys += 1
         if self._odd_keys > _ODD_KEYS or _measure_key(key, _KEY_DEPTH) > _KEY_PARTS:
-            raise CheckpointError("expected texts and numbers as keys, found something else")
+            raise CheckpointError("expected strings and numbers as keys, found something else")
 
     # The stack.
 
@@ -73,7 +73,7 @@ class Stack:
     def pop(self) -> Any:
         """Take off a value."""
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
-            raise ValueError("the pickle takes more from its stack than is there")
+            raise ValueError("the pickle takes more from its stack than it holds")
         return self._stack.pop()
 
     def pop_many(self, count: int) -> list[Any]:
@@ -114,7 +114,7 @@ class Stack:
     def get(self, index: int) -> None:
         """Put on what is remembered under a number."""
         if index not in self._memo:
-            raise ValueError(f"the pickle refers to {index}, which it has not told")
+            raise ValueError(f"the pickle refers to entry {index} of its memo, which is not set")
         self.push(self._memo[index])
 
     # The data.
@@ -167,7 +167,7 @@ class Stack:
         for _ in range(2):
             end = self.data.find(b"\n", self.at, self.at + 200)
             if end < 0:
-                raise ValueError("the pickle names something without end")
+                raise ValueError("the pickle has a name that does not end")
             names.append(self.take(end - self.at).decode())
             self.at += 1
         self._name(*names)
@@ -176,7 +176,7 @@ class Stack:
         """Put on what two texts on the stack name."""
         module, name = self.pop_many(2)
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("the pickle names something by what is no text")
+            raise ValueError("the pickle has a name that is not a string")
         self._name(module, name)
 
     def _name(self, module: str, name: str) -> None:

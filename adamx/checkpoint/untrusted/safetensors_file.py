@@ -73,7 +73,7 @@ def read_header(path: Path, account: Account, start: int = 0) -> bytes:
         file.seek(start)
         length = int.from_bytes(file.read(HEADER_START), "little")
         if length > path.stat().st_size - start - HEADER_START:
-            raise ValueError(f"its header is said to have {length} bytes")
+            raise ValueError(f"its header claims {length} bytes, more than the file has")
         header = file.read(length)
     # As many as there may be; an entry is longer than this in the file, too.
     account.allow(_PER_ARRAY * header.count(b'"data_offsets"'))
@@ -91,10 +91,10 @@ def read_safetensors(path: Path, account: Account, start: int = 0) -> Held:
     size = path.stat().st_size
     entries = json.loads(header.decode(), object_pairs_hook=_refuse_twice)
     if not isinstance(entries, dict):
-        raise ValueError("its header is no object")
+        raise ValueError("its header is not a JSON object")
     metadata = entries.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
-        raise ValueError(f"its {_METADATA} are no texts")
+        raise ValueError(f"its {_METADATA} is not an object of strings")
     region, start = Region(path, False), start + HEADER_START + len(header)
     places = []
     arrays: dict[str, Tensor] = {}
@@ -128,7 +128,7 @@ def _read_entry(name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], 
     shape, offsets = entry["shape"], entry["data_offsets"]
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or any(type(n) is not int or n < 0 for n in numbers):
-            raise ValueError(f"{name:.200}: its shape or place is no list of sizes")
+            raise ValueError(f"{name:.200}: its shape or its data_offsets are not a list of sizes")
     told = entry["dtype"]
     dtype = find_dtype(DTYPES.get(told)) if isinstance(told, str) else None
     if dtype is None:
@@ -138,7 +138,7 @@ def _read_entry(name: str, entry: Any) -> tuple[np.dtype[Any], tuple[int, ...], 
             found=f"{told!r:.40}",
         )
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{name:.200}: its shape does not fit the bytes that it has")
+        raise ValueError(f"{name:.200}: its shape does not match its number of bytes")
     return dtype, tuple(shape), offsets
 
 

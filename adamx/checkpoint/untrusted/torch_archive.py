@@ -129,7 +129,7 @@ def open_legacy(path: Path, account: Account) -> Saved:
     machine = Machine(region.data, Account(size), _MAKERS, BUILDERS, storages := _Storages())
     magic, version, system = machine.run(), machine.run(), machine.run()
     if type(magic) is not int or version != 1001 or not isinstance(system, dict):
-        raise CheckpointError("expected a file of torch.save, found something else")
+        raise CheckpointError("expected a file written by torch.save, found something else")
     if system.get("little_endian") is not True:
         raise CheckpointError("expected little-endian numbers, found others")
     begin = machine.at
@@ -144,7 +144,7 @@ def open_legacy(path: Path, account: Account) -> Saved:
         if storage is None or at + 8 + storage.nbytes > size:
             raise CheckpointError("its tensors claim more bytes than the file has")
         if int.from_bytes(region.data[at : at + 8], "little") * storage.itemsize != storage.nbytes:
-            raise ValueError(f"the file tells two sizes of the storage {key}")
+            raise ValueError(f"the file gives two sizes for the storage {key}")
         places[key] = at + 8
         at += 8 + storage.nbytes
     del machine
@@ -206,7 +206,7 @@ class _Storages:
 
     def __call__(self, machine: Machine, parts: Any) -> Storage:
         if not isinstance(parts, tuple) or len(parts) not in (5, 6) or parts[0] != "storage":
-            raise refuse_object("a reference to something else than values")
+            raise refuse_object("a reference to something other than values")
         _, kind, key, _, count = parts[:5]
         name = kind.qualname if isinstance(kind, Global) else ""
         if name not in STORAGES or kind.module not in ("torch", "torch.storage"):
@@ -222,7 +222,7 @@ class _Storages:
             self.known[key] = self._make(machine, name, key, nbytes)
         storage = self.known[key]
         if storage.nbytes != nbytes:
-            raise ValueError(f"the pickle tells two sizes of the storage {key}")
+            raise ValueError(f"the pickle gives two sizes for the storage {key}")
         return storage
 
     def _make(self, machine: Machine, kind: str, key: str, nbytes: int) -> Storage:

@@ -55,7 +55,7 @@ def _make_tensor(machine: Machine, function: Global, parts: tuple[Any, ...]) -> 
     needed = 1 + offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if all(shape) and needed * dtype.itemsize > storage.nbytes:
         raise CheckpointError(
-            f"a tensor of shape {shape} claims {needed} values of "
+            f"a tensor of shape {shape} claims {needed} values, but its storage has "
             f"{storage.nbytes // dtype.itemsize}"
         )
     if bits and isinstance(bits[0], dict) and any(bits[0].values()):
@@ -79,7 +79,7 @@ def _make_tensor(machine: Machine, function: Global, parts: tuple[Any, ...]) -> 
 def _find_problem(storage: Storage, dtype: Any, shape: tuple[int, ...]) -> str:
     """Why there is no array for a tensor; empty if there is one."""
     if dtype is None:
-        return "of a dtype that NumPy has not"
+        return "of a dtype that NumPy does not support"
     if storage.memory is None:
         return "not read"
     if len(shape) > _MOST_DIMENSIONS:

@@ -141,7 +141,7 @@ def _divide(header: Header, data: bytes) -> list[bytes]:
     index = np.frombuffer(data, "<u8", 2 * count, start).reshape(count, 2)
     places = [(int(at), int(size)) for at, size in index if int(at) != 2**64 - 1]
     if any(at + size > start for at, size in places):
-        raise ValueError("an inner chunk lies outside of its chunk")
+        raise ValueError("an inner chunk is outside of its chunk")
     return [data[at : at + size] for at, size in places]
 
 

@@ -58,7 +58,7 @@ def list_members(
     there = path.stat().st_size - start
     left = there if size is None else size
     if not 0 <= left <= there:
-        raise CheckpointError(f"the archive has {left} bytes at {start}; the file has less")
+        raise CheckpointError(f"the archive claims {left} bytes at {start}; the file has fewer")
     whole = Member("", 0, start, left, left)
     with path.open("rb") as first, path.open("rb") as second:
         file, other = open_member(first, whole), open_member(second, whole)
@@ -78,14 +78,14 @@ def list_members(
             if flags & 1 or (method and not is_deflated):
                 raise CheckpointError(
                     where=shown,
-                    expected="it stored as it is",
+                    expected="it stored without compression or encryption",
                     found="it compressed or encrypted",
-                    remedy="unpack the archive, and pack it anew with `zip -0`",
+                    remedy="unpack the archive, and pack it again with `zip -0`",
                 )
             left -= stored
             begin = _find_start(other, at, name)
             if left < 0 or begin + stored > directory or (stored != size and not is_deflated):
-                raise CheckpointError(f"claims {size} bytes; the file has less", where=shown)
+                raise CheckpointError(f"claims {size} bytes; the file has fewer", where=shown)
             yield Member(shown, checksum, start + begin, size, stored, is_deflated)
         if file.tell() != end:
             raise ValueError("the directory of the archive does not end where it should")

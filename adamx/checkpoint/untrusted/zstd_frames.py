@@ -20,9 +20,9 @@ def bound_zstd(data: bytes) -> int:
             at, size = _pass_frame(data, at + 4)
             total += size
         else:
-            raise ValueError("no frame of zstd")
+            raise ValueError("not a zstd frame")
     if at != len(data):
-        raise ValueError("a frame of zstd ends too early")
+        raise ValueError("a zstd frame ends too early")
     return total
 
 
@@ -36,7 +36,7 @@ def _pass_frame(data: bytes, at: int) -> tuple[int, int]:
         header = _number(data, at, 3)
         is_last, kind, size = bool(header & 1), header >> 1 & 3, header >> 3
         if kind == 3:
-            raise ValueError("a block of zstd of no kind")
+            raise ValueError("a zstd block of an unknown kind")
         at += 3 + (1 if kind == 1 else size)
         total += _LARGEST if kind == 2 else size
     return at + (4 if flags >> 2 & 1 else 0), total
@@ -45,5 +45,5 @@ def _pass_frame(data: bytes, at: int) -> tuple[int, int]:
 def _number(data: bytes, at: int, width: int) -> int:
     part = data[at : at + width]
     if len(part) != width:
-        raise ValueError("data of zstd end too early")
+        raise ValueError("zstd data end too early")
     return int.from_bytes(part, "little")

@@ -70,7 +70,7 @@ def _pickle(value: Any, protocol: int) -> tuple[memoryview, list[Storage]]:
     try:
         pickler.dump(value)
     except RecursionError as error:
-        raise CheckpointError("too many containers within one another") from error
+        raise CheckpointError("containers are nested too deeply") from error
     return stream.getbuffer(), list(pickler.storages)
 
 
@@ -153,7 +153,7 @@ class _Pickler(_PythonPickler):
     def save_tensor(self, obj: Tensor) -> None:
         """Save what makes a tensor."""
         if obj.call is None:
-            raise CheckpointError("a part of a tensor is no tensor of the file")
+            raise CheckpointError("a part of a tensor is not a tensor of the file")
         self.save(obj.call)
 
     def save_size(self, obj: Size) -> None:
