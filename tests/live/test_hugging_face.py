@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adamx.checkpoint import load, torch_names
 from tests.checkpoint_files.wild_cases import check_arrays, check_names, check_steps, read_case
+from tests.live.pages import run_page
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.live
+PROMOTES = True  # the page's steps use Optax's schedules
 
 
 @pytest.fixture
@@ -95,3 +99,56 @@ def test_the_order_of_one_group(folder):
     group = saved["param_groups"][0] | {"params": list(range(len(names)))}
     torch.save({"state": state, "param_groups": [group]}, path)
     assert list(load(folder).names) == names
+
+
+class Tokens(torch.utils.data.Dataset):
+    """Sequences that count up, as on the page."""
+
+    def __len__(self):
+        return 48
+
+    def __getitem__(self, index):
+        tokens = (torch.arange(8) + index) % 12
+        return {"input_ids": tokens, "labels": tokens}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_page(monkeypatch, tmp_path):
+    """A trainer tells the names that the page uses, and continues from what JAX made."""
+    pytest.importorskip("accelerate")
+    case, begun = read_case("hf_trainer"), {}
+
+    class Begin(transformers.TrainerCallback):
+        def on_train_begin(self, *given, optimizer, **_):
+            moments = [x["exp_avg"].numpy(force=True).copy() for x in optimizer.state.values()]
+            begun.update(step=given[1].global_step, mu=moments)
+
+    config = transformers.AutoConfig.from_pretrained(case.path)
+    settings = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "output"),
+        max_steps=20,
+        warmup_steps=2,
+        learning_rate=1e-3,
+        weight_decay=0.1,
+        per_device_train_batch_size=4,
+        logging_steps=3,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    model, callbacks = transformers.AutoModelForCausalLM.from_config(config), [Begin()]
+    trainer = transformers.Trainer(model, settings, train_dataset=Tokens(), callbacks=callbacks)
+    here = {}
+    run_page("guides/hugging_face.md", here, {"trainer": trainer}, monkeypatch, tmp_path)
+
+    assert Path("names.txt").read_text().split() == case.names
+    assert begun["step"] == here["later"].count == 11
+    for name, moment in zip(case.names, begun["mu"], strict=True):
+        np.testing.assert_array_equal(moment, here["later"].mu[name])
+    assert trainer.state.global_step == 20
+    logs = [log for log in trainer.state.log_history if log["step"] > 11 and "loss" in log]
+    assert [log["step"] for log in logs] == [12, 15, 18]
+    assert all(np.isfinite(log["loss"]) for log in logs)
+    rates = [float(here["schedule"](log["step"] - 1)) for log in logs]  # of the step just done
+    np.testing.assert_allclose([log["learning_rate"] for log in logs], rates, rtol=1e-6)
