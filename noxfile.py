@@ -277,7 +277,7 @@ def fuzz_long(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def hugging_face(session: nox.Session) -> None:
-    """The names that transformers gives to Trainer's files; trainers that go on with adamx's."""
+    """The names that transformers gives to Trainer's files; trainers that continue with adamx's."""
     install(session, "test", TORCH, "transformers>=5", "accelerate>=1.1", "lightning>=2.5")
     run_live(session, "test_hugging_face.py")
     run_live(session, "test_trainers.py")

@@ -123,6 +123,6 @@ def measure(
 
 
 def _tell(progress: str) -> None:
-    """Say on a terminal what is going on, until the next line is written over it."""
+    """Say on a terminal what is measured, until the next line is written over it."""
     if sys.stderr.isatty():
         print(progress, end="\033[K\r", file=sys.stderr, flush=True)

@@ -244,7 +244,7 @@ def print_losses(recording: Recording, kept: np.ndarray, lost: np.ndarray) -> No
     framework, before, after = recording
     print(f"{framework}: {before.size} steps done, taken up in JAX for {after.size} more")
     print(f"{'loss:':<24}{'first step':>12}{'highest of 20':>16}{'largest difference':>21}")
-    runs = {f"{framework}, going on": after, "moments kept": kept, "moments lost": lost}
+    runs = {f"{framework}, continued": after, "moments kept": kept, "moments lost": lost}
     for name, losses in runs.items():
         difference = "" if losses is after else f"{np.abs(losses - after).max():.1e}"
         print(f"{name:<24}{losses[0]:>12.4f}{losses[:20].max():>16.4f}{difference:>21}")

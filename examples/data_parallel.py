@@ -4,7 +4,7 @@ The batch is split over the devices, the parameters are replicated, the optimize
 with `adamx.zero_sharding`. The devices are virtual ones of the CPU. With --processes N the same
 program runs as N processes of 8 / N devices each, connected by `jax.distributed` as on N machines:
 only the address of the first one would be another. With --checkpoint FOLDER all processes save
-their parts there together; started again, with any number of processes, it goes on from them.
+their parts there together; started again, with any number of processes, it continues from them.
 The network and the data are those of train_digits.py.
 """
 
@@ -146,7 +146,7 @@ def main() -> None:
     parser = common.make_parser(__doc__, out=True, steps=300, seed=0)
     parser.add_argument("--stop-at", type=int, help="the step to stop after (default: the last)")
     parser.add_argument("--processes", type=int, default=1, choices=(1, 2, 4, 8))
-    about = "a folder to go on from, and to save to"
+    about = "a folder to continue from, and to save to"
     parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help=about)
     parser.add_argument("--coordinator", help="host:port of the first process; see --process-id")
     parser.add_argument("--process-id", type=int, help="which of the processes this is")

@@ -97,7 +97,7 @@ def load_params(path: Path) -> tuple[common.Params, list[np.ndarray]]:
 
 
 def save(folder: Path, run: Run, **settings: Any) -> None:
-    """Write what a second process needs to go on."""
+    """Write what a second process needs to continue."""
     settings |= {
         "optimizer": run.optimizer.get_config(),
         "plateau": dataclasses.asdict(run.plateau),

@@ -1,11 +1,12 @@
-"""Training that may be killed at any moment, and goes on when it is started again.
+"""Training that may be killed at any moment, and continues when it is started again.
 
 The digits network of train_digits.py. Whatever the next step depends on is one tree, `Run`:
 parameters, Adam's state with its schedule's count, the random key, the order of the images and the
-place in it. Orbax saves that tree while training goes on. Killed (kill -9, a machine taken away, a
-disk that fills up) and started again with the same command line, it takes the last whole checkpoint
-and ends with the parameters of an uninterrupted run, bit for bit. On another number of devices it
-goes on from the same bits, too; from there on, sums over the batch are rounded differently.
+place in it. Orbax saves that tree while training continues. Killed (kill -9, a machine taken away,
+a disk that fills up) and started again with the same command line, it takes the last whole
+checkpoint and ends with the parameters of an uninterrupted run, bit for bit. On another number of
+devices it continues from the same bits, too; from there on, sums over the batch are rounded
+differently.
 
     python examples/preemptible.py --out build/run
     python examples/preemptible.py --out build/run --devices 4
@@ -166,7 +167,7 @@ def restore_last(manager: ocp.CheckpointManager, like: Run) -> tuple[int, Run]:
 
 
 def begin(manager: ocp.CheckpointManager, path: Path, settings: Any, start: Any) -> tuple[int, Run]:
-    """The step to go on from, and the run there: from zero only if nothing was begun."""
+    """The step to continue from, and the run there: from zero only if nothing was begun."""
     expected = json.dumps(settings)
     if path.exists():
         found = path.read_text(errors="replace").strip()
@@ -219,7 +220,7 @@ def explaining(folder: Path) -> Iterator[None]:
         free = shutil.disk_usage(folder).free / 2**20
         raise SystemExit(
             f"could not write to {folder}, where {free:.1f} MiB are free: {summarise(error)}\n"
-            "If it is full, make room. Start the same command again: it goes on from the last "
+            "If it is full, make room. Start the same command again: it continues from the last "
             "whole checkpoint."
         ) from error
 

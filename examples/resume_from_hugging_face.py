@@ -6,7 +6,7 @@ that torch had after them.
 
 The folder does not hold the names of the optimizer's variables: NAMES are those that
 `adamx.checkpoint.torch_names(trainer.model, trainer.optimizer)` lists where the run is. Trainer's
-first group decays, its second (biases and norms) does not; both go on as they were. GPT-2's
+first group decays, its second (biases and norms) does not; both continue as they were. GPT-2's
 Conv1D layers have their kernels as Flax has them, (in, out), so that nothing is transposed.
 
 With the moments, five steps on torch's gradients end where torch did: no weight differs by more

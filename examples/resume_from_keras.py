@@ -4,8 +4,8 @@ examples/data/digits_keras.keras is what Keras 3's `model.save` wrote after 600 
 handwritten digits of scikit-learn. examples/data/record.py trained it, and recorded the loss of
 each step before, and of 200 steps after, in which Keras itself went on.
 
-With the moments, JAX goes on as Keras did: no loss differs by more than 2e-7, which is the rounding
-of float32. Without them, Adam begins anew: its first step has no past to average over, and moves
+With the moments, JAX continues as Keras did: no loss differs by more than 2e-7, the rounding of
+float32. Without them, Adam begins anew: its first step has no past to average over, and moves
 every weight by the whole learning rate, up or down as one batch's gradient says. Late in training,
 where gradients nearly cancel from batch to batch, that is far too much: the loss jumps from 0.002
 to 0.12 and takes some 90 steps to come back. From other initial weights (`record.py --seed` 1 to 3)

@@ -4,8 +4,8 @@ examples/data/digits_torch.pt is what `torch.save` wrote of a model and its Adam
 scikit-learn's handwritten digits. examples/data/record.py trained it, and recorded the loss of each
 step before, and of 200 steps after, in which torch itself went on.
 
-With the moments, JAX goes on as torch did: no loss differs by more than 2e-7, which is the rounding
-of float32. Without them, Adam begins anew: its first step has no past to average over, and moves
+With the moments, JAX continues as torch did: no loss differs by more than 2e-7, the rounding of
+float32. Without them, Adam begins anew: its first step has no past to average over, and moves
 every weight by the whole learning rate, up or down as one batch's gradient says. Late in training,
 where gradients nearly cancel from batch to batch, that is far too much: the loss jumps from 0.005
 to 0.08 and takes some 60 steps to come back. From other initial weights (`record.py --seed` 1 to 3)

@@ -122,8 +122,9 @@ def fused_adam(arguments: FusedAdamArguments) -> FusedOptimizer:
     r"""Adam in one pass over memory: gradients in, parameters out.
 
     `step` computes what `adam` and `optax.apply_updates` do, with the same state: you can switch
-    between them at any step. On a CPU, a compiled kernel reads gradient, moments and parameter once
-    each, and writes moments and parameter in place. Elsewhere (GPU, TPU, several devices, under
+    between them at any step (`adamx.from_numpy` converts the state of a chain). On a CPU, a
+    compiled kernel reads gradient, moments and parameter once each, and writes moments and
+    parameter in place. Elsewhere (GPU, TPU, several devices, under
     `vmap` or differentiation, complex or 8-bit arrays, `nesterov`, `nu_key`, `jax.export`, no
     compiled kernel, see `adamx.native.status`) the step is compiled from JAX's own operations, with
     the same result.

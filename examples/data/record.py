@@ -29,7 +29,7 @@ WEIGHT_DECAY = 1e-2  # torch's own default for AdamW
 def batches(first: int, last: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Images (128, 64) of float32 from 0 to 1, and digits (128,), from step `first` to `last`.
 
-    The batch depends on the step number alone, so that anybody can go on from any step; and on
+    The batch depends on the step number alone, so that anybody can continue from any step; and on
     numpy's `RandomState`, since numpy promises never to change its stream.
     """
     images, digits = load_digits(return_X_y=True)

@@ -42,7 +42,7 @@ def farthest(arrays, others):
 
 
 def test_the_same_run_in_any_number_of_processes(tmp_path):
-    """Two save after a third of the steps, four go on from that and save, one finishes."""
+    """Two save after a third of the steps, four continue from that and save, one finishes."""
     printed, expected = run(tmp_path, 1)
     assert len(expected["losses"]) == STEPS
     assert expected["losses"][-1] < expected["losses"][0] / 4
