@@ -18,7 +18,6 @@ READ = [
 INSTEAD = {
     r"\bgo(es|ing)? on\b": "continue",
     r"\bone behind the other\b": "contiguous",
-    r"\bto and fro\b": "into and out of",
     r"\bin the midst\b": "while",
     r"\bas if nothing had happened\b": "continues",
     r"\bhalf a place\b": "half an ulp",
