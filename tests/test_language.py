@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import adamx
+
 ROOT = Path(__file__).parents[1]
-READ = [
-    path
-    for pattern in ("*.md", "docs/**/*.md", "adamx/**/*.py", "examples/**/*.py", "benchmarks/*.py")
-    for path in sorted(ROOT.glob(pattern))
-]
+PACKAGE = Path(adamx.__file__).parent  # which may be installed elsewhere
+READ = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *PACKAGE.rglob("*.py")])
+READ += sorted([*ROOT.glob("examples/**/*.py"), *ROOT.glob("benchmarks/*.py")])
 
 INSTEAD = {
     r"\bgo(es|ing)? on\b": "continue",
@@ -33,7 +33,7 @@ INSTEAD = {
 @pytest.mark.parametrize("pattern", INSTEAD)
 def test_terms(pattern):
     found = [
-        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        f"{path}:{number}: {line.strip()}"
         for path in READ
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
         if re.search(pattern, line)
