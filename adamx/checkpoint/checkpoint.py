@@ -25,15 +25,15 @@ from adamx.checkpoint.matching import Order
 from adamx.checkpoint.probing import Made, check_made
 from adamx.checkpoint.renaming import rename_fields
 from adamx.checkpoint.restoring import (
+    assign_moments,
     assign_variables,
     fill_tree,
     read_state,
     restore_state,
 )
-from adamx.checkpoint.trees import MOMENTS, list_leaves, name_moment
+from adamx.checkpoint.trees import MOMENTS, list_leaves
 from adamx.config.adam_config import AdamConfig
 from adamx.config.groups import ParameterGroup
-from adamx.state.find import named_arrays
 
 __all__ = ["Checkpoint"]
 
@@ -234,18 +234,14 @@ class Checkpoint:
           CheckpointError: names do not settle where an array goes, and more than one assignment
             has the right shapes; entries are missing, extra or misshapen: all are named; an array
             would lose precision in the dtype of its parameter; `transformation` and the checkpoint
-            disagree about AMSGrad.
+            disagree about AMSGrad; the checkpoint has moments of what `transformation` freezes.
 
         Warns:
           UserWarning: there are `problems()`.
         """
         layout = choose_layout(layout, transform)
         warn_of_problems(self.problems())
-        leaves = list_leaves(params)
-        if transformation is not None:
-            like = named_arrays(transformation.init(params))
-            leaves = {p: x for p, x in leaves.items() if name_moment("mu", p) in like}
-        sources = assign_variables(self, leaves, order, layout, are_weights=False)
+        sources = assign_moments(self, params, order, layout, transformation)
         moments = {field: getattr(self, field) for field in MOMENTS}
         return restore_state(params, self.groups, moments, sources, transformation, layout)
 

@@ -1,5 +1,6 @@
 """Convert between a checkpoint, and a tree with its optimizer state."""
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +17,7 @@ from adamx.checkpoint.errors import CheckpointError, convert_error
 from adamx.checkpoint.frameworks import FRAMEWORKS
 from adamx.checkpoint.layouts import Layout, lay_out
 from adamx.checkpoint.matching import Order, apply_order, check_pairs, check_paths
-from adamx.checkpoint.names import spell_order
+from adamx.checkpoint.names import spell_order, split_name
 from adamx.checkpoint.precision import check_losses, find_losses
 from adamx.checkpoint.trees import (
     MOMENTS,
@@ -33,9 +34,56 @@ from adamx.state.arrays import from_numpy, to_numpy
 from adamx.state.counters import check_together
 from adamx.state.find import named_arrays
 
-__all__ = ["assign_variables", "fill_tree", "read_state", "restore_state"]
+__all__ = ["assign_moments", "assign_variables", "fill_tree", "read_state", "restore_state"]
 
 _Arrays = Mapping[str, np.ndarray]
+
+_WITHOUT_FROZEN = (
+    "To freeze them, restore without transformation=, and put the arrays of the others into a "
+    "fresh state: arrays = adamx.to_numpy(state), fresh = transformation.init(params), "
+    "adamx.from_numpy(fresh, {name: arrays[name] for name in adamx.to_numpy(fresh)})"
+)
+
+
+def assign_moments(
+    found: Held,
+    params: optax.Params,
+    order: Order | None,
+    layout: Layout | None,
+    transformation: optax.GradientTransformation | None,
+) -> dict[str, str]:
+    """Map each path of a tree that is trained to the name of the variable whose moments it gets.
+
+    Args:
+      found: the checkpoint.
+      params: the tree of parameters.
+      order: as for `assign_variables`.
+      layout: rearranges the axes of an array.
+      transformation: has moments for what it trains; None to train every leaf.
+    """
+    leaves = list_leaves(params)
+    trained = leaves
+    if transformation is not None:
+        like = named_arrays(transformation.init(params))
+        trained = {path: leaf for path, leaf in leaves.items() if name_moment("mu", path) in like}
+    try:
+        return assign_variables(found, trained, order, layout, are_weights=False)
+    except CheckpointError as error:
+        known = {split_name(name) for name in (*found.names, *found.params) if name not in found.mu}
+        fitting = {p: x for p, x in leaves.items() if p in trained or split_name(p) not in known}
+        frozen: list[str] = []
+        with contextlib.suppress(AdamxError):
+            whole = assign_variables(found, fitting, order, layout, are_weights=False)
+            frozen = [path for path in whole if path not in trained]
+        if not frozen:
+            raise
+        raise CheckpointError(
+            where="transformation",
+            expected="one with moments for all parameters that have them in the file",
+            found=f"none for {listed(frozen)} (frozen)",
+            remedy=_WITHOUT_FROZEN,
+            argument="transformation",
+        ) from error
 
 
 def assign_variables(

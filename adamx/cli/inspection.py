@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -34,30 +35,32 @@ from adamx.config.groups import ParameterGroup, list_unlike
 __all__ = ["inspect"]
 
 _ALWAYS_SHOWN = ("learning_rate", "b1", "b2", "eps", "convention")
+_TO_CONFIGURE = (
+    "--check, --plot and the sizes of steps need them: pass --config FILE, or --set FIELD=VALUE"
+)
 
 
 def inspect(arguments: argparse.Namespace) -> int:
     """Run the command; return 1 if `--check` found something wrong."""
     if arguments.order_template is not None and os.path.lexists(arguments.order_template):
         raise CheckpointError("exists", where=str(arguments.order_template))
-    try:
-        _, checkpoint = load_file(arguments.file, arguments)
-    except CheckpointError as error:
-        _show_anyhow(arguments, error)
-        raise
-    variables = describe_variables(checkpoint)
+    checkpoint, is_configured = _load(arguments)
+    variables = describe_variables(checkpoint, is_configured=is_configured)
     problems = checkpoint.problems() if arguments.check else []
     if arguments.plot is not None:
         draw_moments(arguments.plot, checkpoint)
     if arguments.order_template is not None:
         write_order_template(arguments.order_template, checkpoint, arguments.file)
     if arguments.json:
-        facts = _collect_facts(str(arguments.file), checkpoint, variables)
+        facts = _collect_facts(
+            str(arguments.file), checkpoint, variables, is_configured=is_configured
+        )
         if arguments.check:
             facts["problems"] = [problem._asdict() for problem in problems]
         print(json.dumps(facts, indent=2, allow_nan=False))
         return bool(problems)
-    _print_checkpoint(_describe_head(str(arguments.file), checkpoint), variables)
+    head = _describe_head(str(arguments.file), checkpoint, is_configured=is_configured)
+    _print_checkpoint(head, variables)
     if arguments.check:
         print()
         for problem in problems:
@@ -66,6 +69,34 @@ def inspect(arguments: argparse.Namespace) -> int:
         verdict = f"{count_noun(len(problems), 'finding')}: no run of Adam gives such moments"
         print(verdict if problems else f"sound: nothing was found in the moments of {count}")
     return bool(problems)
+
+
+def _load(arguments: argparse.Namespace) -> tuple[Checkpoint, bool]:
+    """The checkpoint, and whether its hyperparameters are known; a note says if they are not.
+
+    If it cannot be read, or is to be read with hyperparameters that are missing, print what can be
+    read before the error.
+    """
+    try:
+        return load_file(arguments.file, arguments)[1], True
+    except CheckpointError as error:
+        obstacle = error
+    is_given = arguments.config is not None or bool(arguments.set)
+    is_bare = not recognise(arguments.file).holds_config and not is_given
+    if is_bare and not arguments.check and arguments.plot is None:
+        note = f"{obstacle.expected.removeprefix('an AdamConfig, since ')}; {_TO_CONFIGURE}"
+        for made_up in (AdamConfig(), AdamConfig(amsgrad=True)):
+            try:
+                checkpoint = load_file(arguments.file, arguments, default=made_up)[1]
+            except CheckpointError as error:
+                if error.argument in ("names", "strict"):  # hyperparameters would not help
+                    obstacle = error
+                    break
+            else:
+                notes = (*checkpoint.notes, note)
+                return dataclasses.replace(checkpoint, notes=notes), False
+    _show_anyhow(arguments, obstacle)
+    raise obstacle
 
 
 def _print_checkpoint(head: Sequence[str], variables: list[dict[str, Any]]) -> None:
@@ -116,30 +147,23 @@ def _show_anyhow(arguments: argparse.Namespace, error: CheckpointError) -> None:
 def _collect_seen(file: str, one: View) -> dict[str, Any]:
     if one.checkpoint is None:
         return {**one.options, "outline": one.outline}
-    variables = describe_variables(one.checkpoint, is_configured=one.is_configured)
-    facts = _collect_facts(file, one.checkpoint, variables)
-    if not one.is_configured:
-        facts.pop("config", None)
-        for group in facts["groups"]:
-            del group["config"]
+    is_configured = one.is_configured
+    variables = describe_variables(one.checkpoint, is_configured=is_configured)
+    facts = _collect_facts(file, one.checkpoint, variables, is_configured=is_configured)
     return dict(one.options) | facts
 
 
 def _collect_facts(
-    file: str, checkpoint: Checkpoint, variables: list[dict[str, Any]]
+    file: str, checkpoint: Checkpoint, variables: list[dict[str, Any]], *, is_configured: bool
 ) -> dict[str, Any]:
     groups = [
-        {
-            "names": group.names,
-            "count": group.count,
-            "scheduled": group.scheduled,
-            "config": list_fields(group.config),
-        }
+        {"names": group.names, "count": group.count, "scheduled": group.scheduled}
+        | ({"config": list_fields(group.config)} if is_configured else {})
         for group in checkpoint.groups
     ]
     unlike = list_unlike(checkpoint.groups)
     alike: dict[str, Any] = {} if "count" in unlike else {"count": checkpoint.count}
-    if not set(unlike) - {"count"}:
+    if is_configured and not set(unlike) - {"count"}:
         alike["config"] = list_fields(checkpoint.config)
     return {
         "file": file,
@@ -156,7 +180,7 @@ def _collect_facts(
     }
 
 
-def _describe_head(file: str, checkpoint: Checkpoint, *, is_configured: bool = True) -> list[str]:
+def _describe_head(file: str, checkpoint: Checkpoint, *, is_configured: bool) -> list[str]:
     """The lines above the table: what all variables share, the groups, and remarks."""
     framework = FRAMEWORKS[checkpoint.framework].title
     head = {

@@ -77,7 +77,8 @@ def load_file(
     """
     settings, form = dict(arguments.set), recognise(path)
     config = find_config(form, arguments, prefers_own=prefers_own)
-    if config is None and not form.holds_config:
+    is_made_up = config is None and default is not None and not form.holds_config
+    if is_made_up:
         config = default
     with (
         warnings.catch_warnings(record=True) as caught,
@@ -105,7 +106,7 @@ def load_file(
             checkpoint = checkpoint.rename(names)
         if arguments.strict:
             check_told(checkpoint)
-    for warning in caught:
+    for warning in () if is_made_up else caught:  # of contradictions to hyperparameters
         print(make_printable(f"adamx: warning: {warning.message}"), file=sys.stderr)
     if not settings:
         return checkpoint, checkpoint

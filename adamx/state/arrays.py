@@ -1,6 +1,6 @@
 """The Adam state within any Optax state as NumPy arrays, by order and by path."""
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -16,6 +16,11 @@ from adamx.state.find import named_arrays, replace_arrays
 __all__ = ["from_numpy", "get_weights", "set_weights", "to_numpy"]
 
 _UNCHANGED = "The state is unchanged"
+_LEAVE_OUT = f"Leave out the unknown ones. {_UNCHANGED}"
+_BEGIN_ANEW = (
+    "If these parameters were frozen, begin their moments anew, with fresh = tx.init(params): "
+    f"from_numpy(fresh, {{**to_numpy(fresh), **arrays}}). {_UNCHANGED}"
+)
 _OF_MEMBERS = (
     "If the weights are those of an ensemble or of replicas, take one member: array[0] of each",
     "The state is that of an ensemble: stack the weights of its members",
@@ -152,9 +157,17 @@ def from_numpy(state: optax.OptState, arrays: Mapping[str, np.ndarray]) -> optax
         raise InvalidValue(
             f"expected the arrays {listed(leaves)}; missing: {listed(missing) or 'none'}; "
             f"unknown: {listed(unknown) or 'none'}",
-            remedy=_UNCHANGED if missing else f"Leave out the unknown ones. {_UNCHANGED}",
+            remedy=_advise(missing, unknown),
         )
     return _replace(state, leaves, {name: arrays[names[name]] for name in leaves})
+
+
+def _advise(missing: Sequence[str], unknown: Sequence[str]) -> str:
+    """What to do about names that are missing or unknown."""
+    if not missing:
+        return _LEAVE_OUT
+    fields = {name.partition("/")[0] for name in missing}
+    return _BEGIN_ANEW if not unknown and "mu" in fields and "count" not in fields else _UNCHANGED
 
 
 def _drop_box(name: Any, leaves: Mapping[str, Any], arrays: Mapping[str, Any]) -> Any:

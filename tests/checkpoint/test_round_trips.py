@@ -173,10 +173,35 @@ def test_a_transformation_that_trains_a_part():
     all_of_it, config = adamx.adam(1e-3), AdamConfig(learning_rate=1e-3)
     state = all_of_it.init(params)
     whole = Checkpoint.from_state(params, state, config, transformation=all_of_it)
-    with pytest.raises(CheckpointError, match="b: in the file, but not in the tree"):
+    with pytest.raises(CheckpointError, match=r"transformation: .* found none for b \(frozen\)"):
         whole.restore(params, transformation=trains_w)
     with pytest.raises(CheckpointError, match="transformation: expected one with amsgrad=False"):
         whole.restore(params, transformation=adamx.adam(1e-3, amsgrad=True))
+
+
+def test_a_part_that_is_frozen_from_now_on():
+    """The error says how; parameters that were frozen before, and have no moments, do not count."""
+    params = {"embed": jnp.ones((4, 3)), "out": {"w": jnp.ones(2), "b": jnp.ones(3)}}
+    all_but_w = optax.masked(adamx.adam(1e-3), {"embed": True, "out": {"w": False, "b": True}})
+    only_b = optax.masked(adamx.adam(1e-3), {"embed": False, "out": {"w": False, "b": True}})
+    _, state = all_but_w.update(params, all_but_w.init(params), params)
+    with pytest.warns(UserWarning, match="adamx cannot distinguish them"):
+        checkpoint = Checkpoint.from_state(params, state, AdamConfig(learning_rate=1e-3))
+    with pytest.raises(CheckpointError, match=r"found none for embed \(frozen\)\. ") as raised:
+        checkpoint.restore(params, transformation=only_b)
+    assert raised.value.argument == "transformation"
+    assert "adamx.from_numpy(fresh, {name: arrays[name] for name in" in raised.value.remedy
+
+    _, whole = checkpoint.restore(params | {"out": {"w": None, "b": params["out"]["b"]}})
+    arrays, fresh = adamx.to_numpy(whole), only_b.init(params)
+    new = adamx.from_numpy(fresh, {name: arrays[name] for name in adamx.to_numpy(fresh)})
+    assert list(adamx.to_numpy(new)) == ["count", "mu/out/b", "nu/out/b"]
+    np.testing.assert_array_equal(new.inner_state[0].mu["out"]["b"], checkpoint.mu["out/b"])
+
+    other = params | {"out": {"w": jnp.ones(2), "c": jnp.ones(3)}}
+    mask = {"embed": False, "out": {"w": False, "c": True}}
+    with pytest.raises(CheckpointError, match="out/b: in the file, but not in the tree"):
+        checkpoint.restore(other, transformation=optax.masked(adamx.adam(1e-3), mask))
 
 
 def test_averages_are_kept_or_named(tmp_path):

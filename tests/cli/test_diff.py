@@ -9,6 +9,7 @@ import pytest
 import adamx
 from adamx.checkpoint import load
 from tests.checkpoint.checkpoint_runs import CHECKPOINTS
+from tests.checkpoint_files.wild_cases import WILD
 from tests.cli.command_runs import (
     BFLOAT16,
     KERAS,
@@ -192,3 +193,13 @@ def test_diff_needs_no_hyperparameters(run, tmp_path, amsgrad):
     ]
     code, out, _ = run("diff", tmp_path / "a.npz", tmp_path / "a.npz", "--set", "amsgrad=True")
     assert code == (0 if amsgrad else 2)
+
+
+def test_diff_does_not_warn_of_hyperparameters_that_it_made_up(run):
+    """A file of TensorFlow 1 holds some, and a given configuration is compared with them."""
+    file = WILD / "tf1_saver"
+    code, out, err = run("diff", file, file)
+    assert (code, err) == (0, [])
+    assert out[0] == "hyperparameters are not compared: not both files hold them"
+    _, _, err = run("diff", file, file, "--set", "b1=0.9")
+    assert "config= contradicts the file, and is used: convention 'keras'" in err[0]

@@ -1,17 +1,20 @@
 """`adamx inspect` of what cannot be read as it is asked for: it shows what is there anyhow."""
 
 import json
+import shutil
 
 import flax.serialization
+import h5py
 import numpy as np
 import pytest
 
+import adamx
 from adamx.checkpoint import load
 from adamx.checkpoint.formats._torch_files import open_saved
 from adamx.checkpoint.untrusted.account import Account
 from adamx.checkpoint.writing.torch_writer import write_archive
 from tests.checkpoint_files.wild_cases import WILD, read_case
-from tests.cli.command_runs import rows
+from tests.cli.command_runs import NAMES, NUMBERED, rows
 
 GAN = WILD / "gan" / "gan.pt"
 
@@ -35,15 +38,60 @@ def test_each_of_several_optimizers(run):
     )
 
 
-@pytest.mark.parametrize("name", ["tf1_saver", "npz_to_numpy/state.npz"])
-def test_moments_without_hyperparameters(run, name):
-    code, out, err = run("inspect", WILD / name)
-    assert (code, err[-1]) == (2, "On the command line: --config FILE, or --set FIELD=VALUE")
+WITHOUT_HYPERPARAMETERS = {
+    "tf1_saver": "TensorFlow's checkpoints do not hold all hyperparameters: this one holds b1=0.9, "
+    "b2=0.999, and epsilon, clipping and weight decay are never stored",
+    "npz_to_numpy/state.npz": "NumPy, adamx.to_numpy alone (.npz) holds no hyperparameters",
+    "orbax_adamw/ckpt": "Orbax (folder) holds no hyperparameters",
+    "flax_msgpack/state.msgpack": "Flax, to_bytes (.msgpack) holds no hyperparameters",
+}
+NEEDED = (
+    "--check, --plot and the sizes of steps need them: pass --config FILE, or --set FIELD=VALUE"
+)
+
+
+@pytest.mark.parametrize(("name", "reason"), WITHOUT_HYPERPARAMETERS.items())
+def test_moments_without_hyperparameters(run, name, reason):
+    """They are a note, unless something asks for what depends on them."""
+    path = WILD / name
+    code, out, err = run("inspect", path)
+    assert (code, err) == (0, [])
     assert "hyperparameters  not known" in out
-    assert not any("learning_rate" in line for line in out)
+    assert out[out.index("") - 1] == f"note             {reason}; {NEEDED}"
+    assert not any("learning_rate  " in line for line in out)
     table = rows(out)
     assert table
     assert all("norm of m" in row and "largest step" not in row for row in table.values())
+    assert run("inspect", path, "--strict") == (0, out, [])
+    for option in (["--check"], ["--plot", "x.png"]):
+        code, less, err = run("inspect", path, *option)
+        assert (code, less) == (2, [line for line in out if NEEDED not in line])
+        assert err[0].startswith(f"adamx: error: {path}: config: expected an AdamConfig, since ")
+        assert err[-1] == "On the command line: --config FILE, or --set FIELD=VALUE"
+
+
+def test_maxima_without_hyperparameters(run, tmp_path):
+    state = adamx.adam(1e-3, amsgrad=True).init({"w": np.ones(3, np.float32)})
+    np.savez(tmp_path / "x.npz", **adamx.to_numpy(state))
+    code, out, _ = run("inspect", tmp_path / "x.npz")
+    assert (code, rows(out)["w"]["norm of sqrt(v_max)"]) == (0, "0")
+
+
+def test_names_are_asked_for_without_hyperparameters(run, tmp_path):
+    """Of a file whose names are inferred, and whose learning rate is the default."""
+    path, names = tmp_path / "x.weights.h5", tmp_path / "names.txt"
+    shutil.copy(NUMBERED, path)
+    with h5py.File(path, "r+") as file:
+        file["optimizer/vars/1"][()] = 0.001
+    code, out, err = run("inspect", path, "--order-template", names)
+    assert (code, err, list(rows(out))) == (0, [], NAMES)
+    code, seen, err = run("inspect", path, "--strict")
+    assert (code, err[-1]) == (2, "On the command line: --names FILE, or without --strict")
+    assert rows(seen).items() >= rows(out).items()
+    assert run("inspect", path, "--strict", "--names", names)[0] == 0
+    names.write_text("a")
+    code, _, err = run("inspect", path, "--names", names)
+    assert (code, err[-1]) == (2, "On the command line: --names FILE")
 
 
 def changed(path, change):
@@ -115,10 +163,14 @@ def test_json_has_what_is_seen_and_what_is_in_the_way(run):
     assert [seen["optimizer"] for seen in told["seen"]] == ["optG", "optD"]
     assert all(seen["config"]["b1"] == 0.5 for seen in told["seen"])
     assert ["optimizer" in told["obstacles"][0], "weights" in told["obstacles"][1]] == [True, True]
-    _, out, _ = run("inspect", "--json", WILD / "tf1_saver")
+    code, out, _ = run("inspect", "--json", WILD / "tf1_saver")
+    told = json.loads("\n".join(out))
+    assert (code, told["count"], told["notes"][-1].endswith(NEEDED)) == (0, 6, True)
+    assert "config" not in told
+    assert all("config" not in group for group in told["groups"])
+    code, out, _ = run("inspect", "--json", "--check", WILD / "tf1_saver")
     [seen] = json.loads("\n".join(out))["seen"]
-    assert "config" not in seen
-    assert seen["count"] == 6
+    assert (code, seen["count"], "config" in seen) == (2, 6, False)
 
 
 def test_a_template_of_names_is_edited_and_given_back(run, tmp_path):

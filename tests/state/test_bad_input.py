@@ -88,6 +88,26 @@ def test_bad_names():
     chex.assert_trees_all_equal(state, before)
 
 
+def test_missing_moments_may_begin_anew():
+    """As of a parameter that was frozen; not where names are other ones, or a field is."""
+    whole, part = trained(HOLDERS["schedule"]), trained(HOLDERS["one_part"])
+    arrays = adamx.to_numpy(part)
+    with pytest.raises(ValueError, match=r"If .* were frozen, .*: from_numpy\(fresh, \{\*\*to"):
+        adamx.from_numpy(whole, arrays)
+    fresh = HOLDERS["schedule"].init(PARAMS)
+    found = adamx.to_numpy(adamx.from_numpy(fresh, {**adamx.to_numpy(fresh), **arrays}))
+    chex.assert_trees_all_equal({name: found[name] for name in arrays}, arrays)
+    assert not any(found[name].any() for name in found.keys() - arrays.keys())
+
+    for tx, wrong in (
+        (HOLDERS["schedule"], {name: array for name, array in arrays.items() if name != "count"}),
+        (HOLDERS["schedule"], arrays | {"mu/other": np.ones(2)}),
+        (HOLDERS["amsgrad"], adamx.to_numpy(whole)),
+    ):
+        with pytest.raises(ValueError, match=r"unknown: [\w/]+\. The state is unchanged$"):
+            adamx.from_numpy(tx.init(PARAMS), wrong)
+
+
 def test_the_other_function_is_named():
     state = trained(HOLDERS["schedule"])
     with pytest.raises(TypeError, match="found a mapping; use from_numpy"):
