@@ -33,7 +33,7 @@ PYTEST = ("pytest", "--numprocesses=2")
 ALL_TESTS = (*PYTEST, "--pyargs", "tests", "adamx")  # the package for its doctests
 COPIED = ("tests", "examples", "benchmarks", "docs", ".ci", "pyproject.toml")
 COPIED += ("README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md")
-COPIED += ("CODE_OF_CONDUCT.md", "noxfile.py")  # its sessions are named in the documentation
+COPIED += ("CODE_OF_CONDUCT.md", "LICENSE", "noxfile.py")  # which the pages name
 KERNEL_IN_USE = "import adamx; print(adamx.native.status()); assert adamx.native.status()"
 EXAMPLES = ("train_digits", "resume_from_hugging_face")  # with the oldest packages; CI runs all
 SHORT = {"ADAMX_FUZZ_FILES": "120"}  # of each format; `fuzz_long` has 2,000
