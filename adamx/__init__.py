@@ -1,6 +1,8 @@
 """Adam for JAX, complete."""
 
 from adamx import checkpoint, keras, native
+from adamx.base.blockwise import EightBitMoment
+from adamx.base.eight_bit import EightBit
 from adamx.base.version import __version__
 from adamx.config.adam_config import AdamConfig
 from adamx.fused.layout import PackedAdamState, PackedAmsgradState
@@ -9,6 +11,7 @@ from adamx.fused.packed import pack, unpack
 from adamx.state.arrays import from_numpy, get_weights, set_weights, to_numpy
 from adamx.state.describe import describe_sharding
 from adamx.state.gradients import reduce_scatter
+from adamx.state.quantize import dequantize_moments, quantize_moments
 from adamx.state.sharding import zero_sharding
 from adamx.transforms.adam import AdamState, AmsgradState, adam, adamw, scale_by_adam
 from adamx.transforms.rounding import StochasticRoundState, stochastic_round
@@ -18,6 +21,8 @@ __all__ = [
     "AdamConfig",
     "AdamState",
     "AmsgradState",
+    "EightBit",
+    "EightBitMoment",
     "FusedOptimizer",
     "PackedAdamState",
     "PackedAmsgradState",
@@ -26,6 +31,7 @@ __all__ = [
     "adam",
     "adamw",
     "checkpoint",
+    "dequantize_moments",
     "describe_sharding",
     "from_numpy",
     "fused_adam",
@@ -35,6 +41,7 @@ __all__ = [
     "keras",
     "native",
     "pack",
+    "quantize_moments",
     "reduce_scatter",
     "scale_by_adam",
     "set_weights",

@@ -9,6 +9,7 @@ import optax
 from jax.tree_util import DictKey
 
 from adamx.base.dtypes import dtype_of, number_kind, type_name
+from adamx.base.eight_bit import is_eight_bit, wide_like
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.jax_seam import is_traced
 from adamx.base.trees import describe_difference, flatten_with_path, path_name
@@ -87,10 +88,10 @@ def open_state(
     members = _ensemble_shape(adam) if is_ensemble_allowed else ()
     check_count(adam.count, members)
     tree, owner = (adam.mu, "first moment") if params is None else (params, "parameter")
-    keyed, treedef = flatten_with_path(tree)
+    keyed, treedef = flatten_with_path(tree, is_leaf=is_eight_bit)
     columns: dict[str, list[Any]] = {}
     for field in adam._fields[1:]:
-        columns[field], structure = jax.tree.flatten(getattr(adam, field))
+        columns[field], structure = jax.tree.flatten(getattr(adam, field), is_leaf=is_eight_bit)
         if structure != treedef:
             difference = describe_difference(getattr(adam, field), tree)
             raise InvalidValue(
@@ -150,6 +151,7 @@ def _is_at_hand(x: Any) -> bool:
 def _check_moment(
     field: str, path: jax.tree_util.KeyPath, moment: Any, like: Any, owner: str
 ) -> None:
+    moment, like = wide_like(moment), wide_like(like)
     kind = number_kind(moment)
     if kind != "real" and (kind != "complex" or number_kind(like) != "complex"):
         raise InvalidType(

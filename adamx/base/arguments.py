@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import chex
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from adamx.base.checks import (
     check_rate,
 )
 from adamx.base.dtypes import check_not_flushed
+from adamx.base.eight_bit import EightBit, check_moments
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.numerics import CONVENTIONS, ConventionName, Hyperparameters
 from adamx.base.random_bits import check_key
@@ -106,6 +107,7 @@ class DirectionArguments(MomentArguments):
     _: dataclasses.KW_ONLY
     nu_key: chex.ArrayDevice | int | None = None
     nesterov: bool = False
+    moments: EightBit | Literal["8bit"] | None = None
 
     def __post_init__(self) -> None:
         """See `Arguments`."""
@@ -122,6 +124,8 @@ class DirectionArguments(MomentArguments):
                         "of small gradients underflow, however they are rounded"
                     ),
                 )
+        self._set("moments", check_moments(self.moments))
+        self._check_eight_bit()
         if self.nesterov and self.convention != "optax":
             raise InvalidValue(
                 where="nesterov",
@@ -130,6 +134,32 @@ class DirectionArguments(MomentArguments):
                     f"{self.convention!r}: NAdam in Keras and torch schedules its momentum, and is "
                     "a different algorithm"
                 ),
+            )
+
+    @property
+    def eight_bit(self) -> EightBit | None:
+        """`moments` after it was checked."""
+        return self.moments if isinstance(self.moments, EightBit) else None
+
+    def _check_eight_bit(self) -> None:
+        """Raise for another argument that says how moments are kept."""
+        if self.moments is None:
+            return
+        given = {name: getattr(self, name) for name in ("mu_dtype", "nu_dtype")}
+        for name, value in given.items():
+            if value is not None:
+                raise InvalidValue(
+                    where=name,
+                    expected="None with moments in 8 bits",
+                    found=repr(value),
+                    remedy="parameters that they leave out keep float32 moments",
+                )
+        if self.amsgrad:
+            raise InvalidValue(
+                where="amsgrad",
+                expected="False with moments in 8 bits",
+                found=True,
+                remedy="a maximum of what is rounded at random only rises",
             )
 
 

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.base import numerics
+from adamx.base.blockwise import step_codes
 from adamx.base.dtypes import complex_dtype, compute_dtype
 from adamx.base.numerics import Convention, Scalars
 from adamx.base.random_bits import round_at_random
 
-__all__ = ["CAST", "Cast", "CastAtRandom", "Storage", "step_leaf", "wide_dtype"]
+__all__ = ["CAST", "Cast", "CastAtRandom", "Codes", "Storage", "step_leaf", "wide_dtype"]
 
 
 class Storage(Protocol):
@@ -86,16 +87,29 @@ class CastAtRandom(NamedTuple):
         return round_at_random(moment.astype(jnp.float32), self.key, dtype)
 
 
+class Codes(NamedTuple):
+    """Both moments of a leaf in 8 bits, which are loaded and stored together; see `blockwise`.
+
+    Attributes:
+      key: uint32[2], one for each leaf and step.
+    """
+
+    key: chex.ArrayDevice
+
+
 CAST = Cast()
 
 
 def wide_dtype(
-    arrays: Sequence[Any], stored: Sequence[Any], storages: Sequence[Storage]
+    arrays: Sequence[Any], stored: Sequence[Any], storages: Sequence[Storage] | Codes
 ) -> np.dtype:
     """The dtype in which to step a leaf with these arrays and moments.
 
-    That of the widest precision among them, float32 at least; complex if the first array is.
+    That of the widest precision among them, float32 at least; complex if the first array is. Beside
+    moments in 8 bits, float32.
     """
+    if isinstance(storages, Codes):
+        return np.dtype(np.float32)
     dtypes = [jnp.result_type(x) for x in arrays]
     dtypes += [storage.dtype(x) for storage, x in zip(storages, stored, strict=True)]
     real = compute_dtype(*dtypes)
@@ -105,7 +119,7 @@ def wide_dtype(
 def step_leaf(
     g: chex.ArrayDevice,
     stored: Sequence[Any],
-    storages: Sequence[Storage],
+    storages: Sequence[Storage] | Codes,
     scalars: Scalars,
     convention: Convention,
     m_correction_next: chex.ArrayDevice | None = None,
@@ -115,13 +129,18 @@ def step_leaf(
     Args:
       g: the gradient in the dtype to compute in, `wide_dtype`.
       stored: what the state holds of m, v and, with AMSGrad, v_max.
-      storages: how each of them is kept.
+      storages: how each of them is kept, or how both are.
       scalars: in g's real dtype.
       convention, m_correction_next: see `numerics.step`.
 
     Returns:
       The direction, in g's dtype; and what the next state holds.
     """
+    if isinstance(storages, Codes):
+        direction, *coded = step_codes(
+            g, stored[0], stored[1], scalars, convention, m_correction_next, storages.key
+        )
+        return direction, coded
     real = jnp.finfo(g.dtype).dtype
     dtypes = [g.dtype, *([real] * (len(stored) - 1))]
     rows = list(zip(storages, stored, strict=True))

@@ -11,7 +11,7 @@ import optax
 
 from adamx.base.arguments import AdamArguments, DecayArguments
 from adamx.base.checks import check_positive
-from adamx.base.errors import AdamxError, InvalidType
+from adamx.base.errors import AdamxError, InvalidType, InvalidValue
 
 __all__ = ["FusedAdamArguments", "FusedAdamWArguments", "StepArguments"]
 
@@ -31,6 +31,12 @@ class StepArguments(AdamArguments):
             if self.clip_global_norm is not None:
                 limit = check_positive("clip_global_norm", self.clip_global_norm)
                 self._set("clip_global_norm", limit)
+            if self.packed and self.moments is not None:
+                raise InvalidValue(
+                    where="packed",
+                    expected="False with moments in 8 bits, whose leaves have their own arrays",
+                    found=True,
+                )
         except AdamxError as error:
             raise error.replace(remedy=self._remedy(error)) from None
 

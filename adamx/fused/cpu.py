@@ -26,7 +26,7 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
     """
     leaves = len(plan.rows)
     floats, doubles, _, *buffers = operands
-    *columns, grads, params = split_list(buffers, plan.operand_counts())
+    *columns, _, _, grads, params = split_list(buffers, plan.operand_counts())
     norm = jnp.zeros([], (doubles if doubles.size else floats).dtype)
     if plan.clip:
         norm = jax.ffi.ffi_call(native.NORM, jax.ShapeDtypeStruct((), norm.dtype))(*grads)
@@ -64,7 +64,7 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
                 clip=np.bool_(plan.clip),
                 mu_buffers=np.int64(len(mu_used)),
                 nu_buffers=np.int64(len(nu_used)),
-                table=np.array(table, np.int64).reshape(-1),
+                table=np.array([row[:5] for row in table], np.int64).reshape(-1),
             )
         )
         for column, row in zip([*columns, params], [*used, group], strict=True):

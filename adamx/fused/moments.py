@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from adamx.base.adam_state import AdamState, AmsgradState, check_count, open_state
+from adamx.base.blockwise import EightBitMoment
+from adamx.base.eight_bit import is_eight_bit
 from adamx.base.errors import InvalidType
 from adamx.fused.layout import PackedAdamState, PackedAmsgradState, buffers_of, packed_spans
 
@@ -19,8 +21,9 @@ _ADAM_STATES = (AdamState, AmsgradState, PackedAdamState, PackedAmsgradState)
 class Moments(NamedTuple):
     """The moments of the leaves that are trained, as `step_leaves` takes them."""
 
-    buffers: list[list[chex.ArrayDevice]]  # of mu, of nu and, with AMSGrad, of nu_max
+    buffers: list[list[chex.ArrayDevice]]  # of mu, nu, with AMSGrad nu_max; scales of mu, of nu
     spots: list[tuple[int, int, int, int]]  # where each leaf's begin; see `Row`
+    coded: list[bool]  # whether each leaf's are in 8 bits
     close: Callable[[Sequence[list[chex.ArrayDevice]]], list[Any]]  # the fields of the next state
 
 
@@ -28,15 +31,29 @@ def open_separate(adam: Any, params: optax.Params, trained: Sequence[int]) -> Mo
     """The moments in an `AdamState`, a buffer for each leaf; `trained` are the leaves to step."""
     opened = open_state(adam, params)
     columns = list(opened.columns.values())
+    coded = [is_eight_bit(columns[0][i]) for i in trained]
 
     def close(new: Sequence[list[chex.ArrayDevice]]) -> list[Any]:
-        for column, arrays in zip(columns, new, strict=True):
-            for i, array in zip(trained, arrays, strict=True):
-                column[i] = array
+        *arrays, mu_scales, nu_scales = new
+        for column, found, scales in zip(columns, arrays, (mu_scales, nu_scales, []), strict=False):
+            rest = iter(scales)
+            for i, array, is_coded in zip(trained, found, coded, strict=True):
+                column[i] = EightBitMoment(array, next(rest)) if is_coded else array
         return [opened.treedef.unflatten(column) for column in columns]
 
-    buffers = [[jnp.asarray(column[i]) for i in trained] for column in columns]
-    return Moments(buffers, [(n, 0, n, 0) for n in range(len(trained))], close)
+    buffers = [
+        [
+            column[i].codes if c else jnp.asarray(column[i])
+            for i, c in zip(trained, coded, strict=True)
+        ]
+        for column in columns
+    ]
+    scales = [
+        [column[i].scales for i, c in zip(trained, coded, strict=True) if c]
+        for column in columns[:2]
+    ]
+    spots = [(n, 0, n, 0) for n in range(len(trained))]
+    return Moments([*buffers, *scales], spots, coded, close)
 
 
 def open_packed(adam: Any, params: optax.Params, trained: Sequence[int]) -> Moments:
@@ -51,11 +68,12 @@ def open_packed(adam: Any, params: optax.Params, trained: Sequence[int]) -> Mome
     ]
 
     def close(new: Sequence[list[chex.ArrayDevice]]) -> list[Any]:
-        rows = zip(names, new, strict=True)
+        rows = zip(names, new[:-2], strict=True)
         return [*(dict(zip(row, arrays, strict=True)) for row, arrays in rows), adam.layout]
 
     rows = zip(names, fields, strict=True)
-    return Moments([[buffers[name] for name in row] for row, buffers in rows], spots, close)
+    buffers = [[buffers[name] for name in row] for row, buffers in rows]
+    return Moments([*buffers, [], []], spots, [False] * len(trained), close)
 
 
 def check_order(grads: object, params: object) -> None:

@@ -12,6 +12,7 @@ import optax
 from adamx.base.adam_state import AdamState, AmsgradState, check_count, open_state
 from adamx.base.checks import check_params
 from adamx.base.dtypes import first_moment_dtype, second_moment_dtype
+from adamx.base.eight_bit import is_eight_bit
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.jax_seam import is_traced
 from adamx.base.trees import flatten_with_path, leaf_name
@@ -82,6 +83,13 @@ def pack(state: optax.OptState, params: optax.Params) -> optax.OptState:
     def pack_state(adam: AdamState | AmsgradState) -> PackedState:
         kind = PackedAmsgradState if isinstance(adam, AmsgradState) else PackedAdamState
         opened = open_state(adam, params)
+        if any(map(is_eight_bit, opened.columns["mu"])):
+            raise InvalidValue(
+                where="state",
+                expected="moments that are arrays, to put them into buffers",
+                found="moments in 8 bits",
+                remedy="use adamx.dequantize_moments(state) first",
+            )
         names = [leaf_name(path) for path in opened.paths]
         rows = opened.columns.items()
         buffers: list[Any] = [_pack_column(field, column, leaves, names) for field, column in rows]

@@ -1,15 +1,18 @@
 """A whole step in JAX's own operations, with the operands and results of the compiled kernel."""
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamx.base.blockwise import EightBitMoment
 from adamx.base.clipping import clip_to_norm, global_norm
 from adamx.base.numerics import Scalars, by_parts
-from adamx.base.storage import CAST, CastAtRandom, Storage, step_leaf, wide_dtype
+from adamx.base.storage import CAST, CastAtRandom, Codes, Storage, step_leaf, wide_dtype
 from adamx.base.trees import split_list
 from adamx.fused.plan import Plan
 
@@ -18,14 +21,29 @@ __all__ = ["run"]
 
 def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
     """The next moments and parameters; see `adamx.fused.step.step_leaves` for the operands."""
-    vectors, nu_keys, buffers = operands[:2], operands[2], operands[3:]
-    mu, nu, nu_max, grads, params = split_list(buffers, plan.operand_counts())
+    vectors, keys, buffers = operands[:2], operands[2], operands[3:]
+    mu, nu, nu_max, *scales, grads, params = split_list(buffers, plan.operand_counts())
     numbers = {vector.dtype: list(vector) for vector in vectors if vector.size}
     norm = global_norm(grads) if plan.clip else None
     # The parts of each buffer that change, and where they begin.
     columns = [mu, nu, nu_max][: 3 if plan.amsgrad else 2]
     changed = [[[] for _ in column] for column in columns]
+    coded = 0
     for i, row in enumerate(plan.rows):
+        if row.is_coded:
+            buffer = row.mu_buffer, row.nu_buffer
+            moments = [
+                EightBitMoment(column[b], scale[coded])
+                for column, b, scale in zip(columns, buffer, scales, strict=True)
+            ]
+            params[i], moments = _step_parameter(
+                *(grads[i], moments, Codes(keys[i]), params[i], numbers, norm, plan, row.decays)
+            )
+            for column, b, scale, moment in zip(changed, buffer, scales, moments, strict=True):
+                column[b].append((0, moment.codes))
+                scale[coded] = moment.scales
+            coded += 1
+            continue
         of_nu = row.nu_buffer, row.nu_element
         spots = [(row.mu_buffer, row.mu_element), of_nu, of_nu][: len(columns)]
         g, p, shape = grads[i], params[i], params[i].shape
@@ -40,7 +58,7 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
         ]
         storages: list[Storage] = [CAST] * len(moments)
         if plan.rounds_nu_at_random:
-            storages[1] = CastAtRandom(nu_keys[i])
+            storages[1] = CastAtRandom(keys[i])
         p, moments = _step_parameter(g, moments, storages, p, numbers, norm, plan, row.decays)
         params[i] = p.reshape(shape)
         for column, (buffer, at), moment in zip(changed, spots, moments, strict=True):
@@ -50,19 +68,19 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
         for column, rows in zip(columns, changed, strict=True)
         for buffer, parts in zip(column, rows, strict=True)
     ]
-    return [*after, *params]
+    return [*after, *itertools.chain(*scales), *params]
 
 
 def _step_parameter(
     g: chex.ArrayDevice,
-    moments: Sequence[chex.ArrayDevice],
-    storages: Sequence[Storage],
+    moments: Sequence[Any],
+    storages: Sequence[Storage] | Codes,
     p: chex.ArrayDevice,
     numbers: dict[np.dtype, list[chex.ArrayDevice]],
     norm: chex.ArrayDevice | None,
     plan: Plan,
     decays: bool,
-) -> tuple[chex.ArrayDevice, list[chex.ArrayDevice]]:
+) -> tuple[chex.ArrayDevice, list[Any]]:
     wide = wide_dtype([g, p], moments, storages)
     x, theta = g.astype(wide), p.astype(wide)
     row = numbers[jnp.finfo(wide).dtype]

@@ -10,7 +10,7 @@ __all__ = ["Plan", "Row"]
 class Row(NamedTuple):
     """One leaf: where its moments begin, and whether weight decay applies to it.
 
-    The compiled kernel reads these numbers in this order (`native/ffi.cc`).
+    The compiled kernel reads the first five numbers in this order (`native/ffi.cc`).
     """
 
     mu_buffer: int
@@ -18,6 +18,7 @@ class Row(NamedTuple):
     nu_buffer: int  # nu_max has the same buffer number and element
     nu_element: int
     decays: bool
+    is_coded: bool = False  # the moments are in 8 bits, each leaf's in a buffer of its own
 
 
 class Plan(NamedTuple):
@@ -34,12 +35,18 @@ class Plan(NamedTuple):
     rounds_nu_at_random: bool
 
     def operand_counts(self) -> list[int]:
-        """How many arrays there are of mu, nu, nu_max, gradients and parameters, in this order."""
-        leaves = len(self.rows)
+        """How many arrays there are of each kind, in this order.
+
+        They are mu, nu, nu_max, the scales of mu and of nu where these are in 8 bits, gradients and
+        parameters.
+        """
+        leaves, coded = len(self.rows), sum(row.is_coded for row in self.rows)
         return [
             self.mu_buffers,
             self.nu_buffers,
             self.nu_buffers if self.amsgrad else 0,
+            coded,
+            coded,
             leaves,
             leaves,
         ]

@@ -67,7 +67,7 @@ def choose(target: Target, arrays: Sequence[Any], plan: Plan) -> tuple[_Form, di
 
 def step_leaves(
     numbers: Callable[[np.dtype], Sequence[chex.Numeric]],
-    nu_keys: chex.ArrayDevice | None,
+    keys: chex.ArrayDevice | None,
     moments: Sequence[Sequence[chex.ArrayDevice]],
     grads: Sequence[chex.ArrayDevice],
     params: Sequence[chex.ArrayDevice],
@@ -78,9 +78,10 @@ def step_leaves(
     Args:
       numbers: the `Scalars` of the step in a dtype, float32, and float64 where an array has that
         precision; then 1 - b1^(t+1) with Nesterov's momentum.
-      nu_keys: uint32[2] for each leaf, to round its second moment at random; None to nearest.
+      keys: uint32[2] for each leaf, to round its second moment or its codes at random; None to
+        nearest.
       moments: the buffers of mu, of nu and, with AMSGrad, of nu_max: an array like the parameter
-        for each leaf, or flat ones with many leaves in them.
+        for each leaf, or flat ones with many leaves in them. Then the scales of moments in 8 bits.
       grads, params: an array for each leaf.
       plan: says where in the buffers a leaf's moments are, and what is computed.
 
@@ -89,7 +90,10 @@ def step_leaves(
       widest precision of its arrays, float32 at least, and rounded once to what it is kept in.
     """
     arrays = [*itertools.chain(*moments), *grads, *params]
-    is_double = any(jnp.finfo(x.dtype).dtype == np.float64 for x in arrays)
+    is_double = any(
+        jnp.issubdtype(x.dtype, jnp.inexact) and jnp.finfo(x.dtype).dtype == np.float64
+        for x in arrays
+    )
     if is_double and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
         raise InvalidValue(
             expected="jax_enable_x64 for arrays of float64 or complex128",
@@ -98,7 +102,7 @@ def step_leaves(
         )
     operands = [_vector(numbers, np.dtype("float32"))]
     operands.append(_vector(numbers, np.dtype("float64")) if is_double else jnp.zeros(0))
-    operands.append(jnp.zeros((0, 2), jnp.uint32) if nu_keys is None else nu_keys)
+    operands.append(jnp.zeros((0, 2), jnp.uint32) if keys is None else keys)
     operands += arrays
     run = _operation
     if jax.sharding.get_abstract_mesh().size > 1:

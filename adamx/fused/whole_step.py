@@ -14,6 +14,7 @@ from adamx.base.adam_state import AdamState, AmsgradState
 from adamx.base.arguments import DecayArguments
 from adamx.base.checks import check_gradients, check_params, check_scheduled, resolve_mask
 from adamx.base.dtypes import real_scalar
+from adamx.base.eight_bit import moment_keys
 from adamx.base.errors import InvalidType
 from adamx.base.numerics import CONVENTIONS, bias_correction, scalars
 from adamx.base.trees import expand_nones
@@ -60,8 +61,9 @@ class WholeStep:
         if a.packed:
             found["adam"] = functools.partial(packed_state, a.mu_dtype, a.nu_dtype, a.amsgrad)
         else:
-            adam = scale_by_adam(mu_dtype=a.mu_dtype, nu_dtype=a.nu_dtype, amsgrad=a.amsgrad)
-            found["adam"] = adam.init
+            found["adam"] = scale_by_adam(
+                mu_dtype=a.mu_dtype, nu_dtype=a.nu_dtype, amsgrad=a.amsgrad, moments=a.eight_bit
+            ).init
         if decaying and self.decoupled:
             found["decay"] = decaying.init
         found["rate"] = optax.scale_by_learning_rate(a.learning_rate).init
@@ -88,7 +90,9 @@ class WholeStep:
         count = jnp.asarray(optax.safe_increment(adam.count))
         decays = self._decays(params)
         plan = Plan(
-            tuple(Row(*moments.spots[n], decays[i]) for n, i in enumerate(trained)),
+            tuple(
+                Row(*moments.spots[n], decays[i], moments.coded[n]) for n, i in enumerate(trained)
+            ),
             mu_buffers=len(moments.buffers[0]),
             nu_buffers=len(moments.buffers[1]),
             convention=CONVENTIONS[self.arguments.convention],
@@ -99,11 +103,13 @@ class WholeStep:
             rounds_nu_at_random=self.arguments.nu_key is not None,
         )
         keys = None
-        if self.arguments.nu_key is not None:
-            keys = nu_keys(self.arguments.nu_key, count, len(leaves))[np.array(trained, int)]
+        if any(moments.coded):
+            keys = moment_keys(self.arguments.eight_bit, count, len(leaves))
+        elif self.arguments.nu_key is not None:
+            keys = nu_keys(self.arguments.nu_key, count, len(leaves))
         buffers, stepped = step_leaves(
             functools.partial(self._numbers, count, parts),
-            keys,
+            None if keys is None else keys[np.array(trained, int)],
             moments.buffers,
             [jnp.asarray(g_leaves[i]) for i in trained],
             [jnp.asarray(leaves[i]) for i in trained],

@@ -10,6 +10,7 @@ from jax.tree_util import KeyPath, tree_flatten_with_path
 
 from adamx.base.adam_state import AmsgradState, array_name, as_adam, check_count, open_state
 from adamx.base.dtypes import dtype_of
+from adamx.base.eight_bit import decode_moments, encode_like, is_eight_bit
 from adamx.base.errors import InvalidValue
 from adamx.base.jax_seam import is_traced
 from adamx.base.trees import flatten_with_path, is_box, listed, path_name
@@ -25,12 +26,14 @@ def named_arrays(state: optax.OptState) -> dict[str, Any]:
     """The arrays of the Adam states within `state`, which split one tree of parameters.
 
     Returns:
-      `count`, every `mu/<path>`, every `nu/<path>`, every `nu_max/<path>`, in tree order.
+      `count`, every `mu/<path>`, every `nu/<path>`, every `nu_max/<path>`, in tree order. Moments
+      in 8 bits as float32 arrays.
 
     Raises:
       InvalidValue: no Adam state; several that overlap or are at different steps; two parameters
         with the same path; a leaf that is not an array, is traced or was deleted.
     """
+    state = _decode(state)
     nodes = [node for node in jax.tree.leaves(state, is_leaf=_is_adam) if _is_adam(node)]
     states = [adam for node in nodes if (adam := as_adam(node))]
     if not states:
@@ -82,6 +85,7 @@ def replace_arrays(
       InvalidValue: the count changes, and it is not known by how much some integer scalar of
         `state` has to change; see `find_following`.
     """
+    coded, state = state, _decode(state)
     nodes, _ = flatten_with_path(state, _is_adam)
     adams = {path: adam for path, node in nodes if (adam := as_adam(node))}
     before = jax.tree.leaves(next(iter(adams.values())).count)[0]
@@ -101,7 +105,18 @@ def replace_arrays(
         return int(after) if isinstance(leaf, int) else fit(leaf, after)
 
     keyed, treedef = flatten_with_path(state)
-    return treedef.unflatten([replace(path, leaf) for path, leaf in keyed])
+    replaced = treedef.unflatten([replace(path, leaf) for path, leaf in keyed])
+    return encode_like(coded, replaced)
+
+
+def _decode(state: optax.OptState) -> optax.OptState:
+    """The state with float32 arrays in place of moments in 8 bits, if they can be read."""
+    keyed, _ = flatten_with_path(state, is_eight_bit)
+    for path, node in keyed:
+        if is_eight_bit(node):
+            for leaf in jax.tree.leaves(node):
+                _checked(path_name(path), leaf)
+    return decode_moments(state)
 
 
 def _is_adam(node: object) -> bool:

@@ -13,7 +13,9 @@ import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import KeyPath
 
+from adamx.base.blockwise import EightBitMoment, group_size
 from adamx.base.dtypes import is_of
+from adamx.base.eight_bit import is_eight_bit, wide_like
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.trees import flatten_with_path, is_none, leaf_name
 from adamx.fused.layout import PackedAdamState, PackedAmsgradState
@@ -124,21 +126,25 @@ def zero_sharding(
     state = params if transformation is None else jax.eval_shape(transformation.init, params)
     _check_not_packed(state)
 
-    def sharding(path: KeyPath, leaf: Any) -> NamedSharding:
+    def sharding(path: KeyPath, leaf: Any) -> Any:
+        like = wide_like(leaf)
         # The longest ending first: with a tree of one leaf, () is the ending of every path.
         for start in range(len(path) + 1):
             owner = owners.get(path[start:])
-            if owner is not None and owner.shape == np.shape(leaf) and is_of(leaf, np.inexact):
+            if owner is not None and owner.shape == np.shape(like) and is_of(like, np.inexact):
+                if is_eight_bit(leaf):
+                    return _share_codes(leaf, owner, axes, mesh)
                 spec = _split(owner, axes, mesh)
                 if transformation is None and not _names(owner.spec).isdisjoint(axes):
                     return PartSharding.of(mesh, spec, owner)
                 return NamedSharding(mesh, spec, memory_kind=owner.memory_kind)
-        return NamedSharding(mesh, PartitionSpec())
+        return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), leaf)
 
-    keyed, treedef = flatten_with_path(state)
+    keyed, treedef = flatten_with_path(state, is_eight_bit)
     shardings = treedef.unflatten([sharding(path, leaf) for path, leaf in keyed])
     used = {n for s in jax.tree.leaves(shardings) for n in _names(map(axis_names_in, s.spec))}
-    splittable = any(np.ndim(leaf) and is_of(leaf, np.inexact) for leaf in jax.tree.leaves(state))
+    leaves = jax.tree.leaves(wide_like(state))
+    splittable = any(np.ndim(leaf) and is_of(leaf, np.inexact) for leaf in leaves)
     if not used & set(axes) and _size(mesh, axes) > 1 and splittable:
         warnings.warn(
             f"no array of the state could be split over {axis!r}, which has {_size(mesh, axes)} "
@@ -243,8 +249,29 @@ def _check_mesh(path: KeyPath, sharding: NamedSharding, mesh: Mesh | AbstractMes
             )
 
 
-def _split(owner: _Owner, axes: tuple[str, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """The owner's spec, with one unsplit dimension split over axes that the spec does not use."""
+def _share_codes(
+    moment: EightBitMoment, owner: _Owner, axes: tuple[str, ...], mesh: Mesh | AbstractMesh
+) -> EightBitMoment:
+    """The shardings of codes and scales: no group of the last axis is divided."""
+    group, kind = group_size(moment), owner.memory_kind
+    codes = _split(owner, axes, mesh, whole=group)
+    entries = [*codes, *[None] * (len(owner.shape) - len(codes))]
+    parts = _size(mesh, axis_names_in(entries[-1]))
+    if owner.shape[-1] % (parts * group):
+        entries[-1] = None  # the parameter's own parts divide groups: each device has all scales
+    return EightBitMoment(
+        NamedSharding(mesh, codes, memory_kind=kind),
+        NamedSharding(mesh, PartitionSpec(*entries), memory_kind=kind),
+    )
+
+
+def _split(
+    owner: _Owner, axes: tuple[str, ...], mesh: Mesh | AbstractMesh, whole: int = 1
+) -> PartitionSpec:
+    """The owner's spec, with one unsplit dimension split over axes that the spec does not use.
+
+    Parts of the last dimension are multiples of `whole`.
+    """
     entries: list[tuple[str, ...] | str | None] = [
         names[0] if len(names) == 1 else names or None for names in owner.spec
     ]
@@ -255,7 +282,8 @@ def _split(owner: _Owner, axes: tuple[str, ...], mesh: Mesh | AbstractMesh) -> P
         free = [
             i
             for i, size in enumerate(owner.shape)
-            if not owner.spec[i] and size and size % parts == 0
+            if not owner.spec[i] and size
+            if size % (parts * (whole if i == len(owner.shape) - 1 else 1)) == 0
         ]
         if free:
             largest = max(free, key=lambda i: owner.shape[i])

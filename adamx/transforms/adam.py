@@ -1,6 +1,7 @@
 """Adam as pure init/update pairs over trees of parameters, for chains of Optax."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -13,11 +14,12 @@ from adamx.base.adam_state import AdamState, AmsgradState, open_state
 from adamx.base.arguments import AdamArguments, AdamWArguments, DirectionArguments, takes
 from adamx.base.checks import check_gradients, check_params
 from adamx.base.dtypes import first_moment_dtype, second_moment_dtype
+from adamx.base.eight_bit import is_eight_bit, moment_keys, wide_like, zero_moments
 from adamx.base.errors import InvalidType
 from adamx.base.numerics import CONVENTIONS, Convention, Scalars, bias_correction, scalars
 from adamx.base.random_bits import fold_in, key_data, leaf_keys
 from adamx.base.rounded import check_not_rounded
-from adamx.base.storage import CAST, CastAtRandom, Storage, step_leaf, wide_dtype
+from adamx.base.storage import CAST, CastAtRandom, Codes, Storage, step_leaf, wide_dtype
 from adamx.base.trees import is_none
 from adamx.transforms.scaling import add_weight_decay, scale_by_learning_rate
 
@@ -72,6 +74,7 @@ def scale_by_adam(arguments: DirectionArguments) -> optax.GradientTransformation
         random: its mean is kept and it does not stall. Both may have the same key, but each part
         of an `optax.partition` needs a different one.
         None to round to nearest. AMSGrad's maximum is always rounded to nearest.
+      moments: "8bit", or an `EightBit`, for both moments in 8 bits: 2.125 bytes for a parameter.
       nesterov: use Nesterov's look-ahead instead of the first moment (Dozat 2016, algorithm 2 in
         Optax's form). Only with convention "optax": NAdam in Keras and torch differs from it.
       amsgrad: divide by the largest second moment so far (Reddi et al. 2018).
@@ -119,7 +122,8 @@ def adam(arguments: AdamArguments) -> optax.GradientTransformationExtraArgs:
     Args:
       learning_rate: the step size :math:`\alpha`, at least 0: a scalar, or a schedule that maps the
         count of steps done (int32) to one; None for the direction as `scale_by_adam` gives it.
-      b1, b2, eps, eps_root, mu_dtype, nu_dtype, nu_key, nesterov, amsgrad, convention: see
+      b1, b2, eps, eps_root, mu_dtype, nu_dtype, nu_key, moments, nesterov, amsgrad, convention:
+        see
         `scale_by_adam`.
 
     Returns:
@@ -157,7 +161,8 @@ def adamw(arguments: AdamWArguments) -> optax.GradientTransformationExtraArgs:
 
     Args:
       learning_rate: see `adam`.
-      b1, b2, eps, eps_root, mu_dtype, nu_dtype, nu_key, nesterov, amsgrad, convention: see
+      b1, b2, eps, eps_root, mu_dtype, nu_dtype, nu_key, moments, nesterov, amsgrad, convention:
+        see
         `scale_by_adam`.
       weight_decay: :math:`\lambda`, at least 0: a scalar, or a schedule of the count of steps. As
         in torch and Keras it is multiplied by the learning rate.
@@ -204,6 +209,8 @@ class _Direction:
         nu = [
             zeros(second_moment_dtype, self.arguments.nu_dtype) for _ in self.state_type._fields[2:]
         ]
+        if self.arguments.eight_bit is not None:
+            mu, nu[0] = zero_moments(self.arguments.eight_bit, params, mu, nu[0])
         return self.state_type(jnp.zeros([], jnp.int32), mu, *nu)
 
     def update(
@@ -224,7 +231,7 @@ class _Direction:
                 found=type(state).__name__,
             )
         open_state(state)
-        check_gradients(updates, state.mu)
+        check_gradients(updates, wide_like(state.mu))
         check_not_rounded(updates)
         count = jnp.asarray(optax.safe_increment(state.count))
         next_count = jnp.asarray(optax.safe_increment(count))
@@ -239,11 +246,9 @@ class _Direction:
             return fixed, traced, bias_correction(hyper.b1, next_count, dtype) if ahead else None
 
         leaves, treedef = jax.tree.flatten(updates, is_leaf=is_none)
-        rows = zip(*map(treedef.flatten_up_to, state[1:]), strict=True)
+        rows = list(zip(*map(treedef.flatten_up_to, state[1:]), strict=True))
         stepped = []
-        for g, stored, storages in zip(
-            leaves, rows, self.storages(count, len(leaves)), strict=True
-        ):
+        for g, stored, storages in zip(leaves, rows, self.storages(count, rows), strict=True):
             if g is None:
                 stepped.append((g, *stored))
                 continue
@@ -264,12 +269,18 @@ class _Direction:
         direction, *moments = map(treedef.unflatten, columns)
         return direction, self.state_type(count, *moments)
 
-    def storages(self, count: chex.ArrayDevice, leaves: int) -> list[list[Storage]]:
+    def storages(
+        self, count: chex.ArrayDevice, rows: Sequence[Sequence[Any]]
+    ) -> Sequence[Sequence[Storage] | Codes]:
         """For each leaf, how its moments are kept after the step that leads to `count`."""
-        moments = len(self.state_type._fields) - 1
+        moments, is_coded = len(self.state_type._fields) - 1, [is_eight_bit(row[0]) for row in rows]
+        if any(is_coded):
+            keys = moment_keys(self.arguments.eight_bit, count, len(rows))
+            pairs = zip(is_coded, keys, strict=True)
+            return [Codes(key) if coded else [CAST] * moments for coded, key in pairs]
         if self.arguments.nu_key is None:
-            return [[CAST] * moments] * leaves
-        keys = list(nu_keys(self.arguments.nu_key, count, leaves))
+            return [[CAST] * moments] * len(rows)
+        keys = nu_keys(self.arguments.nu_key, count, len(rows))
         # AMSGrad's maximum is rounded to nearest: at random it would only rise.
         return [[CAST, CastAtRandom(key), *[CAST] * (moments - 2)] for key in keys]
 
@@ -278,7 +289,7 @@ class _Direction:
 def _step_array(
     g: chex.ArrayDevice,
     stored: tuple[Any, ...],
-    storages: list[Storage],
+    storages: Sequence[Storage] | Codes,
     traced: list[Any],
     m_correction_next: chex.ArrayDevice | None,
     *,
