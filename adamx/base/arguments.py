@@ -23,7 +23,7 @@ from adamx.base.checks import (
     check_precise_number,
     check_rate,
 )
-from adamx.base.dtypes import check_not_flushed
+from adamx.base.dtypes import check_not_flushed, is_number
 from adamx.base.eight_bit import EightBit, check_moments
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.numerics import CONVENTIONS, ConventionName, Hyperparameters
@@ -154,6 +154,13 @@ class DirectionArguments(MomentArguments):
                     found=repr(value),
                     remedy="parameters that they leave out keep float32 moments",
                 )
+        if is_number(self.b1) and is_number(self.b2) and self.b2 <= self.b1:
+            raise InvalidValue(
+                where="b2",
+                expected=f"a number above b1={self.b1!r} with moments in 8 bits",
+                found=repr(self.b2),
+                remedy="the second moment must change more slowly than the first: use float32",
+            )
         if self.amsgrad:
             raise InvalidValue(
                 where="amsgrad",

@@ -6,7 +6,6 @@ A group is `group` consecutive elements along the last axis; r is the root of a 
 code of v    k in 0..254: r = s (k/254)^2, where s is the scale of the group. 0 for v = 0 alone
 code of m    q in -127..127: m/r = c p(|q|/127) with the sign of q, p(y) = (y + y^2)/2
 scales       bfloat16: s at least the largest r of the group, c at least its largest |m|/r
-c < 0        m = -s c p(|q|/127) instead, for b2 <= b1: there r changes faster than m does
 255, -128    v and m that are infinite or NaN
 ===========  =====================================================================================
 
@@ -27,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamx.base.errors import InvalidValue
 from adamx.base.numerics import Convention, Scalars, step
 from adamx.base.random_bits import hashed_bits
 
@@ -38,6 +38,8 @@ _NOT_FINITE_V = 255
 _NAN_M = -128
 _FITS_FROM = 0.7  # of a scale: below, a group that has shrunk would waste levels
 _LOWEST = _LEVELS_V**-2.0  # the level of code 1
+_SMALLEST = 2.0**-125  # of a scale; XLA flushes what is below 2**-126 to 0
+_NEGLIGIBLE = 2.0**-60  # in units: the square of a smaller number is flushed to 0
 
 
 class EightBitMoment(NamedTuple):
@@ -103,7 +105,7 @@ def encode(
     root = _split(jnp.sqrt(v.astype(jnp.float32)), group)
     none = jnp.zeros((*root.shape[:-1], 1), jnp.float32)
     bits = _split(hashed_bits(key, v.shape, jax.typeof(v).sharding), group)
-    return _encode(_split(m.astype(jnp.float32), group), root, none, none + 1, bits, False, v.shape)
+    return _encode(_split(m.astype(jnp.float32), group), root, none, none + 1, bits, v.shape)
 
 
 def step_codes(
@@ -118,21 +120,34 @@ def step_codes(
     """One step of Adam on a leaf whose moments are coded: the direction and the next moments.
 
     Args:
-      g: the gradient, float32.
+      g: the gradient, computed in float32.
       mu, nu: the moments.
       s, convention, m_correction_next: see `numerics.step`.
       key: uint32[2], another one for each leaf and step.
     """
     group, shape = group_size(nu), g.shape
+    if shape[-1] % group and jax.sharding.get_abstract_mesh().manual_axes:
+        raise InvalidValue(
+            where="shard_map",
+            expected=f"parts of whole groups of {group} along the last axis, for moments in 8 bits",
+            found=f"{shape[-1]} elements",
+        )
+    g = g.astype(jnp.float32)
     coded, x = _split_moments(mu, nu), _split(g, group)
     largest = jnp.maximum(_largest(x), coded.v_scale)
     unit = _unit(largest)
     m, r = _decode(coded, unit)
-    in_units = s._replace(eps=s.eps * unit, eps_root=s.eps_root * unit * unit)
-    direction, (m, v) = step(x * unit, (m, jnp.square(r)), in_units, convention, m_correction_next)
+    narrow: list[Any] = [a if isinstance(a, float) else jnp.asarray(a, jnp.float32) for a in s]
+    s = Scalars(*narrow)
+    # A number so small beside the largest has no root to be divided by, and its step is 0.
+    x, m = (jnp.where(jnp.abs(a) < _NEGLIGIBLE, 0, a) for a in (x * unit, m))
+    smallest = jnp.where(s.eps > 0, _SMALLEST, 0.0).astype(jnp.float32)
+    in_units = s._replace(
+        eps=jnp.maximum(s.eps * unit, smallest), eps_root=s.eps_root * unit * unit
+    )
+    direction, (m, v) = step(x, (m, jnp.square(r)), in_units, convention, m_correction_next)
     bits = _split(hashed_bits(key, shape, jax.typeof(g).sharding), group)
-    is_absolute = s.b2 <= s.b1
-    moments = _encode(m, jnp.sqrt(v), coded.v_scale * unit, unit, bits, is_absolute, shape)
+    moments = _encode(m, jnp.sqrt(v), coded.v_scale * unit, unit, bits, shape)
     return _join(direction, shape), *moments
 
 
@@ -150,26 +165,11 @@ def _decode(coded: _Split, unit: chex.ArrayDevice) -> tuple[chex.ArrayDevice, ch
     r = jnp.square(coded.v * (1 / _LEVELS_V)) * scale
     size = jnp.abs(coded.m)
     ratio = jnp.copysign(size * (_LEVELS_M + size) * (0.5 / _LEVELS_M**2), coded.m)
-    is_absolute = coded.m_scale < 0
-    m = ratio * jnp.abs(coded.m_scale) * _denominator(r, scale, unit, is_absolute)
+    m = ratio * coded.m_scale * jnp.maximum(r, scale * _LOWEST)
     is_lost = coded.v == _NOT_FINITE_V
     sign = jnp.where(coded.m == 0, 0, jnp.copysign(jnp.inf, coded.m))
     m = jnp.where(is_lost, jnp.where(coded.m == _NAN_M, jnp.nan, sign), m)
     return m, jnp.where(is_lost, jnp.where(coded.m == _NAN_M, jnp.nan, jnp.inf), r)
-
-
-def _denominator(
-    r: chex.ArrayDevice,
-    scale: chex.ArrayDevice,
-    unit: chex.ArrayDevice,
-    is_absolute: chex.Numeric,
-) -> chex.ArrayDevice:
-    """What the first moment is stored relative to: r, but not below its lowest level.
-
-    Or the scale of r, the same for the whole group; and where that is 0, a constant.
-    """
-    own = jnp.where(is_absolute, scale, jnp.maximum(r, scale * _LOWEST))
-    return jnp.where(scale == 0, unit, own)
 
 
 def _encode(
@@ -178,24 +178,24 @@ def _encode(
     scale: chex.ArrayDevice,
     unit: chex.ArrayDevice,
     bits: chex.ArrayDevice,
-    is_absolute: chex.Numeric,
     shape: tuple[int, ...],
 ) -> tuple[EightBitMoment, EightBitMoment]:
-    """The codes of m and of r, the root of v; all in units, `scale` the present one of r.
-
-    `is_absolute` says what m is stored relative to; see `_denominator`.
-    """
+    """The codes of m and of r, the root of v; all in units, `scale` the present one of r."""
     is_lost = ~(jnp.isfinite(r) & jnp.isfinite(m))
     largest = _largest(jnp.where(is_lost, 0, r))
     fits = (largest <= scale) & (largest >= _FITS_FROM * scale)
     scale = jnp.where(fits, scale, _round_up(largest))
+    scale = jnp.where(scale < _SMALLEST * unit, 0, scale)  # what the state cannot hold
     x = r * _reciprocal(scale)
     k = jnp.clip(jnp.floor(jnp.sqrt(x) * _LEVELS_V), 1, _LEVELS_V - 1)
     above = (x * _LEVELS_V**2 - k * k) / (2 * k + 1)
     k = k + (_uniform(bits >> 16) < above).astype(jnp.float32)
-    v_codes = jnp.where(is_lost, _NOT_FINITE_V, jnp.where(r == 0, 0, k))
+    v_codes = jnp.where(is_lost, _NOT_FINITE_V, jnp.where((r == 0) | (scale == 0), 0, k))
 
-    ratio = jnp.where(is_lost, 0, m / _denominator(r, scale, unit, is_absolute))
+    # Below the lowest level, which r is then read as, m itself is kept. If the scale is 0, so is m.
+    denominator = jnp.maximum(r, scale * _LOWEST)
+    is_zero = is_lost | (scale == 0)
+    ratio = jnp.where(is_zero, 0, m / jnp.where(denominator == 0, 1, denominator))
     m_scale = _round_up(_largest(ratio))
     a = jnp.abs(ratio) * _reciprocal(m_scale)
     q = jnp.floor((jnp.sqrt(1 + 8 * a) - 1) * (_LEVELS_M / 2))
@@ -205,9 +205,7 @@ def _encode(
     lost = jnp.where(jnp.isinf(m), jnp.copysign(float(_LEVELS_M), m), 0)
     lost = jnp.where(jnp.isnan(m) | jnp.isnan(r), _NAN_M, lost)
     m_codes = jnp.where(is_lost, lost, jnp.copysign(q, ratio))
-    mu = EightBitMoment(
-        _join(m_codes, shape).astype(jnp.int8), _narrow(jnp.where(is_absolute, -m_scale, m_scale))
-    )
+    mu = EightBitMoment(_join(m_codes, shape).astype(jnp.int8), _narrow(m_scale))
     return mu, EightBitMoment(_join(v_codes, shape).astype(jnp.uint8), _narrow(scale / unit))
 
 

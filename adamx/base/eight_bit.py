@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import chex
@@ -38,6 +38,9 @@ class EightBit:
 
     `moments="8bit"` is `moments=EightBit()`. A parameter whose last axis is shorter than `group`,
     that is complex or wider than float32, or that the next three leave out, keeps float32 moments.
+
+    An update can be differentiated by its gradients. Through the next state no derivative passes:
+    codes are integers. Under `jax.shard_map`, parts of the last axis must be whole groups.
 
     Attributes:
       group: how many elements along the last axis share their scales: a power of two from 8 to
@@ -78,6 +81,8 @@ class EightBit:
             raise InvalidValue(
                 where="min_size", expected="a number of elements", found=repr(self.min_size)
             )
+        if not isinstance(self.keep, str) and isinstance(self.keep, Iterable):
+            object.__setattr__(self, "keep", tuple(self.keep))
         if isinstance(self.keep, str) or not (
             callable(self.keep) or all(isinstance(name, str) for name in self.keep)
         ):
@@ -90,7 +95,7 @@ class EightBit:
     def takes(self, path: jax.tree_util.KeyPath, param: Any) -> bool:
         """Whether the moments of this parameter are in 8 bits."""
         shape, name = jnp.shape(param), path_name(path)
-        if not shape or shape[-1] < self.group or math.prod(shape) < self.min_size:
+        if not shape or shape[-1] < self.group or math.prod(shape) < max(self.min_size, 1):
             return False
         if number_kind(param) != "real" or jnp.result_type(param).itemsize > 4:
             return False
@@ -118,9 +123,12 @@ def is_eight_bit(node: object) -> bool:
     A mapping with its fields counts as one: `nnx.state` and checkpoints that are restored without a
     target turn named tuples into mappings.
     """
-    if isinstance(node, Mapping):
-        return node.keys() == {"codes", "scales"}
-    return isinstance(node, EightBitMoment)
+    if not isinstance(node, Mapping):
+        return isinstance(node, EightBitMoment)
+    if node.keys() != {"codes", "scales"}:
+        return False
+    dtypes = [str(getattr(x, "dtype", "")) for x in jax.tree.leaves(node)]
+    return dtypes in (["int8", "bfloat16"], ["uint8", "bfloat16"])
 
 
 def zero_moments(how: EightBit, params: Any, mu: Any, nu: Any) -> tuple[Any, Any]:

@@ -105,13 +105,11 @@ def wide_dtype(
 ) -> np.dtype:
     """The dtype in which to step a leaf with these arrays and moments.
 
-    That of the widest precision among them, float32 at least; complex if the first array is. Beside
-    moments in 8 bits, float32.
+    That of the widest precision among them, float32 at least; complex if the first array is.
     """
-    if isinstance(storages, Codes):
-        return np.dtype(np.float32)
     dtypes = [jnp.result_type(x) for x in arrays]
-    dtypes += [storage.dtype(x) for storage, x in zip(storages, stored, strict=True)]
+    if not isinstance(storages, Codes):
+        dtypes += [storage.dtype(x) for storage, x in zip(storages, stored, strict=True)]
     real = compute_dtype(*dtypes)
     return complex_dtype(real) if jnp.issubdtype(dtypes[0], jnp.complexfloating) else real
 
@@ -140,7 +138,7 @@ def step_leaf(
         direction, *coded = step_codes(
             g, stored[0], stored[1], scalars, convention, m_correction_next, storages.key
         )
-        return direction, coded
+        return direction.astype(g.dtype), coded
     real = jnp.finfo(g.dtype).dtype
     dtypes = [g.dtype, *([real] * (len(stored) - 1))]
     rows = list(zip(storages, stored, strict=True))

@@ -6,7 +6,14 @@ import jax
 import optax
 
 from adamx.base.adam_state import AdamState, AmsgradState
-from adamx.base.eight_bit import EightBit, check_moments, decode_moments, encode_moments
+from adamx.base.dtypes import compute_dtype
+from adamx.base.eight_bit import (
+    EightBit,
+    check_moments,
+    decode_moments,
+    encode_moments,
+    is_eight_bit,
+)
 from adamx.base.errors import InvalidValue
 
 __all__ = ["dequantize_moments", "quantize_moments"]
@@ -27,7 +34,7 @@ def quantize_moments(
       are in 8 bits already stay as they are.
 
     Raises:
-      ValueError: an Adam state with AMSGrad's maximum, which has no 8-bit form.
+      ValueError: no Adam state, or one with AMSGrad's maximum, which has no 8-bit form.
       TypeError: `moments` is something else.
 
     Example:
@@ -49,20 +56,26 @@ def quantize_moments(
                 found=type(node).__name__,
             )
         mu, nu = encode_moments(how, node.count, node.mu, node.nu)
-        return node._replace(mu=mu, nu=nu)
+        return node._replace(mu=mu, nu=jax.tree.map(_widen, nu, is_leaf=is_eight_bit))
 
-    return jax.tree.map(
-        quantize,
-        state,
-        is_leaf=lambda node: isinstance(node, AdamState | AmsgradState),
-    )
+    def is_adam(node: Any) -> bool:
+        return isinstance(node, AdamState | AmsgradState)
+
+    if not any(map(is_adam, jax.tree.leaves(state, is_leaf=is_adam))):
+        raise InvalidValue(
+            where="state",
+            expected="an optimizer state that holds an AdamState",
+            found=f"none in {type(state).__name__}",
+            remedy="unpack a packed state first; of Flax NNX pass optimizer.opt_state",
+        )
+    return jax.tree.map(quantize, state, is_leaf=is_adam)
 
 
 def dequantize_moments(state: optax.OptState) -> optax.OptState:
     """A copy of `state` with float32 arrays in place of moments in 8 bits.
 
-    The numbers are those that the next step would read, so nothing is lost: a transformation
-    without `moments=` continues from them.
+    The numbers are those that the next step would read, unless the square of one is outside of
+    float32's range. A transformation without `moments=` continues from them.
 
     Args:
       state: any Optax state; not changed. May be traced.
@@ -71,3 +84,8 @@ def dequantize_moments(state: optax.OptState) -> optax.OptState:
       The new state. If it has no moments in 8 bits, an equal one.
     """
     return decode_moments(state)
+
+
+def _widen(nu: Any) -> Any:
+    """A second moment that stays an array: float32 at least, as `init` makes it."""
+    return nu if is_eight_bit(nu) else nu.astype(compute_dtype(nu.dtype))

@@ -81,9 +81,21 @@ def test_conversion_at_any_step():
     assert isinstance(chosen[0].nu["kernel"], adamx.EightBitMoment)
 
 
+def test_what_stays_an_array_is_float32():
+    """As `init` makes it: a second moment in bfloat16 would be rounded to nearest from then on."""
+    params = {"w": jnp.ones((64, 64)), "b": jnp.ones(3)}
+    state = adamx.adam(1.0, nu_dtype="bfloat16", nu_key=0).init(params)
+    eight = adamx.quantize_moments(state)
+    expected = adamx.adam(1.0, moments="8bit").init(params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(eight, expected)
+
+
 def test_what_cannot_be_converted():
     with pytest.raises(ValueError, match="expected an Adam state without AMSGrad"):
         adamx.quantize_moments(adamx.adam(1, amsgrad=True).init({"w": jnp.ones((64, 64))}))
+    for state in (optax.sgd(1.0).init({"w": jnp.ones(3)}), ()):
+        with pytest.raises(ValueError, match="expected an optimizer state that holds an AdamState"):
+            adamx.quantize_moments(state)
     with pytest.raises(TypeError, match='moments: expected None, "8bit" or an EightBit'):
         adamx.quantize_moments(trained(TX), "4bit")
 

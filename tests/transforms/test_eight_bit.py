@@ -198,6 +198,7 @@ def test_which_parameters_take_part():
     assert taken(group=8, min_size=0) == taken() | {"dense/bias", "narrow", "small"}
     assert taken(keep=["embed", "kernel"]) == {"half"}
     assert taken(keep=["dense/kernel"]) == {"embed", "half"}
+    assert taken(keep=(name for name in ["dense"])) == {"embed", "half"}
     assert taken(keep=lambda path: path.startswith("d")) == {"embed", "half"}
 
 
@@ -286,6 +287,7 @@ def test_amsgrad_is_refused(options):
         (lambda: adamx.adam(1, moments=8), "found int"),
         (lambda: adamx.adam(1, moments="8bit", nu_dtype="bfloat16"), "nu_dtype: expected None"),
         (lambda: adamx.adam(1, moments="8bit", mu_dtype="bfloat16"), "mu_dtype: expected None"),
+        (lambda: adamx.adam(1, 0.9, 0.9, moments="8bit"), "b2: expected a number above b1=0.9"),
         (lambda: adamx.EightBit(group=12), "group: expected a power of two from 8 to 1024"),
         (lambda: adamx.EightBit(min_size=-1), "min_size: expected a number of elements"),
         (lambda: adamx.EightBit(keep="embed"), "keep: expected a function of a path, or a list"),
@@ -318,3 +320,33 @@ def test_another_key_is_another_run():
     chex.assert_trees_all_equal(runs[0], runs[1])
     chex.assert_trees_all_equal(runs[2], runs[3])
     assert np.any(runs[0].nu.codes != runs[2].nu.codes)
+
+
+def test_parameters_called_as_the_parts_of_a_moment():
+    """A dictionary with the keys "codes" and "scales" is a tree of parameters like any other."""
+    params = {"q": {"codes": jnp.ones((64, 64)), "scales": jnp.ones((64, 64))}}
+    for moments in (None, "8bit"):
+        tx = adamx.adam(1e-3, moments=moments)
+        updates, state = tx.update(params, tx.init(params), params)
+        np.testing.assert_allclose(updates["q"]["codes"], -1e-3, rtol=1e-2)
+        assert "mu/q/codes" in adamx.to_numpy(state)
+
+
+def test_under_shard_map():
+    """Parts of whole groups have the directions of one device; others are an error."""
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((4,), ("d",), devices=jax.devices()[:4], axis_types=auto)
+    tx, spec = adamx.scale_by_adam(moments=EIGHT), jax.P(None, "d")
+
+    def step(size):
+        g = jnp.asarray(noise(1, 1.0, size=8 * size)).reshape(8, size)
+        specs = optax.ScaleByAdamState(jax.P(), spec, spec)
+        update = jax.shard_map(
+            lambda g, s: tx.update(g, s), mesh=mesh, in_specs=(spec, specs), out_specs=(spec, specs)
+        )
+        return g, update(g, tx.init(g))[0]
+
+    g, found = step(256)
+    np.testing.assert_allclose(found, tx.update(g, tx.init(g))[0], rtol=1e-6)
+    with pytest.raises(ValueError, match="shard_map: expected parts of whole groups of 32"):
+        step(100)
