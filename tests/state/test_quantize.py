@@ -162,10 +162,17 @@ def test_orbax_restores_on_fewer_devices(devices, tmp_path):
         )
         restored = checkpointer.restore(tmp_path / "state", like)
     chex.assert_trees_all_equal(jax.device_get(restored), jax.device_get(saved))
-    expected = trained(TX, 2, jax.device_get(saved), 4)
-    chex.assert_trees_all_equal(
-        jax.device_get(trained(TX, 2, restored, 4)), jax.device_get(expected)
-    )
+    expected = jax.device_get(trained(TX, 2, jax.device_get(saved), 4))
+    found = jax.device_get(trained(TX, 2, restored, 4))
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        if ours.dtype in (np.int8, np.uint8):
+            # A gradient that differs in the last place may be rounded to the other level.
+            assert np.mean(ours != theirs) < 1e-3
+        else:
+            np.testing.assert_allclose(
+                np.asarray(ours, np.float64), np.asarray(theirs, np.float64), rtol=2**-7
+            )
+    np.testing.assert_allclose(found[1][0].mu["bias"], expected[1][0].mu["bias"], rtol=1e-6)
 
 
 def test_in_flax_nnx():
