@@ -39,6 +39,7 @@ _NAN_M = -128
 _FITS_FROM = 0.7  # of a scale: below, a group that has shrunk would waste levels
 _LOWEST = _LEVELS_V**-2.0  # the level of code 1
 _SMALLEST = 2.0**-125  # of a scale; XLA flushes what is below 2**-126 to 0
+_SMALLEST_EPS = 2.0**-100  # in units: its half and its products are not flushed either
 _NEGLIGIBLE = 2.0**-60  # in units: the square of a smaller number is flushed to 0
 
 
@@ -141,7 +142,7 @@ def step_codes(
     s = Scalars(*narrow)
     # A number so small beside the largest has no root to be divided by, and its step is 0.
     x, m = (jnp.where(jnp.abs(a) < _NEGLIGIBLE, 0, a) for a in (x * unit, m))
-    smallest = jnp.where(s.eps > 0, _SMALLEST, 0.0).astype(jnp.float32)
+    smallest = jnp.where(s.eps > 0, _SMALLEST_EPS, 0.0).astype(jnp.float32)
     in_units = s._replace(
         eps=jnp.maximum(s.eps * unit, smallest), eps_root=s.eps_root * unit * unit
     )
