@@ -105,3 +105,18 @@ def test_a_state_in_8_bits_needs_the_argument():
         adamx.fused_adam(1e-2).step(gradients(0), params, state)
     with pytest.raises((TypeError, ValueError), match="8 bits"):
         adamx.pack(state, params)
+
+
+def test_double_precision_parameters_keep_theirs():
+    """If a state was converted for them: moments are rounded, parameters are not."""
+    with jax.enable_x64(True):
+        params = jnp.full((64, 64), 1 + 1e-12)
+        plain, coded = (
+            adamx.fused_adam(0.0, mu_dtype="float32"),
+            adamx.fused_adam(0.0, moments="8bit"),
+        )
+        state = adamx.quantize_moments(plain.init(params))
+        assert len(codes_of(state)) == 2
+        after, _ = coded.step(jnp.ones_like(params), params, state)
+        assert after.dtype == np.float64
+        np.testing.assert_array_equal(after, params)
