@@ -239,8 +239,25 @@ def continue_run(
     return np.asarray(losses)
 
 
+def compare_runs(
+    recording: Recording,
+    transformation: optax.GradientTransformation,
+    params: Params,
+    state: optax.OptState,
+    count: int,
+    picture: Path,
+) -> None:
+    """Continue from step `count` with the moments in `state` and without; print and draw losses."""
+    last = count + recording.after.size
+    kept = continue_run(transformation, params, state, count, last)
+    lost = continue_run(transformation, params, transformation.init(params), count, last)
+    print_losses(recording, kept, lost)
+    draw_losses(picture, recording, kept, lost)
+    print(f"the picture is in {picture}")
+
+
 def print_losses(recording: Recording, kept: np.ndarray, lost: np.ndarray) -> None:
-    """How the run went on there, and in JAX with Adam's moments and without them."""
+    """How the run continued there, and in JAX with Adam's moments and without them."""
     framework, before, after = recording
     print(f"{framework}: {before.size} steps done, taken up in JAX for {after.size} more")
     print(f"{'loss:':<24}{'first step':>12}{'highest of 20':>16}{'largest difference':>21}")

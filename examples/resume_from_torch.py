@@ -41,12 +41,7 @@ def main() -> None:
     transformation, state = checkpoint.restore(params, order=ORDER, layout=layout)
 
     recording = common.load_recording("digits_torch")
-    first, last = checkpoint.count, checkpoint.count + recording.after.size
-    kept = common.continue_run(transformation, params, state, first, last)
-    lost = common.continue_run(transformation, params, transformation.init(params), first, last)
-    common.print_losses(recording, kept, lost)
-    common.draw_losses(picture, recording, kept, lost)
-    print(f"the picture is in {picture}")
+    common.compare_runs(recording, transformation, params, state, checkpoint.count, picture)
 
 
 if __name__ == "__main__":
