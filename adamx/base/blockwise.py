@@ -11,7 +11,7 @@ scales       bfloat16: s at least the largest r of the group, c at least its lar
 
 Between two levels a number is rounded at random, so that its mean is kept: r and m/r. What matters
 is the ratio of the moments, so it is what is stored: a level that r misses moves m by as much, and
-the size of a direction is no larger than without rounding (`docs/guides/memory.md` has the proof).
+the size of a direction is no larger than without rounding (`docs/explanation/memory.md` proves it).
 The scale s stays as it is for as long as it fits: while it does, an r that hardly changes is hardly
 rounded.
 
@@ -87,7 +87,7 @@ def zeros(param: Any, group: int) -> tuple[EightBitMoment, EightBitMoment]:
 
 
 def decode(mu: EightBitMoment, nu: EightBitMoment) -> tuple[chex.ArrayDevice, chex.ArrayDevice]:
-    """M and v, in float32 and in the shape of the parameter."""
+    """The moments m and v, in float32 and in the shape of the parameter."""
     coded = _split_moments(mu, nu)
     m, r = _decode(coded, jnp.ones_like(coded.v_scale))
     return _join(m, nu.codes.shape), _join(jnp.square(r), nu.codes.shape)
@@ -161,7 +161,7 @@ def _unit(largest: chex.ArrayDevice) -> chex.ArrayDevice:
 
 
 def _decode(coded: _Split, unit: chex.ArrayDevice) -> tuple[chex.ArrayDevice, chex.ArrayDevice]:
-    """M and the root of v, in units."""
+    """The first moment and the root of the second one, in units."""
     scale = coded.v_scale * unit
     r = jnp.square(coded.v * (1 / _LEVELS_V)) * scale
     size = jnp.abs(coded.m)

@@ -159,7 +159,7 @@ def random_bits(
 def hashed_bits(
     key: chex.ArrayDevice, shape: tuple[int, ...], sharding: Any | None = None
 ) -> chex.ArrayDevice:
-    """uint32 for each element, by a hash of its index: for rounding, at a tenth of Threefry's cost.
+    """uint32 for each element, by a hash of its index: a dozen operations, Threefry has a hundred.
 
     The index is mixed by the multiplications and shifts of `lowbias32`, found by search to have
     little bias (Wellons 2018, https://nullprogram.com/blog/2018/07/31/), with the key before and
