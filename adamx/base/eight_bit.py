@@ -37,7 +37,7 @@ class EightBit:
     """Keep both moments in 8 bits, with a scale for each group: 2.125 bytes for a parameter.
 
     `moments="8bit"` is `moments=EightBit()`. A parameter whose last axis is shorter than `group`,
-    that is complex or wider than float32, or that `min_size` or `keep` excludes, has arrays as before.
+    that is complex or wider than float32, or that `min_size` or `keep` excludes, has plain arrays.
 
     An update can be differentiated by its gradients. Through the next state no derivative passes:
     codes are integers. Under `jax.shard_map`, parts of the last axis must be whole groups.
