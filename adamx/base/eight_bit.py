@@ -44,7 +44,7 @@ class EightBit:
 
     Attributes:
       group: how many elements along the last axis share their scales: a power of two from 8 to
-        1024. Each moment has a bfloat16 scale for a group: 32 / group bits for a parameter.
+        1024. Each moment has a scale of 16 bits for a group: 32 / group bits for a parameter.
       key: a seed or a key, as for `stochastic_round`, from which moments are rounded at random.
       min_size: the number of elements of the smallest parameter whose moments are in 8 bits.
       keep: which parameters keep float32 moments: a function of a path such as
@@ -58,7 +58,7 @@ class EightBit:
       >>> tx = adamx.adam(1e-3, moments=adamx.EightBit(keep=["embed"]))
       >>> state = tx.init({"embed": jnp.ones((64, 64)), "dense": jnp.ones((64, 64))})
       >>> [x.dtype.name for x in jax.tree.leaves(state[0].nu)]
-      ['uint8', 'bfloat16', 'float32']
+      ['uint8', 'uint16', 'float32']
     """
 
     __module__ = "adamx"
@@ -128,7 +128,7 @@ def is_eight_bit(node: object) -> bool:
     if node.keys() != {"codes", "scales"}:
         return False
     dtypes = [str(getattr(x, "dtype", "")) for x in jax.tree.leaves(node)]
-    return dtypes in (["int8", "bfloat16"], ["uint8", "bfloat16"])
+    return dtypes in (["int8", "bfloat16"], ["uint8", "uint16"])
 
 
 def zero_moments(how: EightBit, params: Any, mu: Any, nu: Any) -> tuple[Any, Any]:
