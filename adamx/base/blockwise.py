@@ -4,11 +4,10 @@ A group is `group` consecutive elements along the last axis; r is the root of a 
 bits(x) is the pattern of a positive float32 as an integer: a logarithm of x, nearly.
 
 ===========  =====================================================================================
-code of v    k in 1..254: bits(r) = bits(s) - (254 - k) w, where s is the scale of the group and w
-             the distance of its levels; 0 for v = 0 alone
-code of m    q in -127..127: m/r = c p(|q|/127) with the sign of q, p(y) = (y + y^2)/2
-scales of v  uint16: s in 8 bits of exponent and 4 of mantissa, at least the largest r of the group;
-             then j in 4 bits, with w = 10650 (4 + j mod 4) 2^(j div 4): 1.3 to 18 octaves in all
+code of v    k in 1..254: r = s x with bits(x) = bits(1) + (k - 1) w, where s is the scale of the
+             group and 2^23 / w = 4 (4 + j mod 4) 2^(j div 4) levels are in an octave; 0 for v = 0
+code of m    q in -127..127: m/r = c n/174 with n = 2 q - min(max(q, -80), 80)
+scales of v  uint32: s, at most the smallest r of the group, as a float32 whose last four bits are j
 scales of m  bfloat16: c, at least the largest |m|/r of the group
 255, -128    v and m that are infinite or NaN
 ===========  =====================================================================================
@@ -16,8 +15,8 @@ scales of m  bfloat16: c, at least the largest |m|/r of the group
 Between two levels a number is rounded at random, so that its mean is kept: r and m/r. What matters
 is the ratio of the moments, so it is what is stored: a level that r misses moves m by as much, and
 the size of a direction is no larger than without rounding (`docs/explanation/memory.md` proves it).
-The levels of a group stay as they are for as long as they fit: while they do, an r that hardly
-changes is hardly rounded.
+The levels of a group stay for as long as they fit, and decay as v does: so an r without a gradient
+is not rounded at all, and another one hardly.
 
 A step is computed in units of each group: a power of two near its largest number. So the squares
 of gradients neither overflow nor underflow.
@@ -40,16 +39,18 @@ __all__ = ["EightBitMoment", "decode", "encode", "group_size", "step_codes", "ze
 
 _TOP = 254  # the code of the highest level of v
 _LEVELS_M = 127
-_NOT_FINITE_V = 255
+_KNEE = 80  # from this code of m on, levels are twice as far apart
+_REACH_M = 2 * _LEVELS_M - _KNEE
+_LOST_V = 255  # where a moment is infinite or NaN
 _NAN_M = -128
-_FINEST = 10650  # times 4: the smallest distance of two levels of v
-_WIDEST = 15
 _OCTAVE = 1 << 23  # in bits(x): from x to 2 x
-_MARGIN = _OCTAVE // 10  # below the smallest r of a group when its levels are chosen
-_LOST = (1 << 19) - 1  # the bits of a float32 that a scale of v does not have
-_NORMAL = 1 << 23  # bits of the smallest float32 that XLA does not flush to 0
-_SMALLEST_EPS = 2.0**-100  # in units: its half and its products are not flushed either
-_NEGLIGIBLE = 2.0**-60  # in units: the square of a smaller number is flushed to 0
+_ONE = 127 << 23  # bits(1)
+_FOUR = 129 << 2  # the exponent of 4 and two bits of its mantissa
+_BELOW = 0.995  # of the smallest r of a group, where new levels begin
+_ABOVE = 1.05  # of the largest r of a group, which new levels reach: levels decay, r may not
+_FLOOR = 2.2e-5  # of the largest r of a group: the widest levels reach from there
+_SHORT = 64  # of the highest level, lest rounding goes beyond it
+_SMALLEST_EPS = 2.0**-100  # in units: its half and its products are not flushed to 0
 
 
 class EightBitMoment(NamedTuple):
@@ -57,7 +58,7 @@ class EightBitMoment(NamedTuple):
 
     Attributes:
       codes: int8 for the first moment, uint8 for the second one; in the shape of the parameter.
-      scales: bfloat16 for the first moment, uint16 for the second one; in the shape of the
+      scales: bfloat16 for the first moment, uint32 for the second one; in the shape of the
         parameter, but one for each group along the last axis.
     """
 
@@ -70,25 +71,25 @@ class EightBitMoment(NamedTuple):
 class _Split(NamedTuple):
     """The moments of a leaf with an axis for the groups: [..., groups, elements]."""
 
-    m: chex.ArrayDevice  # codes, in float32
+    m: chex.ArrayDevice  # codes, in int32
     v: chex.ArrayDevice  # codes, in int32
     m_scale: chex.ArrayDevice  # [..., groups, 1], in float32
     levels: "_Levels"
 
 
 class _Levels(NamedTuple):
-    """The levels of v in each group, int32[..., groups, 1]."""
+    """The levels of v in each group, [..., groups, 1]."""
 
-    top: chex.ArrayDevice  # bits(s), in units where the step is computed; 0 before the first step
-    choice: chex.ArrayDevice  # j
+    lowest: chex.ArrayDevice  # s, in units where the step is computed
+    choice: chex.ArrayDevice  # j, int32
 
     @property
     def distance(self) -> chex.ArrayDevice:
-        return _FINEST * ((4 + (self.choice & 3)) << (self.choice >> 2))
+        return _OCTAVE // (4 * ((4 + (self.choice & 3)) << (self.choice >> 2)))
 
     @property
-    def lowest(self) -> chex.ArrayDevice:
-        return self.top - (_TOP - 1) * self.distance
+    def highest(self) -> chex.ArrayDevice:
+        return self.lowest * _float(_ONE + (_TOP - 1) * self.distance)
 
 
 def group_size(coded: EightBitMoment) -> int:
@@ -109,14 +110,14 @@ def zeros(param: Any, group: int) -> tuple[EightBitMoment, EightBitMoment]:
         codes = jnp.zeros_like(param, dtype=dtype)
         return EightBitMoment(codes, scales[..., 0].astype(scale_dtype))
 
-    return make(jnp.int8, jnp.bfloat16), make(jnp.uint8, jnp.uint16)
+    return make(jnp.int8, jnp.bfloat16), make(jnp.uint8, jnp.uint32)
 
 
 def decode(mu: EightBitMoment, nu: EightBitMoment) -> tuple[chex.ArrayDevice, chex.ArrayDevice]:
     """The moments m and v, in float32 and in the shape of the parameter."""
     coded = _split_moments(mu, nu)
-    unit = _unit(coded.levels.top)
-    m, r = (x / _float(unit) for x in _decode(_in_units(coded, unit)))
+    unit = _unit(coded.levels.highest)
+    m, r = (x / unit for x in _decode(_in_units(coded, unit)))
     return _join(m, nu.codes.shape), _join(jnp.square(r), nu.codes.shape)
 
 
@@ -131,11 +132,11 @@ def encode(
       key: uint32[2], another one for each leaf and step.
     """
     root = _split(jnp.sqrt(v.astype(jnp.float32)), group)
-    unit = _unit(_bits(_largest(root)))
-    none = jnp.zeros_like(unit)
+    unit = _unit(_largest(root))
+    none = _Levels(jnp.zeros_like(unit), jnp.zeros_like(unit, dtype=jnp.int32))
     bits = _split(hashed_bits(key, v.shape, jax.typeof(v).sharding), group)
-    first = _split(m.astype(jnp.float32), group) * _float(unit)
-    return _encode(first, root * _float(unit), _Levels(none, none), unit, bits, v.shape)
+    first = _split(m.astype(jnp.float32), group) * unit
+    return _encode(first, root * unit, none, unit, bits, v.shape)
 
 
 def step_codes(
@@ -164,20 +165,20 @@ def step_codes(
         )
     g = g.astype(jnp.float32)
     coded, x = _split_moments(mu, nu), _split(g, group)
-    unit = _unit(jnp.maximum(_bits(_largest(x)), coded.levels.top))
-    coded, scale = _in_units(coded, unit), _float(unit)
+    unit = _unit(jnp.maximum(_largest(x), coded.levels.highest))
+    coded = _in_units(coded, unit)
     m, r = _decode(coded)
     narrow: list[Any] = [a if isinstance(a, float) else jnp.asarray(a, jnp.float32) for a in s]
     s = Scalars(*narrow)
-    # A number so small beside the largest has no root to be divided by, and its step is 0.
-    x, m = (jnp.where(jnp.abs(a) < _NEGLIGIBLE, 0, a) for a in (x * scale, m))
-    smallest = jnp.where(s.eps > 0, _SMALLEST_EPS, 0.0).astype(jnp.float32)
-    in_units = s._replace(
-        eps=jnp.maximum(s.eps * scale, smallest), eps_root=s.eps_root * scale * scale
-    )
-    direction, (m, v) = step(x, (m, jnp.square(r)), in_units, convention, m_correction_next)
+    eps = jnp.maximum(s.eps * unit, _SMALLEST_EPS)
+    in_units = s._replace(eps=eps, eps_root=s.eps_root * unit * unit)
+    direction, (m, v) = step(x * unit, (m, jnp.square(r)), in_units, convention, m_correction_next)
+    # Beside numbers 2^63 as large, a square is flushed to 0: there is no root to divide by.
+    direction, m = jnp.where(v == 0, 0, direction), jnp.where(v == 0, 0, m)
+    decay = jnp.sqrt(jnp.asarray(s.b2, jnp.float32))
+    levels = coded.levels._replace(lowest=coded.levels.lowest * decay)
     bits = _split(hashed_bits(key, shape, jax.typeof(g).sharding), group)
-    moments = _encode(m, jnp.sqrt(v), coded.levels, unit, bits, shape)
+    moments = _encode(m, jnp.sqrt(v), levels, unit, bits, shape)
     return _join(direction, shape), *moments
 
 
@@ -187,34 +188,32 @@ def _bits(x: chex.ArrayDevice) -> chex.ArrayDevice:
 
 
 def _float(bits: chex.ArrayDevice) -> chex.ArrayDevice:
+    """The inverse of `_bits`, also for uint32."""
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _unit(largest: chex.ArrayDevice) -> chex.ArrayDevice:
-    """bits(u) of a power of two by which numbers of this size, bits(x), become about 1."""
-    return jnp.where(largest == 0, 127, jnp.clip(254 - (largest >> 23), 1, 253)) << 23
+    """A power of two by which numbers of this size become numbers of about 1."""
+    exponent = jnp.clip(254 - (_bits(largest) >> 23), 1, 253)
+    return _float(jnp.where(largest == 0, 127, exponent) << 23)
 
 
 def _in_units(coded: _Split, unit: chex.ArrayDevice) -> _Split:
-    """With the levels in other units than 1. Where they are too low for these, all are 0."""
-    top = coded.levels.top + unit - (127 << 23)
-    top = jnp.where((coded.levels.top == 0) | (top < _NORMAL), 0, top)
-    return coded._replace(levels=coded.levels._replace(top=top))
+    levels = coded.levels
+    return coded._replace(levels=levels._replace(lowest=levels.lowest * unit))
 
 
 def _decode(coded: _Split) -> tuple[chex.ArrayDevice, chex.ArrayDevice]:
     """The first moment and the root of the second one, in the units of the levels."""
     levels = coded.levels
-    bits = levels.top - (_TOP - jnp.maximum(coded.v, 1)) * levels.distance
-    level = _float(jnp.where(bits < _NORMAL, 0, bits))
-    r = jnp.where(coded.v == 0, 0, level)
-    size = jnp.abs(coded.m)
-    ratio = jnp.copysign(size * (_LEVELS_M + size) * (0.5 / _LEVELS_M**2), coded.m)
-    m = ratio * coded.m_scale * level  # of the lowest level, where v is 0
-    is_lost = coded.v == _NOT_FINITE_V
-    sign = jnp.where(coded.m == 0, 0, jnp.copysign(jnp.inf, coded.m))
-    m = jnp.where(is_lost, jnp.where(coded.m == _NAN_M, jnp.nan, sign), m)
-    return m, jnp.where(is_lost, jnp.where(coded.m == _NAN_M, jnp.nan, jnp.inf), r)
+    r = levels.lowest * _float(_ONE + (coded.v - 1) * levels.distance)
+    r = jnp.where(coded.v == 0, 0, r)
+    n = 2 * coded.m - jnp.clip(coded.m, -_KNEE, _KNEE)
+    m = n.astype(jnp.float32) * (coded.m_scale * (1 / _REACH_M)) * r
+    is_lost, is_nan = coded.v == _LOST_V, coded.m == _NAN_M
+    sign = jnp.where(coded.m == 0, 0, jnp.where(coded.m < 0, -jnp.inf, jnp.inf))
+    m = jnp.where(is_lost, jnp.where(is_nan, jnp.nan, sign), m)
+    return m, jnp.where(is_lost, jnp.where(is_nan, jnp.nan, jnp.inf), r)
 
 
 def _encode(
@@ -229,59 +228,47 @@ def _encode(
     is_lost = ~(jnp.isfinite(r) & jnp.isfinite(m))
     kept = jnp.where(is_lost, 0, r)
     levels = _choose_levels(levels, kept)
-    scales = _scales(levels, unit)
-    is_zero = (r == 0) | (scales == 0)
-    # The level below r, of which n are above, and the one above r.
-    distance = levels.distance
-    n = (levels.top - _bits(kept)).astype(jnp.float32) * (1 / distance.astype(jnp.float32))
-    n = jnp.clip(jnp.ceil(n), 1, _TOP - 1).astype(jnp.int32)
-    below = levels.top - n * distance
-    gap, rest = _float(below + distance) - _float(below), kept - _float(below)
-    k = _TOP - n + (_uniform(bits >> 16) * gap < rest).astype(jnp.int32)
-    v_codes = jnp.where(is_lost, _NOT_FINITE_V, jnp.where(is_zero, 0, k))
+    lowest = levels.lowest
+    scales = _bits(lowest / unit) & ~15 | levels.choice
+    is_used = (lowest / unit > 0) & (lowest > 0)  # which the state can hold
+    distance, reach = levels.distance, (_TOP - 1) * levels.distance - _SHORT
+    above = jnp.clip(_bits(kept * (1 / jnp.where(is_used, lowest, 1))) - _ONE, 0, reach)
+    k = above.astype(jnp.float32) * (1 / distance.astype(jnp.float32))
+    k = (k + _float(bits >> 16 << 7 | _ONE)).astype(jnp.int32)  # a number in [1, 2) is added
+    v_codes = jnp.where(is_lost, _LOST_V, jnp.where((kept == 0) | ~is_used, 0, k))
 
-    # Below the lowest level, which r is then read as, m itself is kept. If the scale is 0, so is m.
-    denominator = jnp.maximum(kept, _float(jnp.maximum(levels.lowest, _NORMAL)))
-    ratio = jnp.where(is_lost | (scales == 0), 0, m / denominator)
-    m_scale = _round_up(_largest(ratio))
-    a = jnp.abs(ratio) * (1 / jnp.where(m_scale == 0, 1, m_scale))
-    q = jnp.floor((jnp.sqrt(1 + 8 * a) - 1) * (_LEVELS_M / 2))
-    q = jnp.clip(q, 0, _LEVELS_M - 1)
-    gap, rest = 2 * q + (_LEVELS_M + 1), 2 * _LEVELS_M**2 * a - q * (_LEVELS_M + q)
-    q = q + (_uniform(bits & 0xFFFF) * gap < rest).astype(jnp.float32)
-    lost = jnp.where(jnp.isinf(m), jnp.copysign(float(_LEVELS_M), m), 0)
+    # Below the lowest level, which r is then read as, m itself is kept.
+    ratio = m / jnp.where(is_used, jnp.maximum(kept, lowest), 1)
+    m_scale = _round_up(_largest(jnp.where(is_lost | ~is_used, 0, ratio)))
+    # A little less, so that no quotient is rounded to more than the highest level. In 2^-15.
+    n = jnp.where(is_used, _REACH_M * 2.0**15 * (1 - 2.0**-21), 0)
+    n = ratio * (n / jnp.where(m_scale == 0, 1, m_scale))
+    n = jnp.where(is_lost, 0, n).astype(jnp.int32)
+    q = n + jnp.clip(n, -(_KNEE << 15), _KNEE << 15) + (bits & 0xFFFF).astype(jnp.int32) >> 16
+    lost = jnp.where(m == jnp.inf, _LEVELS_M, jnp.where(m == -jnp.inf, -_LEVELS_M, 0))
     lost = jnp.where(jnp.isnan(m) | jnp.isnan(r), _NAN_M, lost)
-    m_codes = jnp.where(is_lost, lost, jnp.copysign(q, ratio))
-    m_codes, v_codes = _join(m_codes, shape), _join(v_codes, shape)
+    m_codes, v_codes = _join(jnp.where(is_lost, lost, q), shape), _join(v_codes, shape)
     mu = EightBitMoment(m_codes.astype(jnp.int8), m_scale[..., 0].astype(jnp.bfloat16))
-    return mu, EightBitMoment(v_codes.astype(jnp.uint8), scales[..., 0])
+    scales = jnp.where(is_used, scales, 0)[..., 0].astype(jnp.uint32)
+    return mu, EightBitMoment(v_codes.astype(jnp.uint8), scales)
 
 
 def _choose_levels(old: _Levels, r: chex.ArrayDevice) -> _Levels:
     """The levels for these roots: the old ones, if all roots are among them and few are idle."""
-    largest = _bits(jnp.max(r, axis=-1, keepdims=True))
-    smallest = _bits(jnp.min(jnp.where(r == 0, jnp.inf, r), axis=-1, keepdims=True))
-    smallest = jnp.minimum(smallest, largest)
-    top = (largest + _LOST) & ~_LOST
-    # The least j whose levels reach that far: a float32's exponent and two bits of its mantissa.
-    reach = (top - smallest + _MARGIN).astype(jnp.float32) * (1 / ((_TOP - 1) * _FINEST))
-    four = 129 << 2  # of the number 4, whose j is 0
-    choice = jnp.clip(((_bits(reach) + ((1 << 21) - 1)) >> 21) - four, 0, _WIDEST)
-    fits = (largest <= old.top) & (largest >= old.top - _OCTAVE) & (old.choice <= choice + 1)
-    fits &= (smallest >= old.lowest) | (old.choice == _WIDEST)
-    return _Levels(jnp.where(fits, old.top, top), jnp.where(fits, old.choice, choice))
-
-
-def _scales(levels: _Levels, unit: chex.ArrayDevice) -> chex.ArrayDevice:
-    """The levels as the state holds them, uint16; 0 where they are too low for it."""
-    top = levels.top - unit + (127 << 23)
-    scales = jnp.where((levels.top == 0) | (top < 2 * _NORMAL), 0, top >> 15 | levels.choice)
-    return scales.astype(jnp.uint16)
-
-
-def _uniform(bits: chex.ArrayDevice) -> chex.ArrayDevice:
-    """16 bits as a number in (0, 1): the middle of its interval, so that the mean is one half."""
-    return (bits.astype(jnp.float32) + 0.5) * 2.0**-16
+    largest = jnp.max(r, axis=-1, keepdims=True)
+    smallest = jnp.min(jnp.where(r == 0, jnp.inf, r), axis=-1, keepdims=True)
+    lowest = jnp.maximum(jnp.minimum(smallest, largest) * _BELOW, largest * _FLOOR)
+    lowest = _float((_bits(lowest) + 8) & ~15)
+    # As many levels to an octave as reach the largest: a float32's exponent and two of its bits.
+    reach = _bits(largest * _ABOVE / jnp.where(lowest == 0, 1, lowest)) - _ONE
+    levels = ((_TOP - 1) * _OCTAVE / 4) / jnp.maximum(reach, 1).astype(jnp.float32)
+    choice = jnp.clip((_bits(levels) >> 21) - _FOUR, 0, 15)
+    fits = (largest <= old.highest) & (choice <= old.choice + 1)
+    fits &= old.lowest <= jnp.maximum(smallest, largest * (2 * _FLOOR))
+    return _Levels(
+        jnp.where(fits, _float((_bits(old.lowest) + 8) & ~15), lowest),
+        jnp.where(fits, old.choice, choice),
+    )
 
 
 def _largest(x: chex.ArrayDevice) -> chex.ArrayDevice:
@@ -298,12 +285,12 @@ def _round_up(x: chex.ArrayDevice) -> chex.ArrayDevice:
 
 def _split_moments(mu: EightBitMoment, nu: EightBitMoment) -> _Split:
     group = group_size(nu)
-    scales = nu.scales.astype(jnp.int32)[..., None]
+    scales = jax.lax.bitcast_convert_type(nu.scales, jnp.int32)[..., None]
     return _Split(
-        _split(mu.codes, group).astype(jnp.float32),
+        _split(mu.codes, group).astype(jnp.int32),
         _split(nu.codes, group).astype(jnp.int32),
         mu.scales.astype(jnp.float32)[..., None],
-        _Levels((scales >> 4) << 19, scales & 15),
+        _Levels(_float(scales & ~15), scales & 15),
     )
 
 

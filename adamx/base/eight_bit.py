@@ -58,7 +58,7 @@ class EightBit:
       >>> tx = adamx.adam(1e-3, moments=adamx.EightBit(keep=["embed"]))
       >>> state = tx.init({"embed": jnp.ones((64, 64)), "dense": jnp.ones((64, 64))})
       >>> [x.dtype.name for x in jax.tree.leaves(state[0].nu)]
-      ['uint8', 'uint16', 'float32']
+      ['uint8', 'uint32', 'float32']
     """
 
     __module__ = "adamx"
@@ -128,7 +128,7 @@ def is_eight_bit(node: object) -> bool:
     if node.keys() != {"codes", "scales"}:
         return False
     dtypes = [str(getattr(x, "dtype", "")) for x in jax.tree.leaves(node)]
-    return dtypes in (["int8", "bfloat16"], ["uint8", "uint16"])
+    return dtypes in (["int8", "bfloat16"], ["uint8", "uint32"])
 
 
 def zero_moments(how: EightBit, params: Any, mu: Any, nu: Any) -> tuple[Any, Any]:

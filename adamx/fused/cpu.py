@@ -11,9 +11,10 @@ from adamx import native
 from adamx.base.trees import split_list
 from adamx.fused.plan import Plan
 
-__all__ = ["DTYPES", "run"]
+__all__ = ["CODES", "DTYPES", "run"]
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+CODES = ("int8", "uint8", "uint32")  # and scales, of moments in 8 bits
 _LEAVES_OF_A_CALL = 128
 
 
@@ -25,8 +26,9 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
     take a minute in one call, and two seconds in calls of 128.
     """
     leaves = len(plan.rows)
-    floats, doubles, _, *buffers = operands
-    *columns, _, _, grads, params = split_list(buffers, plan.operand_counts())
+    floats, doubles, keys, *buffers = operands
+    *columns, grads, params = split_list(buffers, plan.operand_counts())
+    coded = [i for i, row in enumerate(plan.rows) if row.group]
     norm = jnp.zeros([], (doubles if doubles.size else floats).dtype)
     if plan.clip:
         norm = jax.ffi.ffi_call(native.NORM, jax.ShapeDtypeStruct((), norm.dtype))(*grads)
@@ -36,7 +38,8 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
         # The buffers that this call needs; nu_max is laid out like nu.
         mu_used = sorted({row.mu_buffer for row in rows})
         nu_used = sorted({row.nu_buffer for row in rows})
-        used = [mu_used, nu_used, nu_used if plan.amsgrad else []]
+        scales_used = [n for n, i in enumerate(coded) if start <= i < start + len(group)]
+        used = [mu_used, nu_used, nu_used if plan.amsgrad else [], scales_used, scales_used]
         moments = [column[n] for column, row in zip(columns, used, strict=True) for n in row]
         table = [
             row._replace(
@@ -45,8 +48,8 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
             for row in rows
         ]
         changed = [*moments, *(params[i] for i in group)]
-        first_param = 3 + len(moments) + len(group)
-        indices = [*range(3, 3 + len(moments)), *range(first_param, first_param + len(group))]
+        first_param = 4 + len(moments) + len(group)
+        indices = [*range(4, 4 + len(moments)), *range(first_param, first_param + len(group))]
         call = jax.ffi.ffi_call(
             native.STEP,
             [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in changed],
@@ -54,7 +57,7 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
         )
         results = iter(
             call(
-                *(floats, doubles, norm, *moments),
+                *(floats, doubles, norm, keys[start : start + len(group)], *moments),
                 *(grads[i] for i in group),
                 *(params[i] for i in group),
                 eps_beside_corrected=np.bool_(plan.convention.eps_beside_corrected),
@@ -64,7 +67,7 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
                 clip=np.bool_(plan.clip),
                 mu_buffers=np.int64(len(mu_used)),
                 nu_buffers=np.int64(len(nu_used)),
-                table=np.array([row[:5] for row in table], np.int64).reshape(-1),
+                table=np.array(table, np.int64).reshape(-1),
             )
         )
         for column, row in zip([*columns, params], [*used, group], strict=True):

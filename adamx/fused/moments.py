@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from adamx.base.adam_state import AdamState, AmsgradState, check_count, open_state
-from adamx.base.blockwise import EightBitMoment
+from adamx.base.blockwise import EightBitMoment, group_size
 from adamx.base.eight_bit import is_eight_bit
 from adamx.base.errors import InvalidType
 from adamx.fused.layout import PackedAdamState, PackedAmsgradState, buffers_of, packed_spans
@@ -23,7 +23,7 @@ class Moments(NamedTuple):
 
     buffers: list[list[chex.ArrayDevice]]  # of mu, nu, with AMSGrad nu_max; scales of mu, of nu
     spots: list[tuple[int, int, int, int]]  # where each leaf's begin; see `Row`
-    coded: list[bool]  # whether each leaf's are in 8 bits
+    groups: list[int]  # how many elements share a scale, of moments in 8 bits; or 0
     close: Callable[[Sequence[list[chex.ArrayDevice]]], list[Any]]  # the fields of the next state
 
 
@@ -31,29 +31,29 @@ def open_separate(adam: Any, params: optax.Params, trained: Sequence[int]) -> Mo
     """The moments in an `AdamState`, a buffer for each leaf; `trained` are the leaves to step."""
     opened = open_state(adam, params)
     columns = list(opened.columns.values())
-    coded = [is_eight_bit(columns[0][i]) for i in trained]
+    groups = [group_size(x) if is_eight_bit(x := columns[0][i]) else 0 for i in trained]
 
     def close(new: Sequence[list[chex.ArrayDevice]]) -> list[Any]:
         *arrays, mu_scales, nu_scales = new
         for column, found, scales in zip(columns, arrays, (mu_scales, nu_scales, []), strict=False):
             rest = iter(scales)
-            for i, array, is_coded in zip(trained, found, coded, strict=True):
-                column[i] = EightBitMoment(array, next(rest)) if is_coded else array
+            for i, array, group in zip(trained, found, groups, strict=True):
+                column[i] = EightBitMoment(array, next(rest)) if group else array
         return [opened.treedef.unflatten(column) for column in columns]
 
     buffers = [
         [
-            column[i].codes if c else jnp.asarray(column[i])
-            for i, c in zip(trained, coded, strict=True)
+            column[i].codes if group else jnp.asarray(column[i])
+            for i, group in zip(trained, groups, strict=True)
         ]
         for column in columns
     ]
     scales = [
-        [column[i].scales for i, c in zip(trained, coded, strict=True) if c]
+        [column[i].scales for i, group in zip(trained, groups, strict=True) if group]
         for column in columns[:2]
     ]
     spots = [(n, 0, n, 0) for n in range(len(trained))]
-    return Moments([*buffers, *scales], spots, coded, close)
+    return Moments([*buffers, *scales], spots, groups, close)
 
 
 def open_packed(adam: Any, params: optax.Params, trained: Sequence[int]) -> Moments:
@@ -73,7 +73,7 @@ def open_packed(adam: Any, params: optax.Params, trained: Sequence[int]) -> Mome
 
     rows = zip(names, fields, strict=True)
     buffers = [[buffers[name] for name in row] for row, buffers in rows]
-    return Moments([*buffers, [], []], spots, [False] * len(trained), close)
+    return Moments([*buffers, [], []], spots, [0] * len(trained), close)
 
 
 def check_order(grads: object, params: object) -> None:

@@ -30,7 +30,7 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
     changed = [[[] for _ in column] for column in columns]
     coded = 0
     for i, row in enumerate(plan.rows):
-        if row.is_coded:
+        if row.group:
             buffer = row.mu_buffer, row.nu_buffer
             moments = [
                 EightBitMoment(column[b], scale[coded])

@@ -10,7 +10,7 @@ __all__ = ["Plan", "Row"]
 class Row(NamedTuple):
     """One leaf: where its moments begin, and whether weight decay applies to it.
 
-    The compiled kernel reads the first five numbers in this order (`native/ffi.cc`).
+    The compiled kernel reads these numbers in this order (`native/ffi.cc`).
     """
 
     mu_buffer: int
@@ -18,7 +18,9 @@ class Row(NamedTuple):
     nu_buffer: int  # nu_max has the same buffer number and element
     nu_element: int
     decays: bool
-    is_coded: bool = False  # the moments are in 8 bits, each leaf's in a buffer of its own
+    group: int = (
+        0  # elements that share a scale, of moments in 8 bits in buffers of their own; or 0
+    )
 
 
 class Plan(NamedTuple):
@@ -40,7 +42,7 @@ class Plan(NamedTuple):
         They are mu, nu, nu_max, the scales of mu and of nu where these are in 8 bits, gradients and
         parameters.
         """
-        leaves, coded = len(self.rows), sum(row.is_coded for row in self.rows)
+        leaves, coded = len(self.rows), sum(row.group > 0 for row in self.rows)
         return [
             self.mu_buffers,
             self.nu_buffers,

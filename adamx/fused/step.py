@@ -6,6 +6,7 @@ level DEBUG, the logger "adamx.fused" reports the choice at each compilation.
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,8 +36,12 @@ class _Form(NamedTuple):
 def _refuse_kernel(target: Target, arrays: Sequence[Any], plan: Plan) -> str | None:
     if plan.nesterov or plan.rounds_nu_at_random:
         return "the kernel supports neither nesterov nor nu_key"
-    if unknown := sorted({str(x.dtype) for x in arrays} - {*cpu.DTYPES}):
+    dtypes = {str(x.dtype) for x in arrays}
+    is_coded = any(row.group for row in plan.rows)
+    if unknown := sorted(dtypes - {*cpu.DTYPES, *(cpu.CODES if is_coded else ())}):
         return f"the kernel does not support {', '.join(unknown)}"
+    if is_coded and ("float64" in dtypes or any(math.prod(x.shape) >= 2**32 for x in arrays)):
+        return "the kernel supports neither float64 nor huge leaves beside moments in 8 bits"
     if target.devices != 1:
         return "the step is compiled for several devices, or for parts of a mesh"
     if target.platform != "cpu":

@@ -91,7 +91,7 @@ class WholeStep:
         decays = self._decays(params)
         plan = Plan(
             tuple(
-                Row(*moments.spots[n], decays[i], moments.coded[n]) for n, i in enumerate(trained)
+                Row(*moments.spots[n], decays[i], moments.groups[n]) for n, i in enumerate(trained)
             ),
             mu_buffers=len(moments.buffers[0]),
             nu_buffers=len(moments.buffers[1]),
@@ -103,7 +103,7 @@ class WholeStep:
             rounds_nu_at_random=self.arguments.nu_key is not None,
         )
         keys = None
-        if any(moments.coded):
+        if any(moments.groups):
             keys = moment_keys(self.arguments.eight_bit, count, len(leaves))
         elif self.arguments.nu_key is not None:
             keys = nu_keys(self.arguments.nu_key, count, len(leaves))

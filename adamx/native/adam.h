@@ -16,17 +16,27 @@ namespace {
 
 // ---- Numbers of 16 bits -------------------------------------------------------------------------
 
-inline float FloatOfBits(uint32_t bits) {
-  float x;
-  __builtin_memcpy(&x, &bits, sizeof x);
-  return x;
-}
+#ifdef __has_builtin
+#define ADAMX_HAS_BIT_CAST __has_builtin(__builtin_bit_cast)
+#else
+#define ADAMX_HAS_BIT_CAST 0
+#endif
 
-inline uint32_t BitsOfFloat(float x) {
-  uint32_t bits;
+// The same pattern as another type. From memcpy GCC makes an access to memory that it does not
+// vectorise.
+template <class To, class From>
+inline To BitCast(From x) {
+#if ADAMX_HAS_BIT_CAST
+  return __builtin_bit_cast(To, x);
+#else
+  To bits;
   __builtin_memcpy(&bits, &x, sizeof bits);
   return bits;
+#endif
 }
+
+inline float FloatOfBits(uint32_t bits) { return BitCast<float>(bits); }
+inline uint32_t BitsOfFloat(float x) { return BitCast<uint32_t>(x); }
 
 inline float FromBfloat16(uint16_t x) { return FloatOfBits(uint32_t{x} << 16); }
 

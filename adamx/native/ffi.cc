@@ -2,9 +2,11 @@
 //
 // adamx_step: Arguments are the scalars of the step in float32 and in float64 (the latter empty
 // unless an array is of float64), the global norm of the gradients as a scalar of either (read if
-// they are clipped), the buffers of mu, of nu and, with AMSGrad, of nu_max, then each leaf's
-// gradient, then each leaf's parameter. Results are the moments and parameters, each in the memory
-// of its argument. `table` has a Row for each leaf.
+// they are clipped), a key of two uint32 for each leaf (empty unless moments are in 8 bits), the
+// buffers of mu, of nu and, with AMSGrad, of nu_max, the scales of mu for each leaf with moments in
+// 8 bits, then those of nu, then each leaf's gradient, then each leaf's parameter. Results are the
+// moments, scales and parameters, each in the memory of its argument. `table` has a Row for each
+// leaf.
 //
 // adamx_norm: Arguments are gradients, the result is their global norm, a scalar.
 
@@ -24,7 +26,7 @@ namespace ffi = xla::ffi;
 
 // The version of the arguments and attributes. It is in the names under which the handlers are
 // registered, so that a program that was compiled for another version does not find them.
-constexpr int kInterface = 2;
+constexpr int kInterface = 3;
 
 // Where the moments of a leaf begin in those buffers, and whether weight decay applies to it: the
 // fields of plan.Row, in their order.
@@ -32,10 +34,11 @@ struct Row {
   int64_t mu_buffer, mu_element;
   int64_t nu_buffer, nu_element;  // of nu_max too
   int64_t decays;
+  int64_t group;  // elements that share a scale, of moments in 8 bits; or 0
 };
 
 constexpr int64_t kRowLength = sizeof(Row) / sizeof(int64_t);
-constexpr int64_t kFirstBuffer = 3;  // after the scalars, twice, and the norm
+constexpr int64_t kFirstBuffer = 4;  // after the scalars, twice, the norm, and the keys
 
 ffi::Error Wrong(const std::string& what) {
   return ffi::Error(ffi::ErrorCode::kInvalidArgument, "adamx: " + what);
@@ -47,6 +50,9 @@ bool ToDtype(ffi::DataType type, adamx::Dtype* dtype) {
     case ffi::DataType::F64: *dtype = adamx::Dtype::kFloat64; return true;
     case ffi::DataType::BF16: *dtype = adamx::Dtype::kBfloat16; return true;
     case ffi::DataType::F16: *dtype = adamx::Dtype::kFloat16; return true;
+    case ffi::DataType::S8: *dtype = adamx::Dtype::kInt8; return true;
+    case ffi::DataType::U8: *dtype = adamx::Dtype::kUint8; return true;
+    case ffi::DataType::U32: *dtype = adamx::Dtype::kUint32; return true;
     default: return false;
   }
 }
@@ -54,7 +60,7 @@ bool ToDtype(ffi::DataType type, adamx::Dtype* dtype) {
 // An argument. In a buffer of moments, `used` is where the last leaf's part ends.
 struct Buffer {
   adamx::Array array;
-  int64_t size;
+  int64_t size, columns;  // elements in all, and along the last axis
   int64_t used = 0;
 };
 
@@ -93,21 +99,52 @@ ffi::Error ReadBuffers(const ffi::RemainingArgs& args, size_t first, std::vector
     if (!ToDtype(arg->element_type(), &buffer.array.dtype))
       return Wrong("argument " + std::to_string(i) + " has a dtype that the kernel does not know");
     buffer.size = arg->element_count();
+    const auto dimensions = arg->dimensions();
+    buffer.columns = dimensions.size() == 0 ? 1 : dimensions.back();
     buffer.array.data = arg->untyped_data();
     buffers->push_back(buffer);
   }
   return ffi::Error::Success();
 }
 
+bool IsFloat(const adamx::Array& array) {
+  return array.data == nullptr || array.dtype <= adamx::Dtype::kFloat16;
+}
+
+// Give a leaf the scales of its moments in 8 bits; return whether its arrays fit together.
+bool ReadScales(const Buffer& m, const Buffer& v, const Buffer& m_scales, const Buffer& v_scales,
+                int64_t group, adamx::Leaf* leaf) {
+  if (m.array.dtype != adamx::Dtype::kInt8 || v.array.dtype != adamx::Dtype::kUint8 ||
+      m_scales.array.dtype != adamx::Dtype::kBfloat16 ||
+      v_scales.array.dtype != adamx::Dtype::kUint32 || group < 1 || group > adamx::kMaxGroup ||
+      m.size != leaf->size || v.size != leaf->size || m.columns != v.columns ||
+      leaf->size > UINT32_MAX || adamx::InDouble(*leaf))
+    return false;
+  const int64_t rows = m.columns == 0 ? 0 : m.size / m.columns;
+  const int64_t scales = rows * ((m.columns + group - 1) / group);
+  if (m_scales.size != scales || v_scales.size != scales) return false;
+  leaf->group = group;
+  leaf->columns = m.columns;
+  leaf->m_scales = static_cast<uint16_t*>(m_scales.array.data);
+  leaf->v_scales = static_cast<uint32_t*>(v_scales.array.data);
+  return true;
+}
+
 ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
                        bool eps_beside_corrected, bool maximum_of_corrected, bool amsgrad,
-                       bool decoupled, bool clip, int64_t mu_buffers, int64_t nu_buffers, ffi::Span<const int64_t> table) {
+                       bool decoupled, bool clip, int64_t mu_buffers, int64_t nu_buffers,
+                       ffi::Span<const int64_t> table) {
   if (table.size() % kRowLength != 0) return Wrong("the table has a broken row");
   const int64_t leaf_count = table.size() / kRowLength, moments = amsgrad ? 3 : 2;
   const int64_t given = args.size();
   if (mu_buffers < 0 || nu_buffers < 0 || mu_buffers > given || nu_buffers > given)
     return Wrong("expected other numbers of buffers of moments");
-  const int64_t updated = mu_buffers + nu_buffers * (moments - 1);  // buffers of moments
+  std::vector<Row> rows(leaf_count);
+  if (leaf_count != 0) std::memcpy(rows.data(), table.begin(), leaf_count * sizeof(Row));
+  int64_t coded = 0;  // leaves with moments in 8 bits
+  for (const Row& row : rows) coded += row.group != 0;
+  const int64_t first_scale = mu_buffers + nu_buffers * (moments - 1);
+  const int64_t updated = first_scale + 2 * coded;  // buffers of moments and scales
   if (static_cast<int64_t>(args.size()) != kFirstBuffer + updated + 2 * leaf_count)
     return Wrong("expected " + std::to_string(kFirstBuffer + updated + 2 * leaf_count) +
                  " arguments, found " + std::to_string(args.size()));
@@ -129,6 +166,12 @@ ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
   double norm = 0;
   if (!norm_or.has_value() || !ReadNumber(*norm_or, &norm)) return Wrong("expected a norm");
 
+  const auto keys_or = args.get<ffi::AnyBuffer>(3);
+  if (!keys_or.has_value() || keys_or->element_type() != ffi::DataType::U32 ||
+      (coded != 0 && static_cast<int64_t>(keys_or->element_count()) != 2 * leaf_count))
+    return Wrong("expected a key of two uint32 for each leaf");
+  const uint32_t* keys = static_cast<const uint32_t*>(keys_or->untyped_data());
+
   std::vector<Buffer> buffers;
   const ffi::Error error = ReadBuffers(args, kFirstBuffer, &buffers);
   if (error.failure()) return error;
@@ -143,9 +186,9 @@ ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
   }
 
   std::vector<adamx::Leaf> leaves(leaf_count);
+  int64_t next_scale = first_scale;
   for (int64_t i = 0; i < leaf_count; ++i) {
-    Row row;
-    std::memcpy(&row, table.begin() + i * kRowLength, sizeof row);
+    const Row& row = rows[i];
     const Buffer& g = buffers[updated + i];
     const Buffer& p = buffers[updated + leaf_count + i];
     const int64_t mu = row.mu_buffer, nu = row.nu_buffer;
@@ -160,11 +203,26 @@ ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
       return true;
     };
     adamx::Leaf& leaf = leaves[i];
-    leaf = {p.size, g.array, {}, {}, {}, p.array, row.decays != 0};
+    leaf.size = p.size;
+    leaf.g = g.array;
+    leaf.p = p.array;
+    leaf.decays = row.decays != 0;
     if (!part(buffers[mu], row.mu_element, &leaf.m) ||
         !part(buffers[mu_buffers + nu], row.nu_element, &leaf.v) ||
         (amsgrad && !part(buffers[mu_buffers + nu_buffers + nu], row.nu_element, &leaf.v_max)))
       return Wrong("the moments of a leaf do not fit their buffer");
+    if (!IsFloat(leaf.g) || !IsFloat(leaf.p))
+      return Wrong("a gradient or a parameter is not of a floating-point dtype");
+    if (row.group != 0) {
+      const Buffer& m_scales = buffers[next_scale];
+      const Buffer& v_scales = buffers[next_scale++ + coded];
+      if (amsgrad || !ReadScales(buffers[mu], buffers[mu_buffers + nu], m_scales, v_scales,
+                                 row.group, &leaf))
+        return Wrong("the moments of a leaf in 8 bits do not fit their scales or their dtypes");
+      std::memcpy(leaf.key, keys + 2 * i, sizeof leaf.key);
+    } else if (!IsFloat(leaf.m) || !IsFloat(leaf.v) || !IsFloat(leaf.v_max)) {
+      return Wrong("a moment is not of a floating-point dtype");
+    }
     if (!has_doubles && adamx::InDouble(leaf))
       return Wrong("expected the scalars as float64 beside arrays of float64");
   }
@@ -184,7 +242,12 @@ ffi::Error NormHandler(ffi::ThreadPool pool, ffi::RemainingArgs args,
   if (norm->element_count() != 1) return Wrong("expected a scalar as result");
   std::vector<adamx::Leaf> leaves;
   leaves.reserve(buffers.size());
-  for (const Buffer& g : buffers) leaves.push_back({g.size, g.array, {}, {}, {}, {}, false});
+  for (const Buffer& g : buffers) {
+    if (!IsFloat(g.array)) return Wrong("a gradient is not of a floating-point dtype");
+    adamx::Leaf& leaf = leaves.emplace_back();
+    leaf.size = g.size;
+    leaf.g = g.array;
+  }
   const double sum =
       adamx::SumOfSquares(adamx::BestKernels(), leaves, pool.num_threads(),
                           [&](auto task) { pool.Schedule(std::move(task)); });
@@ -234,7 +297,12 @@ ADAMX_EXPORT int adamx_interface() { return kInterface; }
 ADAMX_EXPORT void adamx_probe(int dtype, int64_t n, void* g, void* m, void* v, void* p,
                               const void* scalars) {
   const auto kind = static_cast<adamx::Dtype>(dtype);
-  const adamx::Leaf leaf = {n, {g, kind}, {m, kind}, {v, kind}, {nullptr, kind}, {p, kind}, false};
+  adamx::Leaf leaf;
+  leaf.size = n;
+  leaf.g = {g, kind};
+  leaf.m = {m, kind};
+  leaf.v = {v, kind};
+  leaf.p = {p, kind};
   const adamx::Options options = {true, true, false, true, false};
   const adamx::Kernels& kernels = adamx::BestKernels();
   if (kind == adamx::Dtype::kFloat64)

@@ -1,6 +1,6 @@
 // The kernels of one instruction set: compiled once for each, with its flags (CMakeLists.txt).
 
-#include "adam.h"
+#include "blockwise.h"
 
 #define ADAMX_TEXT_(x) #x
 #define ADAMX_TEXT(x) ADAMX_TEXT_(x)
@@ -8,6 +8,7 @@
 namespace adamx::ADAMX_ISA {
 
 extern const Kernels kKernels;
-const Kernels kKernels = {ADAMX_TEXT(ADAMX_ISA), &Step<float>, &Step<double>, &SumOfSquares};
+const Kernels kKernels = {ADAMX_TEXT(ADAMX_ISA), &Step<float>, &Step<double>, &StepBlockwise,
+                          &SumOfSquares};
 
 }  // namespace adamx::ADAMX_ISA

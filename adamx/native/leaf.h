@@ -8,22 +8,38 @@
 
 namespace adamx {
 
-enum class Dtype : uint8_t { kFloat32, kFloat64, kBfloat16, kFloat16 };
+enum class Dtype : uint8_t { kFloat32, kFloat64, kBfloat16, kFloat16, kInt8, kUint8, kUint32 };
 
 constexpr size_t Width(Dtype dtype) {
-  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
+  switch (dtype) {
+    case Dtype::kFloat64: return 8;
+    case Dtype::kFloat32:
+    case Dtype::kUint32: return 4;
+    case Dtype::kInt8:
+    case Dtype::kUint8: return 1;
+    default: return 2;
+  }
 }
 
 struct Array {
-  void* data;
-  Dtype dtype;
+  void* data = nullptr;
+  Dtype dtype = Dtype::kFloat32;
 };
+
+constexpr int64_t kMaxGroup = 1024;  // elements that share the scales of moments in 8 bits
 
 // One parameter: its arrays have `size` elements each and do not overlap. g is only read.
 struct Leaf {
-  int64_t size;
+  int64_t size = 0;
   Array g, m, v, v_max, p;  // v_max.data is null without AMSGrad
-  bool decays;              // whether weight decay applies to it
+  bool decays = false;      // whether weight decay applies to it
+
+  // Of moments in 8 bits: m and v are codes of int8 and uint8, in rows of `columns` elements.
+  int64_t group = 0;  // consecutive elements of a row that share scales; 0 for other moments
+  int64_t columns = 0;
+  uint16_t* m_scales = nullptr;  // one for each group, row by row
+  uint32_t* v_scales = nullptr;
+  uint32_t key[2] = {0, 0};                           // of the random bits of this step
 };
 
 // The numbers of a step: the fields of numerics.Scalars, in their order.
@@ -54,6 +70,9 @@ struct Kernels {
                  const Options&, double norm);
   void (*step64)(const Leaf&, int64_t begin, int64_t end, const Scalars<double>&,
                  const Options&, double norm);
+  // On the groups whose first element is one of [begin, end), of moments in 8 bits.
+  void (*step_blockwise)(const Leaf&, int64_t begin, int64_t end, const Scalars<float>&,
+                         const Options&, double norm);
   double (*sum_of_squares)(const Array& g, int64_t begin, int64_t end);
 };
 

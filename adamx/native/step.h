@@ -108,7 +108,9 @@ void StepAll(const Kernels& kernels, const std::vector<Leaf>& leaves,
   ParallelFor(blocks.count(), std::min(threads, blocks.count()) - 1, schedule, [&](int64_t block) {
     FlushSubnormals flush;
     blocks.Each(block, [&](const Leaf& leaf, int64_t begin, int64_t end) {
-      if (InDouble(leaf)) {
+      if (leaf.group != 0) {
+        kernels.step_blockwise(leaf, begin, end, floats, options, norm);
+      } else if (InDouble(leaf)) {
         kernels.step64(leaf, begin, end, *doubles, options, norm);
       } else {
         kernels.step32(leaf, begin, end, floats, options, norm);

@@ -118,15 +118,16 @@ ATTRIBUTES = {
     "clip": np.bool_(False),
     "mu_buffers": np.int64(1),
     "nu_buffers": np.int64(1),
-    "table": np.array([0, 0, 0, 0, 0], np.int64),
+    "table": np.array([0, 0, 0, 0, 0, 0], np.int64),
 }
+NO_KEYS = jnp.zeros((0, 2), jnp.uint32)
 
 
 def call(operands, aliases=None, **changed):
     """The handler with these operands after the coefficients; all but the gradients come back."""
     assert native.is_registered()
     attributes = ATTRIBUTES | changed
-    aliases = aliases or {3: 0, 4: 1, 6: 2}
+    aliases = aliases or {4: 0, 5: 1, 7: 2}
     results = [jax.ShapeDtypeStruct(operands[i].shape, operands[i].dtype) for i in aliases]
     target = jax.ffi.ffi_call(native.STEP, results, input_output_aliases=aliases)
     return jax.block_until_ready(jax.jit(lambda *x: target(*x, **attributes))(*operands))
@@ -134,7 +135,13 @@ def call(operands, aliases=None, **changed):
 
 def operands(numbers=NUMBERS, wide=None, norm=ONE, sizes=(4, 4, 4, 4), dtypes=(F32,) * 4):
     wide = jnp.zeros(0, F32) if wide is None else wide
-    return [numbers, wide, norm, *(jnp.ones(n, d) for n, d in zip(sizes, dtypes, strict=True))]
+    return [
+        numbers,
+        wide,
+        norm,
+        NO_KEYS,
+        *(jnp.ones(n, d) for n, d in zip(sizes, dtypes, strict=True)),
+    ]
 
 
 def test_handler_takes_what_is_right():
@@ -155,20 +162,20 @@ def test_handler_takes_what_is_right():
         ({"sizes": (4, 4, 3, 4)}, {}, "a gradient and its parameter differ in size"),
         ({"sizes": (3, 4, 4, 4)}, {}, "the moments of a leaf do not fit their buffer"),
         ({"sizes": (4, 3, 4, 4)}, {}, "the moments of a leaf do not fit their buffer"),
-        ({"dtypes": (F32, F32, jnp.int32, F32)}, {}, "argument 5 has a dtype"),
-        ({"dtypes": (F32, F32, F32, jnp.int8)}, {}, "argument 6 has a dtype"),
-        ({}, {"amsgrad": np.bool_(True)}, "expected 8 arguments, found 7"),
-        ({}, {"mu_buffers": np.int64(2)}, "expected 8 arguments, found 7"),
+        ({"dtypes": (F32, F32, jnp.int32, F32)}, {}, "argument 6 has a dtype"),
+        ({"dtypes": (F32, F32, F32, jnp.int16)}, {}, "argument 7 has a dtype"),
+        ({}, {"amsgrad": np.bool_(True)}, "expected 9 arguments, found 8"),
+        ({}, {"mu_buffers": np.int64(2)}, "expected 9 arguments, found 8"),
         ({}, {"nu_buffers": np.int64(-1)}, "expected other numbers of buffers"),
         ({}, {"mu_buffers": np.int64(2**62)}, "expected other numbers of buffers"),
-        ({}, {"table": np.zeros(4, np.int64)}, "a broken row"),
-        ({}, {"table": np.zeros(0, np.int64)}, "expected 5 arguments, found 7"),
-        ({}, {"table": np.array([1, 0, 0, 0, 0])}, "a buffer of moments that is not there"),
-        ({}, {"table": np.array([0, 0, -1, 0, 0])}, "a buffer of moments that is not there"),
-        ({}, {"table": np.array([0, 1, 0, 0, 0])}, "do not fit their buffer"),
-        ({}, {"table": np.array([0, -1, 0, 0, 0])}, "do not fit their buffer"),
-        ({}, {"table": np.array([0, 2**62, 0, 0, 0])}, "do not fit their buffer"),
-        ({}, {"table": np.array([0, 0, 0, 2**63 - 1, 0])}, "do not fit their buffer"),
+        ({}, {"table": np.zeros(5, np.int64)}, "a broken row"),
+        ({}, {"table": np.zeros(0, np.int64)}, "expected 6 arguments, found 8"),
+        ({}, {"table": np.array([1, 0, 0, 0, 0, 0])}, "a buffer of moments that is not there"),
+        ({}, {"table": np.array([0, 0, -1, 0, 0, 0])}, "a buffer of moments that is not there"),
+        ({}, {"table": np.array([0, 1, 0, 0, 0, 0])}, "do not fit their buffer"),
+        ({}, {"table": np.array([0, -1, 0, 0, 0, 0])}, "do not fit their buffer"),
+        ({}, {"table": np.array([0, 2**62, 0, 0, 0, 0])}, "do not fit their buffer"),
+        ({}, {"table": np.array([0, 0, 0, 2**63 - 1, 0, 0])}, "do not fit their buffer"),
     ],
 )
 def test_handler_refuses(given, changed, message):
@@ -178,7 +185,7 @@ def test_handler_refuses(given, changed, message):
 
 def test_handler_refuses_results_elsewhere():
     with pytest.raises(Exception, match="expected 3 results, found 2"):
-        call(operands(), aliases={3: 0, 4: 1})
+        call(operands(), aliases={4: 0, 5: 1})
     results = [jax.ShapeDtypeStruct((4,), F32)] * 3
     target = jax.ffi.ffi_call(native.STEP, results)
     with pytest.raises(Exception, match="result 0 does not lie in its argument's memory"):

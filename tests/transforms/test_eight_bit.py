@@ -202,10 +202,10 @@ def test_which_parameters_take_part():
 
 
 def test_bytes():
-    """2.125 for a parameter, counted from the arrays."""
+    """2 + 6/32 for a parameter, counted from the arrays."""
     state = adamx.scale_by_adam(moments="8bit").init(jnp.ones((512, 512)))
     held = sum(x.nbytes for x in jax.tree.leaves((state.mu, state.nu)))
-    assert held == 2.125 * 512 * 512
+    assert held == 2.1875 * 512 * 512
 
 
 def test_dtypes_of_updates_and_state_are_kept():
