@@ -19,9 +19,8 @@ The levels of a group stay for as long as they fit, and decay as v does: so an r
 is not rounded at all, and another one hardly.
 
 A step is computed in units of each group: a power of two near its largest number. So the squares
-of gradients neither overflow nor underflow.
-
-The compiled kernel has the same in `native/blockwise.h`.
+of gradients neither overflow nor underflow. The compiled kernel has the same in
+`native/blockwise.h`.
 """
 
 from typing import Any, NamedTuple
@@ -35,8 +34,10 @@ from adamx.base.errors import InvalidValue
 from adamx.base.numerics import Convention, Scalars, step
 from adamx.base.random_bits import hashed_bits
 
-__all__ = ["EightBitMoment", "decode", "encode", "group_size", "step_codes", "zeros"]
+__all__ = ["CODE_VERSION", "EightBitMoment", "decode", "encode", "group_size", "step_codes"]
+__all__ += ["zeros"]
 
+CODE_VERSION = 2  # of the table above: a file whose codes mean something else is refused
 _TOP = 254  # the code of the highest level of v
 _LEVELS_M = 127
 _KNEE = 80  # from this code of m on, levels are twice as far apart
