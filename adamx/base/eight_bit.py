@@ -1,6 +1,7 @@
 """Which moments are kept in 8 bits, and the trees of a state that holds such moments."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -11,25 +12,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from adamx.base.blockwise import EightBitMoment, decode, encode, group_size, zeros
+from adamx.base.coded import Coded, CodedLeaf, find_codes
 from adamx.base.dtypes import number_kind, type_name
 from adamx.base.errors import InvalidType, InvalidValue
-from adamx.base.jax_seam import is_traced
 from adamx.base.random_bits import check_key, fold_in, key_data, leaf_keys
 from adamx.base.trees import flatten_with_path, path_name
 
 __all__ = [
+    "GROUPS",
     "EightBit",
     "check_moments",
     "decode_moments",
     "encode_like",
     "encode_moments",
+    "expected_forms",
     "is_eight_bit",
+    "mark_moments",
     "moment_keys",
     "wide_like",
     "zero_moments",
 ]
 
-_GROUPS = tuple(2**n for n in range(3, 11))
+GROUPS = tuple(2**n for n in range(3, 11))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,10 +74,10 @@ class EightBit:
 
     def __post_init__(self) -> None:
         """See `Raises`."""
-        if self.group not in _GROUPS:
+        if self.group not in GROUPS:
             raise InvalidValue(
                 where="group",
-                expected=f"a power of two from {_GROUPS[0]} to {_GROUPS[-1]}",
+                expected=f"a power of two from {GROUPS[0]} to {GROUPS[-1]}",
                 found=repr(self.group),
             )
         check_key("key", self.key)
@@ -166,17 +170,43 @@ def decode_moments(tree: Any) -> Any:
     return treedef.unflatten(leaves)
 
 
+def mark_moments(tree: Any) -> Any:
+    """A state, or another tree, with a `CodedLeaf` in place of each of its moments in 8 bits."""
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_eight_bit)
+    for i, k in _pair(leaves):
+        leaves[i], leaves[k] = CodedLeaf.of(Coded(_open(leaves[i]), _open(leaves[k])))
+    return treedef.unflatten(leaves)
+
+
 def encode_like(tree: Any, wide: Any) -> Any:
-    """`wide`, with moments in 8 bits where `tree` has them, on the devices where it has them."""
+    """`wide`, with moments in 8 bits where `tree` has them, on the devices where it has them.
+
+    Args:
+      tree: a state, or another tree.
+      wide: has arrays of NumPy in place of its moments in 8 bits. They are rounded at random,
+        unless they have codes of this form. One leaf after the other is in float32 on a device.
+    """
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_eight_bit)
     new, keys = treedef.flatten_up_to(wide), leaf_keys(key_data(0), 0, len(leaves))
     for i, k in _pair(leaves):
-        group = group_size(_open(leaves[i]))
-        for at, moment in zip((i, k), encode(new[i], new[k], group, keys[i]), strict=True):
+        old, moments = Coded(_open(leaves[i]), _open(leaves[k])), find_codes(new[i], new[k])
+        if moments is None or moments.forms != old.forms:
+            m, v = (_put_like(old.nu.codes, np.asarray(x)) for x in (new[i], new[k]))
+            moments = _encode(m, v, group=group_size(old.nu), key=keys[i])
+        for at, moment in zip((i, k), moments, strict=True):
             arrays, structure = jax.tree.flatten(leaves[at])
-            moved = map(_put_like, arrays, moment)
-            new[at] = structure.unflatten(moved)
+            new[at] = structure.unflatten(map(_put_like, arrays, moment))
     return treedef.unflatten(new)
+
+
+_encode = jax.jit(encode, static_argnames="group")
+
+
+@functools.cache
+def expected_forms(shape: tuple[int, ...], group: int) -> Coded:
+    """The shapes and dtypes of the codes and scales of a parameter, as `jax.ShapeDtypeStruct`."""
+    param = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return Coded(*jax.eval_shape(lambda p: zeros(p, group), param))
 
 
 def _pair(leaves: Sequence[Any]) -> Iterator[tuple[int, int]]:
@@ -193,9 +223,13 @@ def _open(node: Any) -> EightBitMoment:
     return EightBitMoment(*jax.tree.leaves(node))
 
 
-def _put_like(old: Any, new: chex.ArrayDevice) -> Any:
-    is_placed = isinstance(old, jax.Array) and not is_traced(old) and old.committed
-    return jax.device_put(new, old.sharding) if is_placed else new
+def _put_like(old: Any, new: Any) -> Any:
+    """A copy of `new` on the devices of `old`."""
+    if not isinstance(old, jax.Array):
+        return np.array(new)
+    if old.committed:
+        return jax.device_put(new, old.sharding, may_alias=False)
+    return jnp.array(new)
 
 
 def wide_like(tree: Any) -> Any:

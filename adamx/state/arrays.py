@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adamx.base.coded import CodedArray, CodedLeaf
 from adamx.base.dtypes import type_name
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.trees import listed
@@ -38,7 +39,8 @@ def get_weights(state: optax.OptState) -> list[np.ndarray]:
     Returns:
       [count, every mu, every nu], with AMSGrad then every maximum of nu: copies, leaves in the
       order of the parameters' tree, None and masked leaves left out. Shapes and dtypes are the
-      state's, but bfloat16 and float8, which NumPy lacks, become float32 without loss.
+      state's, but bfloat16 and float8, which NumPy lacks, become float32 without loss. So do
+      moments in 8 bits: these arrays remember their codes until they are copied or changed.
 
     Raises:
       ValueError: there is no Adam state, or there are several for one parameter, or they are at
@@ -60,7 +62,8 @@ def set_weights(state: optax.OptState, weights: Iterable[np.ndarray]) -> optax.O
 
     Args:
       state: as for `get_weights`; gives the structure, dtypes and shardings. It is not changed.
-      weights: as `get_weights` returns them. Converted to the dtypes of `state`.
+      weights: as `get_weights` returns them. Converted to the dtypes of `state`. For moments in 8
+        bits, arrays that remember codes of the same group give these; others are rounded at random.
 
     Returns:
       The new state.
@@ -186,6 +189,16 @@ def _replace(
 
 
 def _to_host(name: str, leaf: Any) -> np.ndarray:
+    if isinstance(leaf, CodedLeaf):
+        for part in jax.tree.leaves(leaf.coded):
+            _check_whole(name, part)
+        return leaf.read()
+    _check_whole(name, leaf)
+    array = np.array(leaf)  # a copy, which outlives a donated state
+    return array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
+
+
+def _check_whole(name: str, leaf: Any) -> None:
     whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
     if not whole:
         raise InvalidValue(
@@ -194,13 +207,11 @@ def _to_host(name: str, leaf: Any) -> np.ndarray:
             found="one with shards on other processes",
             remedy="gather it with jax.experimental.multihost_utils.process_allgather",
         )
-    array = np.array(leaf)  # a copy, which outlives a donated state
-    return array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
 
 
 def _convert(name: str, leaf: Any, value: Any) -> np.ndarray:
-    """`value` with `leaf`'s shape and dtype."""
-    dtype = np.dtype(leaf.dtype)
+    """`value`, or a copy with `leaf`'s dtype; with its codes, if `leaf` is in 8 bits."""
+    given, dtype = value, np.dtype(leaf.dtype)
 
     def fail(expected: str, found: object, remedy: str = "") -> InvalidValue:
         remedy = f"{remedy}. {_UNCHANGED}" if remedy else _UNCHANGED
@@ -219,12 +230,13 @@ def _convert(name: str, leaf: Any, value: Any) -> np.ndarray:
     elif name.startswith("nu") and np.any(value < 0):
         raise fail("a second moment of at least 0", value[value < 0].flat[0])
     with np.errstate(over="ignore"):
-        array = value.astype(dtype)
+        array = value.astype(dtype, copy=False)
     if dtype.kind != "i":
         wrong = np.isfinite(value) & ~np.isfinite(array)
         if np.any(wrong):
             raise fail(f"numbers in the range of {dtype}", value[wrong].flat[0])
-    return array
+    is_coded = isinstance(leaf, CodedLeaf) and isinstance(given, CodedArray)
+    return given if is_coded and given.dtype == dtype else array
 
 
 def _read(value: Any, dtype: np.dtype, fail: Callable[..., InvalidValue]) -> np.ndarray:
@@ -259,6 +271,8 @@ def _describe(value: Any) -> str:
 
 def _copy_like(leaf: Any, array: np.ndarray) -> Any:
     """A copy of `array` with the dtype, and on the devices, of `leaf`."""
+    if isinstance(leaf, CodedLeaf):
+        return array
     array = array.astype(leaf.dtype)
     if not isinstance(leaf, jax.Array):
         return array

@@ -9,8 +9,9 @@ import optax
 from jax.tree_util import KeyPath, tree_flatten_with_path
 
 from adamx.base.adam_state import AmsgradState, array_name, as_adam, check_count, open_state
+from adamx.base.coded import CodedLeaf
 from adamx.base.dtypes import dtype_of
-from adamx.base.eight_bit import decode_moments, encode_like, is_eight_bit
+from adamx.base.eight_bit import encode_like, is_eight_bit, mark_moments
 from adamx.base.errors import InvalidValue
 from adamx.base.jax_seam import is_traced
 from adamx.base.trees import flatten_with_path, is_box, listed, path_name
@@ -26,14 +27,14 @@ def named_arrays(state: optax.OptState) -> dict[str, Any]:
     """The arrays of the Adam states within `state`, which split one tree of parameters.
 
     Returns:
-      `count`, every `mu/<path>`, every `nu/<path>`, every `nu_max/<path>`, in tree order. Moments
-      in 8 bits as float32 arrays.
+      `count`, every `mu/<path>`, every `nu/<path>`, every `nu_max/<path>`, in tree order. For a
+      moment in 8 bits a `CodedLeaf`.
 
     Raises:
       InvalidValue: no Adam state; several that overlap or are at different steps; two parameters
         with the same path; a leaf that is not an array, is traced or was deleted.
     """
-    state = _decode(state)
+    state = _mark(state)
     nodes = [node for node in jax.tree.leaves(state, is_leaf=_is_adam) if _is_adam(node)]
     states = [adam for node in nodes if (adam := as_adam(node))]
     if not states:
@@ -61,7 +62,7 @@ def named_arrays(state: optax.OptState) -> dict[str, Any]:
                 raise InvalidValue(
                     "two parameters have this path", where=name, remedy="rename one of them"
                 )
-            arrays[name] = _checked(name, leaf)
+            arrays[name] = leaf if isinstance(leaf, CodedLeaf) else _checked(name, leaf)
     for adam in states:
         open_state(adam, is_ensemble_allowed=True)
     return arrays
@@ -79,13 +80,14 @@ def replace_arrays(
     Args:
       state: one that `named_arrays` takes; it is not changed.
       arrays: the new arrays. All names of `named_arrays(state)`.
-      fit: makes a new leaf of the present one and the new array.
+      fit: makes a new leaf of the present one and the new array; of a `CodedLeaf` an array of
+        NumPy, which is encoded here.
 
     Raises:
       InvalidValue: the count changes, and it is not known by how much some integer scalar of
         `state` has to change; see `find_following`.
     """
-    coded, state = state, _decode(state)
+    coded, state = state, _mark(state)
     nodes, _ = flatten_with_path(state, _is_adam)
     adams = {path: adam for path, node in nodes if (adam := as_adam(node))}
     before = jax.tree.leaves(next(iter(adams.values())).count)[0]
@@ -109,14 +111,14 @@ def replace_arrays(
     return encode_like(coded, replaced)
 
 
-def _decode(state: optax.OptState) -> optax.OptState:
-    """The state with float32 arrays in place of moments in 8 bits, if they can be read."""
+def _mark(state: optax.OptState) -> optax.OptState:
+    """The state with a `CodedLeaf` in place of each moment in 8 bits, if they can be read."""
     keyed, _ = flatten_with_path(state, is_eight_bit)
     for path, node in keyed:
         if is_eight_bit(node):
             for leaf in jax.tree.leaves(node):
                 _checked(path_name(path), leaf)
-    return decode_moments(state)
+    return mark_moments(state)
 
 
 def _is_adam(node: object) -> bool:
