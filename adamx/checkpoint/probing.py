@@ -21,6 +21,7 @@ from adamx.checkpoint.trees import name_moment
 from adamx.config.adam_config import AdamConfig
 from adamx.fused.optimizer import FusedOptimizer
 from adamx.state.arrays import from_numpy, to_numpy
+from adamx.state.quantize import dequantize_moments
 
 __all__ = ["Made", "check_made"]
 
@@ -86,10 +87,13 @@ def check_made(
 def _restore(
     transformation: Made, params: Any, moved: dict[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> tuple[Any, Any]:
-    """Parameters, as they are or by path, and the state that the transformation has for them."""
+    """Parameters, as they are or by path, and the state that the transformation has for them.
+
+    Moments in 8 bits are in float32 there, since rounding them would be most of the difference.
+    """
     for tree in (params, moved):  # the latter for other boxes than those of the parameters
         try:
-            return tree, from_numpy(transformation.init(tree), arrays)
+            return tree, from_numpy(dequantize_moments(transformation.init(tree)), arrays)
         except Exception as error:  # Optax raises many kinds
             failure = error
     raise CheckpointError(
