@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import jax
 import numpy as np
 import optax
 
+from adamx.base.eight_bit import EightBit
 from adamx.checkpoint.consistency import (
     Naming,
     check_alike,
@@ -27,6 +28,7 @@ from adamx.checkpoint.renaming import rename_fields
 from adamx.checkpoint.restoring import (
     assign_moments,
     assign_variables,
+    choose_moments,
     fill_tree,
     read_state,
     restore_state,
@@ -175,11 +177,11 @@ class Checkpoint:
           config: the hyperparameters. They are not in the state: give those of the run.
           transformation: what made the state. Its next step is compared with that of `config`.
           order: the tree's paths in the checkpoint's order; None for the order of the tree.
-          layout: applied to weights and moments alike, with the path, as in `restore`.
-          transform: the old name of `layout`; deprecated.
+          layout, transform: as in `restore`, for weights and moments alike.
 
         Returns:
-          A checkpoint with framework "jax" and the paths as names. bfloat16 becomes float32.
+          A checkpoint with framework "jax" and the paths as names. bfloat16 becomes float32. Arrays
+          of moments in 8 bits remember their codes, for adamx's own format and `restore`.
 
         Raises:
           ValueError: as `adamx.to_numpy`; an ensemble; moments of no parameter; paths missing in
@@ -207,6 +209,7 @@ class Checkpoint:
         order: Order | None = None,
         layout: Layout | None = None,
         transformation: optax.GradientTransformation | None = None,
+        moments: EightBit | Literal["8bit"] | None = None,
         transform: Layout | None = None,
     ) -> tuple[optax.GradientTransformationExtraArgs, optax.OptState]:
         """The optimizer, to continue with in JAX.
@@ -223,6 +226,8 @@ class Checkpoint:
           transformation: one with an Adam, to continue with; it may hold parts that `config` cannot
             describe, such as `adamx.stochastic_round`; these begin anew. Its hyperparameters, and
             AMSGrad's convention, are not compared. None for `config.transformation()`.
+          moments: as in `adamx.adam`, for a transformation that this makes. Moments that are not in
+            8 bits of the same group in the file are rounded; the others have the file's bits.
           transform: the old name of `layout`; deprecated.
 
         Returns:
@@ -239,11 +244,11 @@ class Checkpoint:
         Warns:
           UserWarning: there are `problems()`.
         """
-        layout = choose_layout(layout, transform)
+        layout, how = choose_layout(layout, transform), choose_moments(moments, transformation)
         warn_of_problems(self.problems())
         sources = assign_moments(self, params, order, layout, transformation)
-        moments = {field: getattr(self, field) for field in MOMENTS}
-        return restore_state(params, self.groups, moments, sources, transformation, layout)
+        arrays = {field: getattr(self, field) for field in MOMENTS}
+        return restore_state(params, self.groups, arrays, sources, transformation, how, layout)
 
     def params_like(
         self,
@@ -261,8 +266,7 @@ class Checkpoint:
           order: the tree's paths in the order of `names`, as in `restore`; or for all of the file's
             weights, if there are more, in that of `self.params`. Or a mapping from the file's names
             to paths: needed if `names` are only numbers, which do not give the weights' order.
-          layout: as in `restore`.
-          transform: the old name of `layout`; deprecated.
+          layout, transform: as in `restore`.
 
         Returns:
           A tree like `params`, with JAX arrays of the dtypes there; random keys are unchanged.

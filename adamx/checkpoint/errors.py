@@ -19,7 +19,7 @@ class CheckpointError(InvalidValue):
     Its fields (`where`, `expected`, `found`, `remedy`, `problem`) make up the message. `argument`
     names the argument of `load`, `save` or `Checkpoint` that resolves it: "config", "template",
     "order", "names", "format", "optimizer", "weights", "strict", "layout", "generation",
-    "transformation", "checkpoint" (other settings); or it is None.
+    "transformation", "moments", "checkpoint" (other settings); or it is None.
     """
 
     __module__ = "adamx.checkpoint"  # as users import it: what pickles and repr name

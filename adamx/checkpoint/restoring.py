@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adamx.base.coded import CodedArray
+from adamx.base.eight_bit import EightBit, check_moments
 from adamx.base.errors import AdamxError
 from adamx.base.trees import flatten_with_path, listed, path_name
 from adamx.checkpoint.consistency import Held
@@ -34,7 +36,14 @@ from adamx.state.arrays import from_numpy, to_numpy
 from adamx.state.counters import check_together
 from adamx.state.find import named_arrays
 
-__all__ = ["assign_moments", "assign_variables", "fill_tree", "read_state", "restore_state"]
+__all__ = [
+    "assign_moments",
+    "assign_variables",
+    "choose_moments",
+    "fill_tree",
+    "read_state",
+    "restore_state",
+]
 
 _Arrays = Mapping[str, np.ndarray]
 
@@ -172,9 +181,26 @@ def read_state(
     return {
         "names": tuple(path for path in paths if path in moments["mu"]),
         "count": read_count(arrays),
+        "quantised": any(isinstance(array, CodedArray) for array in arrays.values()),
         "params": put(copy_to_host(leaves)),
         **{field: put(values) for field, values in moments.items()},
     }
+
+
+def choose_moments(
+    moments: EightBit | Literal["8bit"] | None,
+    transformation: optax.GradientTransformation | None,
+) -> EightBit | None:
+    """The argument `moments` of `restore`; an error beside a transformation, which has its own."""
+    if moments is not None and transformation is not None:
+        raise CheckpointError(
+            where="moments",
+            expected="None with transformation=",
+            found=repr(moments),
+            remedy="make the transformation with moments=",
+            argument="moments",
+        )
+    return check_moments(moments)
 
 
 def restore_state(
@@ -183,6 +209,7 @@ def restore_state(
     moments: Mapping[str, _Arrays],
     sources: Mapping[str, str],
     transformation: optax.GradientTransformation | None,
+    eight_bit: EightBit | None,
     layout: Layout | None,
 ) -> tuple[optax.GradientTransformationExtraArgs, optax.OptState]:
     """The transformation that the groups describe, unless it is given, and its state.
@@ -193,6 +220,7 @@ def restore_state(
       moments: by field and name.
       sources: by path of the tree, the name of what goes there.
       transformation: instead of that of the groups.
+      eight_bit: which moments that of the groups keeps in 8 bits.
       layout: rearranges the axes of an array.
     """
     moved = set(sources.values())
@@ -202,7 +230,7 @@ def restore_state(
     labels = {path: group_of[name] for path, name in sources.items()}
     given = transformation
     try:
-        transformation = combine_groups(groups, labels) if given is None else given
+        transformation = combine_groups(groups, labels, eight_bit) if given is None else given
     except AdamxError as error:
         raise convert_error(error, argument="config") from error
     transformation = optax.with_extra_args_support(transformation)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import chex
 import jax
@@ -18,6 +18,7 @@ from adamx.base.checks import (
     check_scheduled,
 )
 from adamx.base.dtypes import check_not_flushed, is_number, type_name
+from adamx.base.eight_bit import EightBit
 from adamx.base.errors import AdamxError, InvalidType, InvalidValue
 from adamx.base.jax_seam import is_traced
 from adamx.base.numerics import CONVENTIONS, ConventionName
@@ -191,12 +192,18 @@ class AdamConfig:
         """
         return torch_from_fields(self.plain_fields())
 
-    def transformation(self, mask: Any | None = None) -> optax.GradientTransformationExtraArgs:
+    def transformation(
+        self,
+        mask: Any | None = None,
+        *,
+        moments: EightBit | Literal["8bit"] | None = None,
+    ) -> optax.GradientTransformationExtraArgs:
         """The Optax transformation that computes what the framework does, in its order.
 
         Args:
           mask: where weight decay applies: a tree of booleans, or a function from parameters to
             one, as in `optax.adamw`. None for everywhere.
+          moments: as in `adamx.adam`; how a run keeps its moments is not part of a configuration.
 
         Returns:
           An `optax.chain` of the parts that are used, in this order: the sign for `maximize`,
@@ -220,6 +227,7 @@ class AdamConfig:
                 nesterov=self.nesterov,
                 amsgrad=self.amsgrad,
                 convention=self.convention,
+                moments=moments,
             )
         )
         if not self.bias_correction:

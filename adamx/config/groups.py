@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import optax
 
+from adamx.base.eight_bit import EightBit
 from adamx.base.errors import InvalidValue
+from adamx.base.random_bits import fold_in, key_data
 from adamx.base.trees import flatten_with_path, path_name
 from adamx.config.adam_config import AdamConfig
 
@@ -48,13 +50,16 @@ def list_unlike(groups: Sequence[ParameterGroup]) -> list[str]:
 
 
 def combine_groups(
-    groups: Sequence[ParameterGroup], labels: Mapping[str, int]
+    groups: Sequence[ParameterGroup],
+    labels: Mapping[str, int],
+    moments: EightBit | None = None,
 ) -> optax.GradientTransformation:
     """The transformation that gives each parameter the hyperparameters of its group.
 
     Args:
       groups: at least one.
       labels: by path of a parameter, the index of its group.
+      moments: as for `AdamConfig.transformation`.
 
     Returns:
       `AdamConfig.transformation()` where groups do not differ; the same with a mask of weight decay
@@ -66,12 +71,12 @@ def combine_groups(
     """
     unlike = list_unlike(groups)
     if not unlike:
-        return groups[0].config.transformation()
+        return groups[0].config.transformation(moments=moments)
     decaying = [group for group in groups if group.config.decays()]
     only_decay = set(unlike) <= {"weight_decay", "decoupled"}
     if only_decay and decaying and not list_unlike(decaying):
         return decaying[0].config.transformation(
-            mask=_map_labels(labels, lambda index: groups[index].config.decays())
+            mask=_map_labels(labels, lambda index: groups[index].config.decays()), moments=moments
         )
     if clipping := [field for field in unlike if field in _CLIPPING]:
         raise InvalidValue(
@@ -82,7 +87,9 @@ def combine_groups(
     clipped = groups[0].config.clipping()
     none = {field: AdamConfig.__dataclass_fields__[field].default for field in _CLIPPING}
     parts: dict[Hashable, optax.GradientTransformation] = {
-        _label(index): dataclasses.replace(group.config, **none).transformation()
+        _label(index): dataclasses.replace(group.config, **none).transformation(
+            moments=_key_part(moments, index)
+        )
         for index, group in enumerate(groups)
     }
     return optax.chain(*clipped, optax.partition(parts, _map_labels(labels, _label)))
@@ -113,6 +120,13 @@ def restore_parts(
         )
 
     return jax.tree.map(replace_all, state, is_leaf=is_partition)
+
+
+def _key_part(moments: EightBit | None, index: int) -> EightBit | None:
+    """With a key of its own, since parts count their leaves alike."""
+    if moments is None:
+        return None
+    return dataclasses.replace(moments, key=fold_in(key_data(moments.key), index))
 
 
 def _label(index: int) -> str:

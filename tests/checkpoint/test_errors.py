@@ -16,7 +16,7 @@ from tests.checkpoint.checkpoint_runs import CHECKPOINTS
 
 ROOMS = [Path(adamx.__file__).parent / room for room in ("checkpoint", "cli")]
 FILES = sorted(file for room in ROOMS for file in room.rglob("*.py"))
-ARGUMENTS = {"checkpoint", "config", "format", "generation", "layout", "names", "order"}
+ARGUMENTS = {"checkpoint", "config", "format", "generation", "layout", "moments", "names", "order"}
 ARGUMENTS |= {"optimizer", "strict", "template", "transformation", "weights"}
 # What other packages raise has no fields: these show its text.
 SHOWN = {"_hugging_face_order.py", "_orbax_arrays.py", "errors.py"}
