@@ -18,6 +18,10 @@ _OWN = {"count", *MOMENTS}
 # Fields of Optax's wrappers that hold the state of another transformation.
 _WRAPPERS = {"base_optimizer_state", "fast_state", "inner_opt_state", "inner_state"}
 _PARTS = "inner_states"  # of optax.partition: a state for each label
+_RESTORE_CODES = (
+    "restore the state with the library that saved it, into one of moments in 8 bits; "
+    "adamx.checkpoint.Checkpoint.from_state converts that"
+)
 _MOST = 64  # states of Adam in one file
 
 
@@ -139,8 +143,12 @@ def _check_kind(adam: AdamNode, tree: ArrayTree) -> None:
     for paths in adam.moments.values():
         for path in paths.values():
             if not jnp.issubdtype(dtype := tree.leaves[path].dtype, np.inexact):
+                is_coded = path[-1:] == ("codes",) and dtype.itemsize == 1
                 raise CheckpointError(
-                    where=dotted(path), expected="floating-point numbers", found=dtype
+                    where=dotted(path),
+                    expected="floating-point numbers",
+                    found=f"{dtype}{', of moments in 8 bits' * is_coded}",
+                    remedy=_RESTORE_CODES if is_coded else "",
                 )
     nu = [tree.leaves[path].shape for path in adam.moments["nu"].values()]
     mu = [tree.leaves[path].shape for path in adam.moments["mu"].values()]
