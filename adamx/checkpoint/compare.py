@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from adamx.base.coded import CodedArray
 from adamx.checkpoint.blocks import INTEGERS, iterate_blocks
 from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.fitting import fit
@@ -67,8 +68,12 @@ def find_differences(a: Checkpoint, b: Checkpoint) -> dict[str, dict[str, str]]:
         ours, theirs = getattr(a, field), getattr(b, field)
         for name in (name for name in theirs if name in ours):
             largest, entries = _difference(ours[name], theirs[name])
+            cell = ""
             if entries:
                 cell = f"{largest:.3g} in {entries} of {theirs[name].size}"
+            elif _have_other_codes(ours[name], theirs[name]):
+                cell = "0, other codes"
+            if cell:
                 found.setdefault(name.removeprefix("average/"), {})[kind] = cell
     return found
 
@@ -90,6 +95,15 @@ def _difference(a: np.ndarray, b: np.ndarray) -> tuple[float, int]:
     return largest, entries
 
 
+def _have_other_codes(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether moments in 8 bits are the same numbers by other codes, and so rounded differently."""
+    pairs = [array.coded for array in (a, b) if isinstance(array, CodedArray)]
+    if len(pairs) < 2 or None in pairs:
+        return False
+    codes = [[x.tobytes() for moment in pair or () for x in moment] for pair in pairs]
+    return codes[0] != codes[1]
+
+
 def measure(array: np.ndarray, root: bool = False) -> dict[str, Any]:
     """Facts about an array or its square root, as JSON takes them: "nan" and "inf" are texts."""
     squares, nonfinite = 0.0, 0
@@ -101,7 +115,7 @@ def measure(array: np.ndarray, root: bool = False) -> dict[str, Any]:
     norm = math.sqrt(squares)
     return {
         "shape": array.shape,
-        "dtype": str(array.dtype),
+        "dtype": "8bit" if isinstance(array, CodedArray) and array.coded else str(array.dtype),
         "norm": norm if math.isfinite(norm) else str(norm),
         "nonfinite": nonfinite,
     }

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import math
 import re
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from tests.fuzz.configurations import strange_json
 from tests.fuzz.mangling import mangled, pick
 
-__all__ = ["EDITS", "damaged_within", "header_end", "joined", "parts", "places"]
+__all__ = ["CODE_EDITS", "EDITS", "damaged_within", "header_end", "joined", "parts", "places"]
 
 _BLANK = b"0" * 64
 
@@ -146,6 +147,66 @@ def strange_header(content: bytes, rng: np.random.RandomState) -> bytes:
     return with_checksum(len(text).to_bytes(8, "little") + text + data)
 
 
+def strange_group(content: bytes, rng: np.random.RandomState) -> bytes:
+    """Of a variable with moments in 8 bits; or one of a variable without."""
+    header, data = parts(content)
+    described = json.loads(header["__metadata__"]["checkpoint"])
+    groups = described["eight_bit"]["groups"]
+    name = pick(rng, [*groups, "", "other"])
+    groups[name] = pick(rng, [16, 32, 1024, 2, 0, -8, 8.0, "8", None, True, [8], 1 << 70])
+    header["__metadata__"]["checkpoint"] = json.dumps(described)
+    return joined(header, data)
+
+
+def strange_version(content: bytes, rng: np.random.RandomState) -> bytes:
+    """Or none; or nothing of moments in 8 bits, though the file has them."""
+    header, data = parts(content)
+    described = json.loads(header["__metadata__"]["checkpoint"])
+    changes: list[Any] = [0, 1, 3, "2", None, [2], 1 << 70]
+    described["eight_bit"] = pick(
+        rng,
+        [
+            *[described["eight_bit"] | {"version": version} for version in changes],
+            *[{}, [], 2, "8bit", None, {"version": 2}, {"version": 2, "groups": []}],
+        ],
+    )
+    header["__metadata__"]["checkpoint"] = json.dumps(described)
+    return joined(header, data)
+
+
+def reshaped_codes(content: bytes, rng: np.random.RandomState) -> bytes:
+    """As many bytes in another shape, or of another dtype."""
+    header, data = parts(content)
+    entry = header[pick(rng, _list_codes(header))]
+    shape = entry["shape"]
+    if rng.rand() < 0.5:
+        shapes = [shape[::-1], [math.prod(shape)], [1, *shape], [*shape, 1], [1] * 40 + shape, []]
+        entry["shape"] = pick(rng, shapes)
+    else:
+        is_byte = entry["dtype"] in ("I8", "U8")
+        dtypes = ("I8", "U8", "BOOL", "F8_E5M2") if is_byte else ("F16", "BF16", "U16", "I16")
+        entry["dtype"] = pick(rng, dtypes)
+    return joined(header, data)
+
+
+def renamed_codes(content: bytes, rng: np.random.RandomState) -> bytes:
+    """An array that is missing and one too many, or two that changed places; all are listed."""
+    header, data = parts(content)
+    described = json.loads(header["__metadata__"]["checkpoint"])
+    names = _list_codes(header)
+    old, other = pick(rng, names), pick(rng, names)
+    new = pick(rng, [other, other, f"extra/{old}", old.partition("/")[2], f"{old}/x", "mu_codes"])
+    header[old], header[new] = header.get(new), header.pop(old)
+    header = {name: entry for name, entry in header.items() if entry is not None}
+    described["arrays"] = [name for name in header if name != "__metadata__"]
+    header["__metadata__"]["checkpoint"] = json.dumps(described)
+    return joined(header, data)
+
+
+def _list_codes(header: dict[str, Any]) -> list[str]:
+    return [name for name in header if name[2:].startswith(("_codes/", "_scales/"))]
+
+
 EDITS = (
     strange_checkpoint,
     strange_fields,
@@ -158,6 +219,7 @@ EDITS = (
     strange_metadata,
     strange_header,
 )
+CODE_EDITS = (strange_group, strange_version, reshaped_codes, renamed_codes)
 
 
 def parts(content: bytes) -> tuple[dict[str, Any], bytes]:

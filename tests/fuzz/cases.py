@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from adamx.checkpoint import load, save
+from tests.checkpoint_folders.coded_runs import code
 from tests.fuzz import (
     adamx_files,
     archives,
@@ -83,6 +84,21 @@ def _as_adamx(content: bytes) -> bytes:
         old.write_bytes(content)
         save(new, load(old))
         return new.read_bytes()
+
+
+def _as_coded(content: bytes) -> bytes:
+    """With the moments in 8 bits whose last axis has a group of 8."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.safetensors")
+        path.write_bytes(_as_adamx(content))
+        save(path, code(load(path)))
+        return path.read_bytes()
+
+
+def _enlarged_coded(content: bytes, size: int) -> bytes:
+    del content
+    source = (_GOLDEN / "keras3_model.keras").read_bytes()
+    return _as_coded(keras_files.enlarged(source, size))
 
 
 def _enlarged_adamx(content: bytes, size: int) -> bytes:
@@ -184,6 +200,15 @@ FORMATS = {
         _enlarged_adamx,
         adamx_files.damaged_within,
         made=(_as_adamx,),
+    ),
+    "adamx_eight_bit": Format(
+        ".safetensors",
+        ("keras3_model.keras", "keras3_ema.keras", "keras3_frozen.keras"),
+        adamx_files.places,
+        adamx_files.CODE_EDITS + adamx_files.EDITS,
+        _enlarged_coded,
+        adamx_files.damaged_within,
+        made=(_as_coded,),
     ),
     "npz": Format(
         ".npz",

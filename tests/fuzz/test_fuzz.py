@@ -29,7 +29,7 @@ def test_each_loads_or_gives_one_error(name, tmp_path):
     if name.startswith("torch"):
         pytest.importorskip("torch")
     form, tally = FORMATS[name], Tally()
-    with Worker(as_saved(tmp_path, form.ending)) as worker:
+    with Worker(as_saved(tmp_path, form)) as worker:
         for outcome in outcomes(worker, cases(name, FILES), tmp_path, form.ending):
             tally.add(outcome)
     print(f"{tally.line(name)}")
@@ -43,7 +43,8 @@ def test_structure_takes_no_more_memory_than_twice_its_bytes(ending, tmp_path):
         pytest.importorskip("torch")
     tally = Tally()
     bombs = ((index, name, make()) for index, (name, make) in enumerate(BOMBS[ending].items()))
-    with Worker(as_saved(tmp_path, ending)) as worker:
+    form = next(form for form in FORMATS.values() if form.ending == ending)
+    with Worker(as_saved(tmp_path, form)) as worker:
         for outcome in outcomes(worker, bombs, tmp_path, ending):
             tally.add(outcome)
     print(f"{tally.line(f'bombs {ending}')}")
@@ -72,9 +73,8 @@ def test_not_one_flipped_bit_goes_unnoticed(tmp_path):
     assert set(counts) == {"refused"}
 
 
-def as_saved(folder, ending):
+def as_saved(folder, form):
     """A file of that kind as it was saved."""
-    form = next(form for form in FORMATS.values() if form.ending == ending)
-    path = folder / f"as_saved{ending}"
+    path = folder / f"as_saved{form.ending}"
     put(path, form.seeds[0])
     return path

@@ -14,6 +14,12 @@ from adamx.checkpoint.checkpoint import Checkpoint
 from adamx.checkpoint.consistency import Naming
 from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.format import FileFormat, Head, Source, Target, register
+from adamx.checkpoint.formats._eight_bit_arrays import (
+    PARTS,
+    describe_codes,
+    list_codes,
+    read_codes,
+)
 from adamx.checkpoint.formats._groups_json import read_groups, write_groups
 from adamx.checkpoint.frameworks import Framework
 from adamx.checkpoint.untrusted.account import Account, Progress, parse_json
@@ -22,6 +28,7 @@ from adamx.checkpoint.untrusted.safetensors_file import HEADER_START, read_heade
 __all__ = ["Safetensors"]
 
 _VERSION = 2  # 1 had one group, and neither naming nor remarks
+_WITH_CODES = 3  # has moments in 8 bits, too
 _ARRAYS = ("params", "mu", "nu", "nu_max", "extra")
 _BLANK = "0" * 64  # instead of the checksum while it is computed
 _BLOCK = 1 << 22
@@ -78,17 +85,22 @@ class Safetensors(FileFormat):
                     "the checksum is wrong: the file was damaged after it was written"
                 )
         described = parse_json(metadata["checkpoint"], account)
-        if described["version"] not in (1, _VERSION):
+        if described["version"] not in (1, _VERSION, _WITH_CODES):
             raise CheckpointError(
-                expected=f"version 1 or {_VERSION} of the format",
+                expected=f"a version of the format up to {_WITH_CODES}",
                 found=f"{described['version']!r:.20}",
                 remedy="use a newer adamx",
             )
         _check_described(described, arrays)
+        decoded = read_codes(described.get("eight_bit"), arrays)
         fields: dict[str, Any] = {field: {} for field in _ARRAYS}
         for key in described["arrays"]:
             field, _, name = key.partition("/")
-            fields[field][name] = arrays[key]
+            if field not in PARTS:
+                fields[field][name] = arrays[key]
+            elif field.endswith("_codes"):
+                moment = field.removesuffix("_codes")
+                fields[moment][name] = decoded[f"{moment}/{name}"]
         return Checkpoint(
             framework=described["framework"],
             version=described["framework_version"],
@@ -107,13 +119,17 @@ class Safetensors(FileFormat):
         del template
         from safetensors.numpy import save_file
 
-        arrays = {
-            f"{field}/{name}": np.ascontiguousarray(array).reshape(array.shape)
-            for field in _ARRAYS
-            for name, array in getattr(new, field).items()
-        }
+        codes, arrays = list_codes(new), {}
+        for field in _ARRAYS:
+            for name, array in getattr(new, field).items():
+                parts = {field: array}
+                if name in codes and field in ("mu", "nu"):
+                    moment = getattr(codes[name], field)
+                    parts = {f"{field}_{part}": x for part, x in moment._asdict().items()}
+                for part, x in parts.items():
+                    arrays[f"{part}/{name}"] = np.ascontiguousarray(x).reshape(x.shape)
         described = {
-            "version": _VERSION,
+            "version": _WITH_CODES if codes else _VERSION,
             "framework": new.framework,
             "framework_version": new.version,
             "groups": write_groups(new.groups),
@@ -124,7 +140,7 @@ class Safetensors(FileFormat):
             "not_read": list(new.not_read),
             "notes": list(new.notes),
             "arrays": list(arrays),
-        }
+        } | ({"eight_bit": describe_codes(codes)} if codes else {})
         metadata = {
             "format": "adamx",
             "checkpoint": json.dumps(described, allow_nan=False),
