@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from adamx import AdamConfig
+from adamx import AdamConfig, EightBit
 from adamx.checkpoint import Checkpoint, CheckpointError, ParameterGroup, load, save
 
 SHAPES = {"kernel": (4, 3), "bias": (3,), "head": (3, 2)}
@@ -149,3 +149,23 @@ def test_replacing_a_part_needs_one_group():
         },
     )
     assert dataclasses.replace(one, count=7).groups[0].count == 7
+
+
+def test_groups_in_8_bits_are_rounded_apart():
+    """Two variables with the same moments and gradients, each the first of its group."""
+    zeros, rng = np.zeros((8, 64), np.float32), np.random.default_rng(0)
+    groups = [
+        ParameterGroup(names=(name,), config=AdamConfig(learning_rate=rate), count=5)
+        for name, rate in (("a", 1e-2), ("b", 1e-3))
+    ]
+    moments = {"a": zeros, "b": zeros}
+    held = Checkpoint(
+        framework="jax", version=None, groups=groups, params={}, mu=moments, nu=moments
+    )
+    params = {name: jnp.asarray(zeros) for name in moments}
+    tx, state = held.restore(params, moments=EightBit(min_size=0))
+    grads = dict.fromkeys(params, jnp.asarray(rng.standard_normal(zeros.shape, np.float32)))
+    _, state = jax.jit(tx.update)(grads, state, params)
+    parts = [x for x in jax.tree.leaves(state) if x.dtype == np.uint8]
+    assert len(parts) == 2
+    assert np.mean(parts[0] != parts[1]) > 0.1
