@@ -107,9 +107,8 @@ def zeros(param: Any, group: int) -> tuple[EightBitMoment, EightBitMoment]:
 
     def make(dtype: Any, scale_dtype: Any) -> EightBitMoment:
         # Of the parameter, as in a step, for their sharding where axes are explicit.
-        scales = _largest(_split(jnp.zeros_like(param, dtype=jnp.float32), group))
         codes = jnp.zeros_like(param, dtype=dtype)
-        return EightBitMoment(codes, scales[..., 0].astype(scale_dtype))
+        return EightBitMoment(codes, _split(codes, group)[..., 0].astype(scale_dtype))
 
     return make(jnp.int8, jnp.bfloat16), make(jnp.uint8, jnp.uint32)
 

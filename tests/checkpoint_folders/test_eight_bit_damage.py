@@ -62,13 +62,13 @@ DAMAGE = {
     ),
     "scales of another shape": (
         reshape("nu_scales/body/kernel", [4, 48]),
-        "nu_scales/body/kernel: expected uint16 of shape (48, 4), for groups of 32, found uint16 "
+        "nu_scales/body/kernel: expected uint32 of shape (48, 4), for groups of 32, found uint32 "
         "of shape (4, 48)",
     ),
     "scales of another dtype": (
-        cast("nu_scales/body/stack", "BF16", [3, 4, 2]),
-        "nu_scales/body/stack: expected uint16 of shape (3, 4, 2), for groups of 32, found "
-        "bfloat16 of shape (3, 4, 2)",
+        cast("nu_scales/body/stack", "F32", [3, 4, 2]),
+        "nu_scales/body/stack: expected uint32 of shape (3, 4, 2), for groups of 32, found "
+        "float32 of shape (3, 4, 2)",
     ),
     "codes of the other moment": (
         cast("mu_codes/body/stack", "U8", [3, 4, 64]),
