@@ -78,7 +78,7 @@ inline uint16_t ToFloat16(float x) {  // to nearest, ties to even
 
 // ---- Arrays in the dtype of the computation -----------------------------------------------------
 
-constexpr int64_t kChunk = 1024;  // elements; a chunk of every array fits the first-level cache
+constexpr int64_t kChunk = 256;  // elements: in 1,024 the arrays evict one another from the cache
 
 template <class T>
 struct Scratch {
