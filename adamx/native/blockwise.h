@@ -75,14 +75,6 @@ ADAMX_INLINE void StepTile(int64_t n, int64_t count, const float* g, float* p, T
   }
 }
 
-// Bring n elements from `begin` on into the cache: between two tiles a processor computes for too
-// long to do so by itself.
-inline void Prefetch(const Array& array, int64_t begin, int64_t n) {
-  const int64_t width = static_cast<int64_t>(Width(array.dtype));
-  const char* data = static_cast<const char*>(array.data) + begin * width;
-  for (int64_t byte = 0; byte < n * width; byte += 64) __builtin_prefetch(data + byte, 1);
-}
-
 // What StepGroups passes on.
 struct Work {
   const Leaf& leaf;
@@ -97,12 +89,7 @@ template <bool kFromMeans, class Tile>
 ADAMX_INLINE void StepStretch(const Work& work, int64_t n, int64_t count, int64_t at,
                               int64_t number, Tile& tile) {
   const Leaf& leaf = work.leaf;
-  const int64_t size = n * count, following = Min(size, leaf.size - at - size);
-  Prefetch(leaf.g, at + size, following);
-  Prefetch(leaf.p, at + size, following);
-  Prefetch(leaf.m, at + size, following);
-  Prefetch(leaf.v, at + size, following);
-
+  const int64_t size = n * count;
   int8_t* __restrict m_codes = static_cast<int8_t*>(leaf.m.data) + at;
   uint8_t* __restrict v_codes = static_cast<uint8_t*>(leaf.v.data) + at;
   for (int64_t i = 0; i < size; ++i) tile.m_codes[i] = m_codes[i];
