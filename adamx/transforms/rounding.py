@@ -4,20 +4,15 @@ Rounded to the nearest bfloat16, 1 + 1e-4 is 1, however often it is computed. If
 one of its two neighbours at random, with probabilities that keep the mean, it moves.
 """
 
-from collections import Counter
 from typing import Any, NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from adamx.base.checks import check_given, check_gradients, check_params
-from adamx.base.errors import InvalidType, InvalidValue
-from adamx.base.random_bits import check_key, key_data, leaf_keys, round_at_random
-from adamx.base.rounded import mark_rounded
-from adamx.base.trees import is_none, listed
+from adamx.base.checks import check_params
+from adamx.base.random_bits import check_key, key_data, round_at_random
+from adamx.transforms.narrow import check_update, count_narrow, map_narrow
 
 __all__ = ["StochasticRoundState", "stochastic_round"]
 
@@ -108,7 +103,7 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
 
     def init(params: optax.Params) -> Any:
         check_params(params)
-        return StochasticRoundState(jnp.zeros([], jnp.int32), key_data(key), _count_narrow(params))
+        return StochasticRoundState(jnp.zeros([], jnp.int32), key_data(key), count_narrow(params))
 
     def update(
         updates: optax.Updates,
@@ -117,36 +112,15 @@ def stochastic_round(key: chex.ArrayDevice | int) -> optax.GradientTransformatio
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         del extra_args
-        params = check_given(params, "to round their next values")
-        if not isinstance(state, StochasticRoundState):
-            expected = "StochasticRoundState, as init made it"
-            raise InvalidType(where="state", expected=expected, found=type(state).__name__)
-        check_gradients(updates, params, "the parameters")
-        narrow = _count_narrow(params)
-        if state.narrow is not None and narrow != state.narrow:
-            raise InvalidValue(
-                where="params",
-                expected=f"the dtypes given to init, {listed(state.narrow) or 'no narrow ones'}",
-                found=listed(narrow) or "none narrower than float32",
-                remedy="optax.apply_updates keeps the parameters' dtypes, equinox.apply_updates "
-                "does not",
-            )
-        leaves, treedef = jax.tree.flatten(updates, is_leaf=is_none)
-        keys = leaf_keys(state.key, state.count, len(leaves))
-        rows = zip(leaves, treedef.flatten_up_to(params), range(len(leaves)), strict=True)
-        rounded = [
-            u
-            if u is None or not _is_narrow(jnp.result_type(p))
-            else mark_rounded(_update_leaf(u, p, keys[i]))
-            for u, p, i in rows
-        ]
-        count = jnp.asarray(optax.safe_increment(state.count))
-        return treedef.unflatten(rounded), state._replace(count=count)
+        own, params = check_update(updates, state, params, StochasticRoundState)
+        [rounded] = map_narrow(_update_leaf, own.key, own.count, updates, params)
+        after: Any = own._replace(count=jnp.asarray(optax.safe_increment(own.count)))
+        return rounded, after
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _update_leaf(u: chex.Array, p: chex.Array, key: chex.ArrayDevice) -> chex.ArrayDevice:
+def _update_leaf(u: chex.Array, p: chex.Array, key: chex.ArrayDevice) -> tuple[chex.ArrayDevice]:
     """The update r - p, such that p + (r - p), in float32 and then rounded to p's dtype, is r.
 
     Where r is at least about 2**-11 of p, the errors of difference and sum together are below half
@@ -157,19 +131,4 @@ def _update_leaf(u: chex.Array, p: chex.Array, key: chex.ArrayDevice) -> chex.Ar
     p = jnp.asarray(p)
     wide = p.astype(jnp.float32)
     s = wide + jnp.asarray(u).astype(jnp.float32)
-    return round_at_random(s, key, p.dtype).astype(jnp.float32) - wide
-
-
-def _count_narrow(params: optax.Params) -> dict[str, tuple[()]]:
-    """The dtypes narrower than float32 among `params`, with the number of their leaves."""
-    dtypes = [jnp.result_type(p) for p in jax.tree.leaves(params)]
-    counts = Counter(dtype.name for dtype in dtypes if _is_narrow(dtype))
-    return {f"{count} of {name}": () for name, count in sorted(counts.items())}
-
-
-def _is_narrow(dtype: np.dtype) -> bool:
-    """Whether it is a real floating dtype with less precision than float32."""
-    return (
-        jnp.issubdtype(dtype, jnp.floating)
-        and jnp.finfo(dtype).nmant < jnp.finfo(jnp.float32).nmant
-    )
+    return (round_at_random(s, key, p.dtype).astype(jnp.float32) - wide,)
