@@ -169,7 +169,8 @@ def mutation(session: nox.Session) -> None:
         next(Path("adamx/native").glob("libadamx_native.*")).unlink()
         session.env["ADAMX_TEST_KERNEL"] = "0"
     # What fails soonest comes first: a recorded run notices most changes in seconds.
-    tests = "tests/test_golden.py tests/base tests/transforms tests/fused tests/config"
+    tests = "tests/test_golden.py tests/base tests/transforms tests/low_precision tests/fused"
+    tests += " tests/config"
     Path("mutation.toml").write_text(
         f"""[cosmic-ray]
 module-path = {modules}

@@ -46,7 +46,7 @@ OPTIONAL = {
 
 # Folders of tests that are not of one room.
 OTHER_TESTS = {"checkpoint_files", "checkpoint_folders", "checkpoint_torch", "fuzz", "golden"}
-OTHER_TESTS |= {"live"}
+OTHER_TESTS |= {"live", "low_precision"}
 
 
 class Import(NamedTuple):

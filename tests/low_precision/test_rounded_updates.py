@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import adamx
 from adamx.base import random_bits
-from tests.transforms.rounded_runs import (
+from tests.low_precision.rounded_runs import (
     apply_updates,
     finite,
     make_step,

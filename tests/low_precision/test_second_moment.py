@@ -7,7 +7,7 @@ import pytest
 
 import adamx
 from adamx.base import random_bits
-from tests.transforms.rounded_runs import as_bits, neighbours
+from tests.low_precision.rounded_runs import as_bits, neighbours
 
 
 def second_moment(grads, **options):

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import adamx
+from tests.low_precision.rounded_runs import apply_updates
 from tests.tensors import Tensor
-from tests.transforms.rounded_runs import apply_updates
 
 
 @pytest.mark.parametrize(

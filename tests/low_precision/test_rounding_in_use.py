@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 import adamx
-from tests.transforms.rounded_runs import apply_updates, as_bits, make_step
+from tests.low_precision.rounded_runs import apply_updates, as_bits, make_step
 
 # ---- How it is compiled --------------------------------------------------------------------------
 

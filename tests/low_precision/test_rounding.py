@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamx.base import random_bits
-from tests.transforms.rounded_runs import (
+from tests.low_precision.rounded_runs import (
     all_numbers,
     apply_updates,
     as_bits,
