@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from adamx.base.checks import check_given, check_gradients
+from adamx.base.dtypes import result_dtype
 from adamx.base.errors import InvalidType, InvalidValue
 from adamx.base.random_bits import leaf_keys
 from adamx.base.rounded import mark_rounded
@@ -27,16 +28,19 @@ S = TypeVar("S", bound=_State)
 
 
 def is_narrow(p: Any) -> bool:
-    """Whether a parameter is real and has less precision than float32."""
-    dtype = jnp.result_type(p)
+    """Whether a leaf is a real array, or number, with less precision than float32."""
+    dtype = result_dtype(p)
     return (
-        jnp.issubdtype(dtype, jnp.floating)
+        dtype is not None
+        and jnp.issubdtype(dtype, jnp.floating)
         and jnp.finfo(dtype).nmant < jnp.finfo(jnp.float32).nmant
     )
 
 
-def count_narrow(params: optax.Params) -> dict[str, tuple[()]]:
+def count_narrow(params: optax.Params) -> Any:
     """The dtypes narrower than float32 among `params`, with the number of their leaves."""
+    if type(params).__name__ == "_ParamsPlaceholder":  # of optax.tree_map_params
+        return 0  # a leaf, in whose place the state may have any tree
     counts = Counter(jnp.result_type(p).name for p in jax.tree.leaves(params) if is_narrow(p))
     return {f"{count} of {name}": () for name, count in sorted(counts.items())}
 

@@ -164,6 +164,15 @@ def test_a_fresh_state_with_the_moments_goes_on_with_the_same_bits():
         np.testing.assert_array_equal(as_bits(mine), as_bits(other))
 
 
+def test_optax_finds_the_parameters_in_the_state():
+    params = {"w": jnp.ones(3, jnp.bfloat16), "v": jnp.ones(3)}
+    tx = optax.chain(adamx.adam(1e-3), adamx.stochastic_round(0))
+    state = tx.init(params)
+    found = optax.tree_map_params(tx, lambda _, name: name, state, {"w": "W", "v": "V"})
+    assert found[0][0].nu == {"w": "W", "v": "V"}
+    assert found[1].narrow == state[1].narrow == {"1 of bfloat16": ()}
+
+
 def test_a_donated_state_leaves_the_key_alone():
     key = jax.random.key_data(jax.random.key(0))
     params = jnp.ones(3, jnp.bfloat16)
