@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax.tree_util import KeyPath, tree_flatten_with_path, tree_leaves_with_path
 
+from adamx.base.jax_seam import is_traced
+
 __all__ = [
     "describe_difference",
     "expand_nones",
@@ -16,6 +18,7 @@ __all__ = [
     "leaf_name",
     "listed",
     "path_name",
+    "put_like",
     "split_list",
 ]
 
@@ -113,3 +116,9 @@ def expand_nones(tree: Any, like: Any) -> Any:
         like,
         is_leaf=is_none,
     )
+
+
+def put_like(old: Any, new: jax.Array) -> Any:
+    """The array `new`, on the devices of the leaf `old` that it replaces, if that is placed."""
+    is_placed = isinstance(old, jax.Array) and not is_traced(old) and old.committed
+    return jax.device_put(new, old.sharding) if is_placed else new
