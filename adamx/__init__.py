@@ -12,8 +12,10 @@ from adamx.state.arrays import from_numpy, get_weights, set_weights, to_numpy
 from adamx.state.describe import describe_sharding
 from adamx.state.gradients import reduce_scatter
 from adamx.state.quantize import dequantize_moments, quantize_moments
+from adamx.state.residuals import full_params, split_params
 from adamx.state.sharding import zero_sharding
 from adamx.transforms.adam import AdamState, AmsgradState, adam, adamw, scale_by_adam
+from adamx.transforms.residual import ResidualState, residual_params
 from adamx.transforms.rounding import StochasticRoundState, stochastic_round
 from adamx.transforms.schedules import inverse_time_decay
 
@@ -26,6 +28,7 @@ __all__ = [
     "FusedOptimizer",
     "PackedAdamState",
     "PackedAmsgradState",
+    "ResidualState",
     "StochasticRoundState",
     "__version__",
     "adam",
@@ -34,6 +37,7 @@ __all__ = [
     "dequantize_moments",
     "describe_sharding",
     "from_numpy",
+    "full_params",
     "fused_adam",
     "fused_adamw",
     "get_weights",
@@ -43,8 +47,10 @@ __all__ = [
     "pack",
     "quantize_moments",
     "reduce_scatter",
+    "residual_params",
     "scale_by_adam",
     "set_weights",
+    "split_params",
     "stochastic_round",
     "to_numpy",
     "unpack",

@@ -29,6 +29,7 @@ INSTANCES = {
     "FusedOptimizer": lambda: adamx.fused_adam(1e-3, weight_decay=0.1),
     "PackedAdamState": lambda: adamx.PackedAdamState(jnp.int32(0), BUFFERS, BUFFERS),
     "PackedAmsgradState": lambda: adamx.PackedAmsgradState(jnp.int32(0), *[BUFFERS] * 3),
+    "ResidualState": lambda: adamx.residual_params().init(BUFFERS),
     "StochasticRoundState": lambda: adamx.stochastic_round(0).init(BUFFERS),
     "CheckpointError": lambda: adamx.checkpoint.CheckpointError("no such name"),
     "Adam": lambda: adamx.keras.Adam(),

@@ -1,4 +1,4 @@
-"""Which updates were rounded at random: any later change would round them again.
+"""Which updates lead to a rounded parameter: any later change would round it again.
 
 In `optax.chain` a transformation knows nothing about its neighbours. But the object that one
 returns is the object that the next one receives, in a traced function as well.
@@ -28,6 +28,6 @@ def check_not_rounded(updates: Any) -> None:
             raise InvalidValue(
                 where=leaf_name(path),
                 expected="an update that is not yet rounded",
-                found="one that stochastic_round returned",
-                remedy="make stochastic_round the last transformation of the chain",
+                found="one that stochastic_round or residual_params returned",
+                remedy="make this the last transformation of the chain",
             )

@@ -32,6 +32,8 @@ from tests.tensors import Tensor
 def test_bad_keys(key, error, message):
     with pytest.raises(error, match=f"^key: .*{message}"):
         adamx.stochastic_round(key)
+    with pytest.raises(error, match=f"^key: .*{message}"):
+        adamx.residual_params(key=key)
     if key is not None:
         with pytest.raises(error, match=f"^nu_key: .*{message}"):
             adamx.adamw(1e-3, nu_dtype="bfloat16", nu_key=key)
