@@ -57,8 +57,8 @@ def set_weights(state: optax.OptState, weights: Iterable[np.ndarray]) -> optax.O
     `inject_hyperparams`, `stochastic_round`) change by as many steps as Adam's count, so that a
     learning rate continues where it was. Everything else in `state` is kept: an average of the
     parameters, gradients that `MultiSteps` has accumulated, a learning rate that was set by hand,
-    the key of `stochastic_round`. To continue a run exactly, build its transformation with the
-    same seeds: `nu_key` is in no state.
+    the key of `stochastic_round`, the residuals of `residual_params`. To continue a run exactly,
+    build its transformation with the same seeds: `nu_key` is in no state.
 
     Args:
       state: as for `get_weights`; gives the structure, dtypes and shardings. It is not changed.

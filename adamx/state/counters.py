@@ -30,6 +30,7 @@ from adamx.base.adam_state import as_adam
 from adamx.base.dtypes import is_of
 from adamx.base.errors import InvalidValue
 from adamx.base.trees import flatten_with_path, is_box, listed
+from adamx.transforms.residual import ResidualState
 
 __all__ = ["Counter", "check_together", "find_counters", "find_following"]
 
@@ -79,6 +80,8 @@ _ROLES: tuple[tuple[Any, Mapping[str, str]], ...] = (
     (optax.LookaheadState, {"steps_since_sync": _OWN}),
     (optax.MonitorState, {"measurements": _OWN}),
     (getattr(optax.contrib, "ScheduleFreeState", ()), {"step_count": _CALLS}),
+    # What belongs to the parameters, as do its integers
+    (ResidualState, {"count": _CALLS, "residual": _OWN}),
     # What was measured last, and averages whose counts have other names
     (optax.SnapshotState, {"measurement": _OWN}),
     (optax.ScaleByBacktrackingLinesearchState, {"info": _OWN}),
@@ -94,7 +97,7 @@ _ROLES: tuple[tuple[Any, Mapping[str, str]], ...] = (
 
 
 # Fields that have no leaves in most states, so that `nnx.state` leaves them out.
-_OFTEN_EMPTY = {"cache", "hyperparams_states", "measure_states", "skip_state"}
+_OFTEN_EMPTY = {"cache", "hyperparams_states", "measure_states", "narrow", "skip_state"}
 
 
 class Counter(NamedTuple):

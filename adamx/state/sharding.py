@@ -102,7 +102,8 @@ def zero_sharding(
     Returns:
       A tree of `NamedSharding` in the structure of `transformation.init(params)`. A leaf of the
       state belongs to a parameter if its path ends with the parameter's, their shapes are the same
-      and it is of floating or complex dtype; all others are replicated.
+      and it is of floating or complex dtype, or of int8 or int16 as the residuals of
+      `residual_params` are; all others are replicated.
 
     Raises:
       ValueError: the mesh has no such `axis`; a parameter is split on another mesh, or on one with
@@ -131,7 +132,7 @@ def zero_sharding(
         # The longest ending first: with a tree of one leaf, () is the ending of every path.
         for start in range(len(path) + 1):
             owner = owners.get(path[start:])
-            if owner is not None and owner.shape == np.shape(like) and is_of(like, np.inexact):
+            if owner is not None and owner.shape == np.shape(like) and _is_kept(like):
                 if is_eight_bit(leaf):
                     return _share_codes(leaf, owner, axes, mesh)
                 spec = _split(owner, axes, mesh)
@@ -144,7 +145,7 @@ def zero_sharding(
     shardings = treedef.unflatten([sharding(path, leaf) for path, leaf in keyed])
     used = {n for s in jax.tree.leaves(shardings) for n in _names(map(axis_names_in, s.spec))}
     leaves = jax.tree.leaves(wide_like(state))
-    splittable = any(np.ndim(leaf) and is_of(leaf, np.inexact) for leaf in leaves)
+    splittable = any(np.ndim(leaf) and _is_kept(leaf) for leaf in leaves)
     if not used & set(axes) and _size(mesh, axes) > 1 and splittable:
         warnings.warn(
             f"no array of the state could be split over {axis!r}, which has {_size(mesh, axes)} "
@@ -201,6 +202,11 @@ def axis_names_in(entry: Any) -> tuple[str, ...]:
 
 def _names(spec: Iterable[tuple[str, ...]]) -> set[str]:
     return {name for names in spec for name in names}
+
+
+def _is_kept(leaf: Any) -> bool:
+    """Whether a leaf of a state may be kept for a parameter: no counter is, and no random key."""
+    return any(is_of(leaf, kind) for kind in (np.inexact, np.int8, np.int16))
 
 
 def _lie(path: KeyPath, param: Any, mesh: Mesh | AbstractMesh) -> _Owner:
