@@ -180,8 +180,9 @@ class Checkpoint:
           layout, transform: as in `restore`, for weights and moments alike.
 
         Returns:
-          A checkpoint with framework "jax" and the paths as names. bfloat16 becomes float32. Arrays
-          of moments in 8 bits remember their codes, for adamx's own format and `restore`.
+          A checkpoint with framework "jax" and the paths as names. bfloat16 becomes float32, or the
+          weights of `adamx.full_params`. Arrays of moments in 8 bits remember their codes, for
+          adamx's own format and `restore`.
 
         Raises:
           ValueError: as `adamx.to_numpy`; an ensemble; moments of no parameter; paths missing in
@@ -189,7 +190,8 @@ class Checkpoint:
 
         Warns:
           UserWarning: no `transformation` was given, or its next step is 0, so that Adam cannot be
-            told from Adamax; or `adamx.stochastic_round` is in use, which `config` cannot describe.
+            told from Adamax; or `config` cannot describe what is in use: `adamx.stochastic_round`,
+            `adamx.residual_params`.
         """
         layout = choose_layout(layout, transform)
         check_made(transformation, params, state, config)

@@ -25,16 +25,20 @@ from adamx.checkpoint.trees import (
     MOMENTS,
     assign_to_tree,
     copy_to_host,
+    holds,
     list_leaves,
     name_moment,
     read_count,
-    rounds_at_random,
     split_moments,
 )
 from adamx.config.groups import ParameterGroup, combine_groups, list_unlike, restore_parts
 from adamx.state.arrays import from_numpy, to_numpy
 from adamx.state.counters import check_together
 from adamx.state.find import named_arrays
+from adamx.state.residuals import full_params
+from adamx.transforms.narrow import is_narrow
+from adamx.transforms.residual import ResidualState
+from adamx.transforms.rounding import StochasticRoundState
 
 __all__ = [
     "assign_moments",
@@ -162,10 +166,19 @@ def read_state(
     arrays = to_numpy(state)
     check_together(state)
     leaves = list_leaves(params)
+    if holds(state, ResidualState):
+        warnings.warn(
+            "state: residual_params keeps bits of the weights, which are saved in full. But a "
+            "checkpoint does not store it: continue with restore(params, transformation=...) and "
+            "the same chain, and then adamx.split_params",
+            stacklevel=3,
+        )
+        if any(map(is_narrow, leaves.values())):
+            leaves = list_leaves(full_params(params, state))
     moments = split_moments(arrays)
     order = spell_order(order, leaves)
     paths = list(leaves) if order is None else check_paths(order, leaves)
-    if rounds_at_random(state):
+    if holds(state, StochasticRoundState):
         warnings.warn(
             "state: stochastic_round rounds the parameters, but a checkpoint does not store it: "
             "continue with restore(params, transformation=...) and the same chain; without it, "

@@ -14,16 +14,15 @@ from adamx.checkpoint.errors import CheckpointError
 from adamx.checkpoint.layouts import AS_IN_TORCH, Layout, lay_out
 from adamx.checkpoint.matching import assign
 from adamx.checkpoint.names import is_transpose, read_role
-from adamx.transforms.rounding import StochasticRoundState
 
 __all__ = [
     "MOMENTS",
     "assign_to_tree",
     "copy_to_host",
+    "holds",
     "list_leaves",
     "name_moment",
     "read_count",
-    "rounds_at_random",
     "split_moments",
 ]
 
@@ -59,11 +58,11 @@ def read_count(arrays: Mapping[str, np.ndarray]) -> int:
     return int(count)
 
 
-def rounds_at_random(state: optax.OptState) -> bool:
-    """Whether `stochastic_round` is in a state."""
+def holds(state: optax.OptState, kind: type) -> bool:
+    """Whether a state of the class `kind` is within a state."""
 
     def is_it(node: object) -> bool:
-        return isinstance(node, StochasticRoundState)
+        return isinstance(node, kind)
 
     return any(map(is_it, jax.tree.leaves(state, is_leaf=is_it)))
 
