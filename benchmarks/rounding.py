@@ -1,4 +1,4 @@
-"""What rounding at random adds to a step with bfloat16 parameters.
+"""What rounding at random, or keeping residuals, adds to a step with bfloat16 parameters.
 
 Run with `python -m benchmarks.rounding`. One leaf of 16 million parameters, first moment in
 bfloat16, gradients in float32; everything jitted, donated, warmed up and blocked until ready. The
@@ -43,7 +43,9 @@ def variants() -> dict[str, optax.GradientTransformation]:
     return {
         "to nearest": adam(),
         "stochastic_round": optax.chain(adam(), adamx.stochastic_round(0)),
-        "the same with jax.random.bits": optax.chain(adam(), jax_bits(0)),
+        "residual_params, 8 bits": optax.chain(adam(), adamx.residual_params(8)),
+        "residual_params, 16 bits": optax.chain(adam(), adamx.residual_params(16)),
+        "stochastic_round with jax.random.bits": optax.chain(adam(), jax_bits(0)),
         "bfloat16 nu, to nearest": narrow(),
         "bfloat16 nu, stochastic_round and nu_key": optax.chain(
             narrow(nu_key=0), adamx.stochastic_round(0)

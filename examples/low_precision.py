@@ -2,13 +2,14 @@
 
 Rounded to the nearest bfloat16, a weight stays where it is unless its update is above 0.2 to 0.4 %
 of it; most are below. `adamx.stochastic_round` rounds at random with the right mean, and nu_key the
-second moment. The learning rate and its schedule are the same for all. The network computes in
-float32, so that only what is kept between the steps differs. The network and the data are those of
-train_digits.py. The exit status is 0 if what is rounded at random is as accurate as float32, to
+second moment; `adamx.residual_params` keeps the bits that weights lose in the optimizer's state.
+The learning rate and its schedule are the same for all. The network computes in float32, so that
+only what is kept between the steps differs. The network and the data are those of train_digits.py.
+The exit status is 0 if what is rounded at random, or has a residual, is as accurate as float32, to
 half a point.
 
-With --learning-rate 3e-3 the updates are larger. Rounded to nearest, the loss is still 37 to 43 %
-higher than in float32, but the accuracy only 0.2 to 0.3 points lower.
+With --learning-rate 3e-3 the updates are larger. Rounded to nearest, the loss is still 37 to 47 %
+higher than in float32, but the accuracy only 0.1 to 0.2 points lower.
 """
 
 import functools
@@ -49,13 +50,17 @@ class Result(NamedTuple):
 def variants(rate: optax.Schedule) -> list[Variant]:
     """The same Adam with more and less kept between the steps."""
     bf16, adam = "bfloat16", functools.partial(adamx.adam, rate)
-    both = adam(nu_dtype=bf16, nu_key=0)
+    both, coded = adam(nu_dtype=bf16, nu_key=0), adam(moments="8bit")
+    residual = adamx.residual_params
     return [
         Variant("", "float32", "float32", adam()),
         Variant("to nearest", bf16, "float32", adam()),
         Variant("to nearest", bf16, "bfloat16", adam(nu_dtype=bf16)),
         Variant("at random", bf16, "float32", optax.chain(adam(), adamx.stochastic_round(0))),
         Variant("at random", bf16, "bfloat16", optax.chain(both, adamx.stochastic_round(0))),
+        Variant("8-bit residual", bf16, "float32", optax.chain(adam(), residual(8))),
+        Variant("16-bit residual", bf16, "float32", optax.chain(adam(), residual(16))),
+        Variant("8-bit residual", bf16, "8 bits", optax.chain(coded, residual(8))),
     ]
 
 
@@ -80,7 +85,9 @@ def train(variant: Variant, step: Any, steps: int, seed: int) -> Result:
     for t in range(steps):
         params, state = step(params, state, data, key, t)
     size = sum(x.nbytes for x in jax.tree.leaves((params, state)))
-    held_out, accuracy = common.evaluate(optax.tree.cast(params, "float32"), test)
+    has_residual = variant.rounding.endswith("residual")
+    full = adamx.full_params(params, state) if has_residual else params
+    held_out, accuracy = common.evaluate(optax.tree.cast(full, "float32"), test)
     count = sum(x.size for x in jax.tree.leaves(params))
     return Result(float(accuracy), float(held_out), size / count)
 
@@ -90,8 +97,9 @@ def main() -> None:
     started = time.perf_counter()
     schedule = common.make_schedule(options.learning_rate, options.steps)
     console = Console(highlight=False)
-    table = Table("weights", "nu", "rounding", title="Handwritten digits", box=SIMPLE)
-    table.columns[2].no_wrap = True
+    table = Table(title="Handwritten digits", box=SIMPLE, collapse_padding=True, pad_edge=False)
+    for name in ("weights", "nu", "rounding"):
+        table.add_column(name, no_wrap=True)
     for name in ("accuracy", "range", "loss", "bytes"):
         table.add_column(name, justify="right", no_wrap=True)
     means: dict[str, list[float]] = {}
@@ -112,13 +120,14 @@ def main() -> None:
     console.print(table)
     console.print("mu has the dtype of the weights; bytes are those of a weight, mu and nu")
     console.print(f"took {time.perf_counter() - started:.0f} s")
-    difference = min(means["at random"]) - means[""][0]
+    kept = [mean for name in means if name not in ("", "to nearest") for mean in means[name]]
+    difference = min(kept) - means[""][0]
     if options.seeds < ENOUGH:
         console.print(f"runs differ by a point: compare means of {ENOUGH} seeds or more")
         return
     close = difference >= -0.5
     verdict = "within half a point of float32" if close else "[red]NOT within half a point[/]"
-    console.print(f"bfloat16 rounded at random: {verdict}, {difference:+.2f} at the lowest")
+    console.print(f"bfloat16, not rounded to nearest: {verdict}, {difference:+.2f} at the lowest")
     if not close:
         raise SystemExit(1)
 
