@@ -190,8 +190,7 @@ class Checkpoint:
 
         Warns:
           UserWarning: no `transformation` was given, or its next step is 0, so that Adam cannot be
-            told from Adamax; or `config` cannot describe what is in use: `adamx.stochastic_round`,
-            `adamx.residual_params`.
+            told from Adamax; or `config` cannot describe a transformation for low precision.
         """
         layout = choose_layout(layout, transform)
         check_made(transformation, params, state, config)
@@ -223,8 +222,7 @@ class Checkpoint:
             may be left out. Or a mapping from the file's names to paths, which may contain other
             weights, too.
           layout: called with a path of the tree and each array that goes there, to rearrange its
-            axes; `torch_linear` is one. Where only shapes decide what goes where, an error
-            that it raises means that this array does not go there.
+            axes, as `torch_linear`. Where shapes alone decide, its error means "not this array".
           transformation: one with an Adam, to continue with; it may hold parts that `config` cannot
             describe, such as `adamx.stochastic_round`; these begin anew. Its hyperparameters, and
             AMSGrad's convention, are not compared. None for `config.transformation()`.
