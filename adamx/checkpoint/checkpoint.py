@@ -30,9 +30,9 @@ from adamx.checkpoint.restoring import (
     assign_variables,
     choose_moments,
     fill_tree,
-    read_state,
     restore_state,
 )
+from adamx.checkpoint.taking import read_state
 from adamx.checkpoint.trees import MOMENTS, list_leaves
 from adamx.config.adam_config import AdamConfig
 from adamx.config.groups import ParameterGroup
