@@ -38,7 +38,7 @@ GROUPS = tuple(2**n for n in range(3, 11))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EightBit:
-    """Keep both moments in 8 bits, with a scale for each group: 2.125 bytes for a parameter.
+    """Keep both moments in 8 bits, with a scale for each group: 2.19 bytes for a parameter.
 
     `moments="8bit"` is `moments=EightBit()`. A parameter whose last axis is shorter than `group`,
     that is complex or wider than float32, or that `min_size` or `keep` excludes, has plain arrays.
@@ -48,7 +48,7 @@ class EightBit:
 
     Attributes:
       group: how many elements along the last axis share their scales: a power of two from 8 to
-        1024. Each moment has a scale of 16 bits for a group: 32 / group bits for a parameter.
+        1024. A group has 48 bits of scales: 48 / group bits for a parameter.
       key: a seed or a key, as for `stochastic_round`, from which moments are rounded at random.
       min_size: the number of elements of the smallest parameter whose moments are in 8 bits.
       keep: which parameters keep float32 moments: a function of a path such as

@@ -18,9 +18,7 @@ class Row(NamedTuple):
     nu_buffer: int  # nu_max has the same buffer number and element
     nu_element: int
     decays: bool
-    group: int = (
-        0  # elements that share a scale, of moments in 8 bits in buffers of their own; or 0
-    )
+    group: int = 0  # elements that share a scale, of moments in 8 bits in own buffers; or 0
 
 
 class Plan(NamedTuple):

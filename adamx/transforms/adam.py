@@ -74,7 +74,7 @@ def scale_by_adam(arguments: DirectionArguments) -> optax.GradientTransformation
         random: its mean is kept and it does not stall. Both may have the same key, but each part
         of an `optax.partition` needs a different one.
         None to round to nearest. AMSGrad's maximum is always rounded to nearest.
-      moments: "8bit", or an `EightBit`, for both moments in 8 bits: 2.125 bytes for a parameter.
+      moments: "8bit", or an `EightBit`, for both moments in 8 bits: 2.19 bytes for a parameter.
       nesterov: use Nesterov's look-ahead instead of the first moment (Dozat 2016, algorithm 2 in
         Optax's form). Only with convention "optax": NAdam in Keras and torch differs from it.
       amsgrad: divide by the largest second moment so far (Reddi et al. 2018).
