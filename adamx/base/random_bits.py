@@ -136,7 +136,11 @@ def fold_in(key: chex.ArrayDevice, number: chex.Numeric) -> chex.ArrayDevice:
 
 def leaf_keys(key: chex.ArrayDevice, count: chex.Numeric, leaves: int) -> chex.ArrayDevice:
     """The keys of one step, one for each leaf: uint32[leaves, 2]."""
-    keys = fold_in(fold_in(key, count), jnp.arange(leaves, dtype=jnp.uint32))
+    # A sort of what is sorted, which XLA cannot fuse: beside the generator of this one key, LLVM's
+    # vectorizer does not come to an end of the loop over the leaves (jaxlib 0.10.2, 16 leaves).
+    index = jnp.arange(2, dtype=jnp.uint32)
+    _, of_step = jax.lax.sort([index, fold_in(key, count)], num_keys=1)
+    keys = fold_in(of_step, jnp.arange(leaves, dtype=jnp.uint32))
     # Without the barrier, XLA would compute the keys again for each element of the leaves.
     return jax.lax.optimization_barrier(keys)
 

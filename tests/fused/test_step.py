@@ -1,6 +1,9 @@
 """A fused step computes what `update` and `optax.apply_updates` do."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -182,6 +185,18 @@ def test_nesterov_and_nu_key(arguments, dtype, packed):
         for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             assert mine.dtype == other.dtype == dtype
             np.testing.assert_allclose(mine, other, rtol=limit, atol=limit)
+
+
+def test_a_step_with_many_keys_compiles():
+    """With 16 leaves or more, LLVM did not come to an end where it has vectors of 16 numbers."""
+    code = """
+import adamx, jax.numpy as jnp
+optimizer = adamx.fused_adam(0.01, nu_dtype="bfloat16", nu_key=3)
+params = [jnp.ones(2)] * 17
+optimizer.jit().lower(params, params, optimizer.init(params)).compile()
+"""
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)
 
 
 # ---- Any numbers ---------------------------------------------------------------------------------
