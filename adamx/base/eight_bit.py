@@ -143,7 +143,7 @@ def zero_moments(how: EightBit, params: Any, mu: Any, nu: Any) -> tuple[Any, Any
 def encode_moments(how: EightBit, count: Any, mu: Any, nu: Any) -> tuple[Any, Any]:
     """The trees `mu` and `nu` with the leaves in 8 bits that `how` takes; those that are stay."""
     keys = moment_keys(how, count, len(jax.tree.leaves(mu, is_leaf=is_eight_bit)))
-    return _replace(how, mu, mu, nu, lambda _, m, v, i: encode(m, v, how.group, keys[i]))
+    return _replace(how, mu, mu, nu, lambda _, m, v, i: _encode(m, v, group=how.group, key=keys[i]))
 
 
 def _replace(
@@ -166,7 +166,7 @@ def decode_moments(tree: Any) -> Any:
     """A state, or another tree, with float32 arrays in place of its moments in 8 bits."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=is_eight_bit)
     for i, k in _pair(leaves):
-        leaves[i], leaves[k] = decode(_open(leaves[i]), _open(leaves[k]))
+        leaves[i], leaves[k] = _decode(_open(leaves[i]), _open(leaves[k]))
     return treedef.unflatten(leaves)
 
 
@@ -199,7 +199,7 @@ def encode_like(tree: Any, wide: Any) -> Any:
     return treedef.unflatten(new)
 
 
-_encode = jax.jit(encode, static_argnames="group")
+_encode, _decode = jax.jit(encode, static_argnames="group"), jax.jit(decode)
 
 
 @functools.cache

@@ -67,15 +67,17 @@ _encode = jax.jit(encode, static_argnums=2)
 def assert_rounded(moment, v, group):
     """Each root is a level next to that of v: they are w apart in the bits of float32.
 
-    w is in the last 4 bits of a scale; see `adamx/base/blockwise.py`.
+    The last 4 bits of a scale tell w, and the others the scale; see `adamx/base/blockwise.py`.
     """
-    choice = np.asarray(moment.scales, np.int64) & 15
-    distance = 10650 * (4 + choice % 4) * 2 ** (choice // 4)
+    scales = np.asarray(moment.scales)
+    choice, lowest = scales.astype(int) & 15, (scales & ~np.uint32(15)).view(np.float32)
+    distance = 2**23 // (4 * (4 + choice % 4) * 2 ** (choice // 4))
     like = [jnp.zeros(v.shape, jnp.int8), jnp.zeros(choice.shape, jnp.bfloat16)]
     found = decode_coded(Coded(*(EightBitMoment(*map(np.asarray, x)) for x in (like, moment))))[1]
-    bits = [np.sqrt(x, dtype=np.float32).view(np.int32).astype(np.int64) for x in (v, found)]
-    apart = distance.repeat(group, -1)[..., : v.shape[-1]]
-    assert np.all(abs(bits[0] - bits[1]) <= apart + 1)
+    lowest, apart = (x.repeat(group, -1)[..., : v.shape[-1]] for x in (lowest, distance))
+    roots = [np.sqrt(x, dtype=np.float32) / np.where(lowest == 0, 1, lowest) for x in (v, found)]
+    bits = [np.maximum(x, 1).view(np.int32).astype(np.int64) for x in roots]
+    assert np.all(abs(bits[0] - bits[1]) <= apart + 8)
     assert np.any(bits[0] != bits[1])
 
 
