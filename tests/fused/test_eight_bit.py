@@ -120,6 +120,6 @@ def test_double_precision_parameters_keep_theirs():
         )
         state = adamx.quantize_moments(plain.init(params))
         assert len(codes_of(state)) == 2
-        after, _ = coded.step(jnp.ones_like(params), params, state)
+        after, _ = jax.jit(coded.step)(jnp.ones_like(params), params, state)
         assert after.dtype == np.float64
         np.testing.assert_array_equal(after, params)

@@ -76,6 +76,7 @@ def test_any_sharding_gives_the_same_bits(spec, axis_type, dtype, bits):
         np.testing.assert_array_equal(as_bits(mine), as_bits(other))
 
 
+@pytest.mark.slow
 def test_an_ensemble_with_a_key_each():
     values = jnp.asarray(np.random.default_rng(0).standard_normal((3, 50)), jnp.float32)
 
@@ -122,6 +123,7 @@ def test_steps_are_exported_for_all_sizes():
 # ---- Within other transformations ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_masked_parameters_have_no_residual():
     params = mixed_params()
     mask = {"dense": True, "half": False, "norm": True, "scale": False}
@@ -136,6 +138,7 @@ def test_masked_parameters_have_no_residual():
     assert_same(again, (params, state))
 
 
+@pytest.mark.slow
 def test_steps_that_are_left_out_leave_the_weights():
     """Gradients that are not finite, and all but every second of those that are accumulated."""
     params = mixed_params()
@@ -169,6 +172,7 @@ def test_adams_arrays_go_out_and_back(adam):
     assert_same(adamx.full_params(params, mapping), weights)
 
 
+@pytest.mark.slow
 def test_moments_change_their_form_beside_residuals():
     params = {"w": jnp.ones((64, 64), jnp.bfloat16)}
     tx = optax.chain(ADAMW, adamx.residual_params())
