@@ -5,6 +5,7 @@ Run it on a machine with nothing else to do, on the processor alone:
     python -m benchmarks --json speed.json --plot speed.png
     python -m benchmarks --workloads mlp,gpt2 --contenders step,packed,optax --rounds 100
     python -m benchmarks --moments bfloat16
+    python -m benchmarks --moments 8bit --workloads gpt2,leaf64m
     python -m benchmarks --in-graph 20
 
 Workloads: `mlp`, `resnet50` and `gpt2` have the shapes of these networks; `leaf1m` and `leaf64m`
@@ -18,12 +19,17 @@ the "limit": one plain loop in C++ over arrays of the same kind, compiled for th
 work split between the threads. What JAX compiles has its parameters and state donated. Before the
 clock starts, everyone's parameters are compared with optax's after a few steps.
 
+With `--moments 8bit` others are compared, all with weight decay, beside the fused step in float32:
+`fused_adamw(...).step` with moments in float32 ("float32"), bfloat16 ("bfloat16") and 8 bits
+("8bit"); `adamw().update` with moments in 8 bits ("update-8bit"); `optax.adamw` ("optax"); and the
+package flashoptim-jax, which has no kernel for CPUs ("flashoptim").
+
 Figures: in each round everyone is timed once, one step after the other until at least 5 ms are
 over, and only then waited for, as in a loop that trains. The time is the median over rounds.
-"Times as fast" is optax's time over the contender's in the same round: the median and the
-quartiles. "Memory" is what XLA says that a step takes at most, gradients included, as a multiple of
-the parameters: 4 is the least, 3 with bfloat16. At the end stand ratios of times, a/b: how many
-times as long a takes as b. A limit/step of 1 means: as fast as the plain loop.
+"Times as fast" is the time of optax, or of float32, over the contender's in the same round: the
+median and the quartiles. "Memory" is what XLA says that a step takes at most, gradients included,
+as a multiple of the parameters: 4 is the least, 3 with bfloat16. At the end stand ratios of times,
+a/b: how many times as long a takes as b. A limit/step of 1 means: as fast as the plain loop.
 """
 
 import argparse
@@ -36,7 +42,8 @@ from pathlib import Path
 import jax
 
 import adamx
-from benchmarks.measure import BASE, CONTENDERS, Result, measure
+from benchmarks.measure import Result, measure
+from benchmarks.races import RACES
 from benchmarks.report import about, as_json, summary, table
 from benchmarks.workloads import WORKLOADS
 
@@ -83,7 +90,7 @@ def _options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    workloads, contenders = list(WORKLOADS), list(CONTENDERS)
+    workloads = list(WORKLOADS)
     add(
         "--workloads",
         type=lambda text: _names(workloads, text),
@@ -93,18 +100,17 @@ def _options() -> argparse.Namespace:
     )
     add(
         "--contenders",
-        type=lambda text: _names(contenders, text),
-        default=contenders,
         metavar="A,B",
-        help=f"which of {', '.join(contenders)}; all. {BASE} is always there",
+        help="which of the names above, of those that take part; all. The one that the others are "
+        "compared with is always there",
     )
     add("--rounds", type=lambda text: _number(1, text), default=30, help="30")
     add("--seconds", type=float, help="begin no more rounds of a workload after this time")
     add(
         "--moments",
-        choices=("float32", "bfloat16"),
+        choices=RACES,
         default="float32",
-        help="the dtype of both moments in adamx; the others keep float32",
+        help="the form of both moments in adamx; the others keep float32",
     )
     add(
         "--in-graph",
@@ -120,14 +126,20 @@ def _options() -> argparse.Namespace:
         help="write everything, with the samples",
     )
     add("--plot", type=_picture, metavar="FILE.png", help="draw a picture; needs matplotlib")
-    return parser.parse_args()
+    options = parser.parse_args()
+    race = RACES[options.moments]
+    try:
+        given = _names(list(race.contenders), options.contenders or ",".join(race.contenders))
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"argument --contenders: {error}")
+    options.contenders = [name for name in race.contenders if name in given or name == race.base]
+    return options
 
 
 def main() -> None:
     options = _options()
     jax.config.update("jax_platforms", "cpu")
     threads = _cores()
-    names = [name for name in CONTENDERS if name in options.contenders or name == BASE]
     status = adamx.native.status()
     if not status:
         print(f"adamx is measured WITHOUT its compiled kernel: {status.reason}\n")
@@ -139,7 +151,7 @@ def main() -> None:
     for workload in options.workloads:
         results[workload] = measure(
             workload,
-            names,
+            options.contenders,
             options.moments,
             threads,
             options.in_graph,
@@ -159,7 +171,7 @@ def main() -> None:
     if options.plot:
         from benchmarks.picture import draw
 
-        moments = "" if options.moments == "float32" else f", {options.moments} moments in adamx"
+        moments = f", {options.moments} moments in adamx" if options.moments == "bfloat16" else ""
         in_graph = f", {options.in_graph} steps in one call" if options.in_graph else ""
         draw(
             results, f"{machine['processor']}, threads: {threads}{moments}{in_graph}", options.plot

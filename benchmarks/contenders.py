@@ -5,25 +5,27 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-import adamx
 from benchmarks.workloads import Shapes
 
 __all__ = [
     "ADAM",
     "Absent",
     "Contender",
+    "Optimizer",
     "Task",
-    "adamx_step",
+    "compile_step",
+    "flashoptim",
+    "from_optax",
     "keras_adam",
-    "optax_adam",
     "task_of",
+    "total",
     "why_not_imported",
 ]
 
@@ -32,6 +34,23 @@ ADAM = 1e-3, 0.9, 0.999, 1e-8  # learning rate, b1, b2, eps: in the order of Opt
 # Takes (gradients, parameters, state) and returns the next (parameters, state), in the same order
 # so that each array stays in its memory when the last two are donated.
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+class Optimizer(NamedTuple):
+    """Pure functions: `init(params)`, which returns the state, and the step."""
+
+    init: Callable[[Any], Any]
+    step: Step
+
+
+def from_optax(tx: optax.GradientTransformation) -> Optimizer:
+    """A transformation in Optax's form, and then `optax.apply_updates`."""
+
+    def step(grads: Any, params: Any, state: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return Optimizer(tx.init, step)
 
 
 class Absent(Exception):
@@ -88,6 +107,12 @@ def task_of(shapes: Shapes, moments: str, threads: int, in_graph: int) -> Task:
     return Task(grads, other, moments, threads, in_graph)
 
 
+def total(memory: Any) -> int:
+    """Of XLA's account of a program: the bytes of all its arrays."""
+    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return arrays + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+
+
 class Contender(abc.ABC):
     """One implementation, with parameters and moments of its own.
 
@@ -133,10 +158,7 @@ class Compiled(Contender):
         began = time.perf_counter()
         memory = self._call.lower(self._grads, *self._now).compile().memory_analysis()
         self.compile_seconds = time.perf_counter() - began
-        if memory is not None:
-            needed = memory.argument_size_in_bytes + memory.output_size_in_bytes
-            needed += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-            self.peak = needed / task.bytes
+        self.peak = None if memory is None else total(memory) / task.bytes
 
     def give(self, grads: list[jax.Array]) -> None:
         self._grads = self._structure.unflatten(jax.tree.leaves(grads))
@@ -152,21 +174,19 @@ class Compiled(Contender):
         return [np.asarray(p) for p in jax.tree.leaves(self._now[0])]
 
 
-def adamx_step(task: Task, packed: bool) -> Contender:
-    optimizer = adamx.fused_adam(*ADAM, mu_dtype=task.moments, nu_dtype=task.moments, packed=packed)
+def compile_step(task: Task, optimizer: Optimizer) -> Contender:
     params = task.params()
     return Compiled(task, optimizer.step, params, optimizer.init(params))
 
 
-def optax_adam(task: Task, tx: optax.GradientTransformation) -> Contender:
-    """A transformation of the gradients, and then `optax.apply_updates`."""
-
-    def step(grads: Any, params: Any, state: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    params = task.params()
-    return Compiled(task, step, params, tx.init(params))
+def flashoptim(learning_rate: Any, **options: Any) -> Optimizer:
+    """AdamW of the package flashoptim-jax, in JAX's operations: its kernel is for GPUs."""
+    try:
+        import flashoptim_jax  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise Absent(why_not_imported(error)) from error
+    tx = flashoptim_jax.flash_adamw(learning_rate, fused=False, **options)
+    return Optimizer(tx.init, lambda grads, params, state: tx.step(params, state, grads))
 
 
 def keras_adam(task: Task) -> Contender:

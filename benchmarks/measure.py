@@ -2,53 +2,14 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import optax
-
-import adamx
-from benchmarks.contenders import (
-    ADAM,
-    Absent,
-    Contender,
-    Task,
-    adamx_step,
-    keras_adam,
-    optax_adam,
-    task_of,
-)
-from benchmarks.limit import limit
+from benchmarks.contenders import Absent, Contender, task_of
+from benchmarks.races import RACES
 from benchmarks.timing import Spread, ratio, spread, time_rounds, warm_up
-from benchmarks.torch_contenders import torch_adam
 from benchmarks.workloads import WORKLOADS, size
 
-__all__ = ["BASE", "CONTENDERS", "Measured", "Result", "measure"]
-
-BASE = "optax"  # whose time, and whose parameters, the others are compared with
-
-
-def _update(task: Task) -> Contender:
-    dtype = task.moments
-    tx = adamx.adam(*ADAM, mu_dtype=dtype, nu_dtype=dtype)
-    return optax_adam(task, tx)
-
-
-# In the order of tables and pictures.
-CONTENDERS: dict[str, Callable[[Task], Contender]] = {
-    "step": lambda task: adamx_step(task, packed=False),
-    "packed": lambda task: adamx_step(task, packed=True),
-    "update": _update,
-    "optax": lambda task: optax_adam(task, optax.adam(*ADAM)),
-    "torch-fused": lambda task: torch_adam(task, "fused"),
-    "torch-foreach": lambda task: torch_adam(task, "foreach"),
-    "keras": keras_adam,
-    "limit": limit,
-}
-
-# How far parameters may be from optax's, as a part of the way gone, by the dtype of adamx's
-# moments. The farthest seen were 5e-5 and 1e-2. On the other side, b2 = 0.99 in place of 0.999
-# comes to 2e-3, b1 = 0.8 to 3e-2, and moments without the correction of their bias to 13.
-_TOLERANCE = {"float32": 2e-4, "bfloat16": 3e-2}
+__all__ = ["Measured", "Result", "measure"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +28,7 @@ class Result:
 
     parameters: int
     leaves: int
+    base: str  # the contender that the others are compared with
     contenders: dict[str, Measured]
     absent: dict[str, str]  # the reason, by contender
 
@@ -74,9 +36,10 @@ class Result:
         """Seconds per step."""
         return spread(self.contenders[name].seconds)
 
-    def speed(self, name: str, base: str = BASE) -> Spread:
-        """How many times as fast as another one is a contender."""
-        return ratio(self.contenders[base].seconds, self.contenders[name].seconds)
+    def speed(self, name: str, other: str | None = None) -> Spread:
+        """How many times as fast as another one is a contender; as the base."""
+        others = self.contenders[self.base if other is None else other]
+        return ratio(others.seconds, self.contenders[name].seconds)
 
 
 def measure(
@@ -88,24 +51,24 @@ def measure(
     rounds: int,
     seconds: float | None,
 ) -> Result:
-    shapes = WORKLOADS[workload]
+    shapes, race = WORKLOADS[workload], RACES[moments]
     task = task_of(shapes, moments, threads, in_graph)
     built: dict[str, Contender] = {}
     distances: dict[str, float] = {}
     absent: dict[str, str] = {}
     # The base first, since the others are compared with it.
-    for name in sorted(names, key=lambda name: name != BASE):
+    for name in sorted(names, key=lambda name: name != race.base):
         _tell(f"{workload}: {name}")
         try:
-            built[name] = CONTENDERS[name](task)
+            built[name] = race.contenders[name](task)
         except Absent as error:
             absent[name] = str(error)
             continue
-        distances[name] = warm_up(built[name], task, built.get(BASE))
-        if not distances[name] <= _TOLERANCE[moments]:
+        distances[name] = warm_up(built[name], task, built.get(race.base))
+        if not distances[name] <= race.farthest:
             raise SystemExit(
                 f"{workload}: the parameters of {name} are {distances[name]:.1e} of their way from "
-                f"those of {BASE}, more than {_TOLERANCE[moments]}: it does other work"
+                f"those of {race.base}, more than {race.farthest}: it does other work"
             )
     # Nobody needs the other gradients any more.
     task.other_grads.clear()
@@ -119,7 +82,7 @@ def measure(
         for name in names
         if name in built
     }
-    return Result(size(shapes), len(shapes), contenders, absent)
+    return Result(size(shapes), len(shapes), race.base, contenders, absent)
 
 
 def _tell(progress: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import adamx
 from benchmarks.limit import FLAGS
-from benchmarks.measure import BASE, Result
+from benchmarks.measure import Result
 from benchmarks.timing import Spread, geometric_mean
 
 __all__ = ["about", "as_json", "summary", "table"]
@@ -30,7 +30,7 @@ _SINGLE = (
 
 def about(threads: int) -> dict[str, Any]:
     """Versions and the machine."""
-    packages = ("adamx", "jax", "jaxlib", "optax", "numpy", "torch", "keras")
+    packages = ("adamx", "jax", "jaxlib", "optax", "numpy", "torch", "keras", "flashoptim-jax")
     versions = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -62,7 +62,7 @@ def table(workload: str, result: Result) -> str:
     title = f"{workload}: {result.parameters:,} parameters in {result.leaves:,} {leaves}"
     lines = [
         title,
-        f"  {'':14}{'ms':>9}   times as fast as {BASE:8}{'memory':>10}{'compiled in':>14}",
+        f"  {'':14}{'ms':>9}   times as fast as {result.base:8}{'memory':>10}{'compiled in':>14}",
     ]
     for name, measured in result.contenders.items():
         peak = "" if measured.peak is None else f"{measured.peak:.2f}"
