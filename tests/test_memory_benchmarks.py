@@ -3,13 +3,14 @@
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 pytest.importorskip("sklearn")  # whose digits one of the trainings has
 
-from benchmarks import closed_loop, memory, open_loop
+from benchmarks import closed_loop, footprint, memory, open_loop
 from benchmarks.forms import FORMS
 from benchmarks.trainings import TRAININGS, digits_network, gru, transformer
 
@@ -86,3 +87,29 @@ def test_closed_loop(monkeypatch, capsys):
         difference = float(ours[of_mean]) - float(float32[of_mean // 2])
         assert float(ours[of_difference]) == pytest.approx(difference, abs=2e-5)
     assert lines[-1].startswith("  digits ")
+
+
+def test_bytes_between_steps():
+    params = {"w": jax.ShapeDtypeStruct((64, 1024), jnp.float32)}
+    sizes = {name: footprint.at_rest(FORMS[name], params) for name in FORMS if "jax" not in name}
+    # A count and keys of 4 to 8 bytes each are in it.
+    assert sizes == pytest.approx(
+        {
+            "float32": 12,
+            "8 bits": 6.1875,
+            "bfloat16, to nearest": 8,
+            "bfloat16, v at random": 8,
+            "float32, read in bfloat16": 12,
+            "8 bits, weights at random": 4.1875,
+        },
+        abs=1e-3,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", footprint.OPTIMIZERS)
+def test_the_peak_of_a_process(name):
+    first, second = footprint.measure(name, 16)
+    assert first.parameters == second.parameters
+    assert first.xla == second.xla > 8 * first.parameters
+    assert first.process > first.xla
