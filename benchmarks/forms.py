@@ -37,9 +37,9 @@ def _eight_bit(key: jax.Array) -> adamx.EightBit:
     return adamx.EightBit(min_size=0, key=key)
 
 
-def _rounded(rate: Any, key: jax.Array) -> Optimizer:
-    adam = adamx.adam(rate, moments=_eight_bit(key))
-    return from_optax(optax.chain(adam, adamx.stochastic_round(jax.random.fold_in(key, 1))))
+def _narrow(rate: Any, key: jax.Array, end: optax.GradientTransformation) -> Optimizer:
+    """Moments in 8 bits, and parameters in bfloat16, which the end of the chain rounds."""
+    return from_optax(optax.chain(adamx.adam(rate, moments=_eight_bit(key)), end))
 
 
 _LOW = "bfloat16"
@@ -58,7 +58,12 @@ FORMS = {
         lambda rate, _: flashoptim(rate, master_weight_bits=None, weight_decay=0.0)
     ),
     READ_NARROW: Form(lambda rate, _: _adam(rate), read=_LOW),
-    "8 bits, weights at random": Form(_rounded, _LOW, _LOW),
+    "8 bits + residual": Form(
+        lambda rate, key: _narrow(rate, key, adamx.residual_params(8, key=key)), _LOW, _LOW
+    ),
+    "8 bits, weights at random": Form(
+        lambda rate, key: _narrow(rate, key, adamx.stochastic_round(key)), _LOW, _LOW
+    ),
     "flashoptim-jax + residual": Form(
         lambda rate, _: flashoptim(rate, master_weight_bits=24, weight_decay=0.0), _LOW, _LOW
     ),

@@ -71,7 +71,7 @@ def test_losses_begin_near_those_of_a_guess(training, classes):
 
 def test_closed_loop(monkeypatch, capsys):
     forms = ("float32", "8 bits", "flashoptim-jax", "float32, read in bfloat16")
-    forms = (*forms, "8 bits, weights at random")
+    forms = (*forms, "8 bits + residual")
     monkeypatch.setattr(closed_loop, "FORMS", {name: FORMS[name] for name in forms})
     monkeypatch.setitem(sys.modules, "flashoptim_jax", None)
     argv = ["memory", "closed", "--steps", "2", "--seeds", "2", "--only", "digits"]
@@ -100,6 +100,7 @@ def test_bytes_between_steps():
             "bfloat16, to nearest": 8,
             "bfloat16, v at random": 8,
             "float32, read in bfloat16": 12,
+            "8 bits + residual": 5.1875,
             "8 bits, weights at random": 4.1875,
         },
         abs=1e-3,
