@@ -30,9 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamx.base.errors import InvalidValue
 from adamx.base.random_bits import hashed_bits
 
-__all__ = ["DTYPES", "Bits", "join", "split"]
+__all__ = ["DTYPES", "Bits", "check_bits", "join", "split"]
 
 Bits = Literal[8, 16]
 
@@ -61,6 +62,12 @@ _FORMS = {
 }
 DTYPES = tuple(_FORMS)
 """The narrow dtypes that a weight can be split into."""
+
+
+def check_bits(name: str, bits: Any) -> None:
+    """Raise unless `bits` is a number of bits that a residual can have."""
+    if not isinstance(bits, int) or bits not in (8, 16):
+        raise InvalidValue(where=name, expected="8 or 16", found=repr(bits))
 
 
 @jax.custom_jvp

@@ -11,10 +11,11 @@ from adamx import native
 from adamx.base.trees import split_list
 from adamx.fused.plan import Plan
 
-__all__ = ["CODES", "DTYPES", "run"]
+__all__ = ["CODES", "DTYPES", "RESIDUALS", "run"]
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 CODES = ("int8", "uint8", "uint32")  # and scales, of moments in 8 bits
+RESIDUALS = ("int8", "int16")
 _LEAVES_OF_A_CALL = 128
 
 
@@ -29,17 +30,20 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
     floats, doubles, keys, *buffers = operands
     *columns, grads, params = split_list(buffers, plan.operand_counts())
     coded = [i for i, row in enumerate(plan.rows) if row.group]
+    with_residual = [i for i, row in enumerate(plan.rows) if row.residual_bits]
     norm = jnp.zeros([], (doubles if doubles.size else floats).dtype)
     if plan.clip:
         norm = jax.ffi.ffi_call(native.NORM, jax.ShapeDtypeStruct((), norm.dtype))(*grads)
     for start in range(0, leaves, _LEAVES_OF_A_CALL):
-        group = list(range(start, min(start + _LEAVES_OF_A_CALL, leaves)))
+        group = range(start, min(start + _LEAVES_OF_A_CALL, leaves))
         rows = [plan.rows[i] for i in group]
         # The buffers that this call needs; nu_max is laid out like nu.
         mu_used = sorted({row.mu_buffer for row in rows})
         nu_used = sorted({row.nu_buffer for row in rows})
-        scales_used = [n for n, i in enumerate(coded) if start <= i < start + len(group)]
+        scales_used = [n for n, i in enumerate(coded) if i in group]
+        residuals_used = [n for n, i in enumerate(with_residual) if i in group]
         used = [mu_used, nu_used, nu_used if plan.amsgrad else [], scales_used, scales_used]
+        used.append(residuals_used)
         moments = [column[n] for column, row in zip(columns, used, strict=True) for n in row]
         table = [
             row._replace(

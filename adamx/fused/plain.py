@@ -12,6 +12,7 @@ import numpy as np
 from adamx.base.blockwise import EightBitMoment
 from adamx.base.clipping import clip_to_norm, global_norm
 from adamx.base.numerics import Scalars, by_parts
+from adamx.base.residual import join, split
 from adamx.base.storage import CAST, CastAtRandom, Codes, Storage, step_leaf, wide_dtype
 from adamx.base.trees import split_list
 from adamx.fused.plan import Plan
@@ -22,12 +23,16 @@ __all__ = ["run"]
 def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
     """The next moments and parameters; see `adamx.fused.step.step_leaves` for the operands."""
     vectors, keys, buffers = operands[:2], operands[2], operands[3:]
-    mu, nu, nu_max, *scales, grads, params = split_list(buffers, plan.operand_counts())
+    mu, nu, nu_max, *scales, residuals, grads, params = split_list(buffers, plan.operand_counts())
     numbers = {vector.dtype: list(vector) for vector in vectors if vector.size}
     norm = global_norm(grads) if plan.clip else None
     # The parts of each buffer that change, and where they begin.
     columns = [mu, nu, nu_max][: 3 if plan.amsgrad else 2]
     changed = [[[] for _ in column] for column in columns]
+    with_residual = [i for i, row in enumerate(plan.rows) if row.residual_bits]
+    dtypes = [p.dtype for p in params]
+    for i, r in zip(with_residual, residuals, strict=True):
+        params[i] = join(params[i], r)
     coded = 0
     for i, row in enumerate(plan.rows):
         if row.group:
@@ -37,7 +42,7 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
                 for column, b, scale in zip(columns, buffer, scales, strict=True)
             ]
             params[i], moments = _step_parameter(
-                *(grads[i], moments, Codes(keys[i]), params[i], numbers, norm, plan, row.decays)
+                *(grads[i], moments, Codes(keys[i, :2]), params[i], numbers, norm, plan, row.decays)
             )
             for column, b, scale, moment in zip(changed, buffer, scales, moments, strict=True):
                 column[b].append((0, moment.codes))
@@ -58,7 +63,7 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
         ]
         storages: list[Storage] = [CAST] * len(moments)
         if plan.rounds_nu_at_random:
-            storages[1] = CastAtRandom(keys[i])
+            storages[1] = CastAtRandom(keys[i, :2])
         p, moments = _step_parameter(g, moments, storages, p, numbers, norm, plan, row.decays)
         params[i] = p.reshape(shape)
         for column, (buffer, at), moment in zip(changed, spots, moments, strict=True):
@@ -68,7 +73,11 @@ def run(*operands: chex.ArrayDevice, plan: Plan) -> list[chex.ArrayDevice]:
         for column, rows in zip(columns, changed, strict=True)
         for buffer, parts in zip(column, rows, strict=True)
     ]
-    return [*after, *itertools.chain(*scales), *params]
+    for n, i in enumerate(with_residual):
+        bits: Any = plan.rows[i].residual_bits
+        weights = params[i].astype(jnp.float32)
+        params[i], residuals[n] = split(weights, dtypes[i], bits, keys[i, -2:])
+    return [*after, *itertools.chain(*scales), *residuals, *params]
 
 
 def _step_parameter(

@@ -38,10 +38,14 @@ def _refuse_kernel(target: Target, arrays: Sequence[Any], plan: Plan) -> str | N
         return "the kernel supports neither nesterov nor nu_key"
     dtypes = {str(x.dtype) for x in arrays}
     is_coded = any(row.group for row in plan.rows)
-    if unknown := sorted(dtypes - {*cpu.DTYPES, *(cpu.CODES if is_coded else ())}):
+    has_residuals = any(row.residual_bits for row in plan.rows)
+    known = {*cpu.DTYPES, *(cpu.CODES if is_coded else ())}
+    if unknown := sorted(dtypes - known - {*(cpu.RESIDUALS if has_residuals else ())}):
         return f"the kernel does not support {', '.join(unknown)}"
-    if is_coded and ("float64" in dtypes or any(math.prod(x.shape) >= 2**32 for x in arrays)):
-        return "the kernel supports neither float64 nor huge leaves beside moments in 8 bits"
+    if is_coded and "float64" in dtypes:
+        return "the kernel does not support float64 beside moments in 8 bits"
+    if (is_coded or has_residuals) and any(math.prod(x.shape) >= 2**32 for x in arrays):
+        return "the kernel supports neither moments in 8 bits nor residuals of huge leaves"
     if target.devices != 1:
         return "the step is compiled for several devices, or for parts of a mesh"
     if target.platform != "cpu":
@@ -83,16 +87,19 @@ def step_leaves(
     Args:
       numbers: the `Scalars` of the step in a dtype, float32, and float64 where an array has that
         precision; then 1 - b1^(t+1) with Nesterov's momentum.
-      keys: uint32[2] for each leaf, to round its second moment or its codes at random; None to
-        nearest.
+      keys: a row of uint32 for each leaf. It begins with the two to round its second moment or its
+        codes at random, without which they are rounded to nearest; it ends with the two to round
+        its weights where parameters have residuals. None without either.
       moments: the buffers of mu, of nu and, with AMSGrad, of nu_max: an array like the parameter
-        for each leaf, or flat ones with many leaves in them. Then the scales of moments in 8 bits.
+        for each leaf, or flat ones with many leaves in them. Then the scales of moments in 8 bits,
+        of mu and of nu, then the residuals.
       grads, params: an array for each leaf.
       plan: says where in the buffers a leaf's moments are, and what is computed.
 
     Returns:
-      The next moments and parameters, in the shapes and dtypes given. Each leaf is computed in the
-      widest precision of its arrays, float32 at least, and rounded once to what it is kept in.
+      The next moments (and scales, and residuals) and parameters, in the shapes and dtypes given.
+      Each leaf is computed in the widest precision of its arrays, float32 at least, and rounded
+      once to what it is kept in.
     """
     arrays = [*itertools.chain(*moments), *grads, *params]
     is_double = any(

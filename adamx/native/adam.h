@@ -5,76 +5,10 @@
 // library is called. The loops are written for the compiler to vectorise: no -ffast-math, so that
 // NaN, infinity and signed zero go through as in XLA.
 
-#ifndef ADAMX_ISA
-#error "ADAMX_ISA names the namespace of the instruction set that this is compiled for"
-#endif
-
-#include "leaf.h"
+#include "residual.h"
 
 namespace adamx::ADAMX_ISA {
 namespace {
-
-// ---- Numbers of 16 bits -------------------------------------------------------------------------
-
-#ifdef __has_builtin
-#define ADAMX_HAS_BIT_CAST __has_builtin(__builtin_bit_cast)
-#else
-#define ADAMX_HAS_BIT_CAST 0
-#endif
-
-// The same pattern as another type. From memcpy GCC makes an access to memory that it does not
-// vectorise.
-template <class To, class From>
-inline To BitCast(From x) {
-#if ADAMX_HAS_BIT_CAST
-  return __builtin_bit_cast(To, x);
-#else
-  To bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  return bits;
-#endif
-}
-
-inline float FloatOfBits(uint32_t bits) { return BitCast<float>(bits); }
-inline uint32_t BitsOfFloat(float x) { return BitCast<uint32_t>(x); }
-
-inline float FromBfloat16(uint16_t x) { return FloatOfBits(uint32_t{x} << 16); }
-
-inline uint16_t ToBfloat16(float x) {  // to nearest, ties to even
-  const uint32_t bits = BitsOfFloat(x);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const uint32_t nan = (bits >> 16) | 0x40u;  // rounding could carry a NaN into infinity
-  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
-}
-
-// Half precision by integers alone: the modes that flush subnormal numbers to zero are on here,
-// and half's own subnormals must be kept.
-inline float FromFloat16(uint16_t x) {
-  const uint32_t sign = uint32_t{x & 0x8000u} << 16, magnitude = x & 0x7fffu;
-  const uint32_t normal = (magnitude << 13) + (112u << 23);
-  const uint32_t special = (magnitude << 13) | 0x7f800000u;  // infinity and NaN
-  // A subnormal half is an integer times 2^-24.
-  const float subnormal = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f;
-  const uint32_t bits = magnitude >= 0x7c00u  ? special
-                        : magnitude < 0x400u ? BitsOfFloat(subnormal)
-                                             : normal;
-  return FloatOfBits(sign | bits);
-}
-
-inline uint16_t ToFloat16(float x) {  // to nearest, ties to even
-  const uint32_t bits = BitsOfFloat(x), sign = (bits >> 16) & 0x8000u;
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  const uint32_t odd = (magnitude >> 13) & 1u;
-  const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + odd) >> 13;
-  // Adding 0.5 leaves the subnormal half's bits at the end of the sum, rounded.
-  const uint32_t subnormal = BitsOfFloat(FloatOfBits(magnitude) + 0.5f) - 0x3f000000u;
-  const uint32_t nan = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
-  const uint32_t half = magnitude > 0x7f800000u    ? nan
-                        : magnitude >= 0x477ff000u ? 0x7c00u  // rounds to infinity
-                        : magnitude < 0x38800000u  ? subnormal
-                                                   : normal;
-  return static_cast<uint16_t>(sign | half);
-}
 
 // ---- Arrays in the dtype of the computation -----------------------------------------------------
 
@@ -120,6 +54,20 @@ void Store(const Array& array, int64_t begin, int64_t n, const T* __restrict scr
     float* __restrict x = static_cast<float*>(array.data) + begin;
     for (int64_t i = 0; i < n; ++i) x[i] = static_cast<float>(scratch[i]);
   }
+}
+
+// The weights of a leaf: its parameters, or what these and the residuals are together.
+template <class T>
+T* LoadWeights(const Leaf& leaf, int64_t begin, int64_t n, T* __restrict scratch) {
+  if (leaf.residual.data == nullptr) return Load(leaf.p, begin, n, scratch);
+  JoinWeights(leaf, begin, n, scratch);
+  return scratch;
+}
+
+template <class T>
+void StoreWeights(const Leaf& leaf, int64_t begin, int64_t n, const T* __restrict w) {
+  if (leaf.residual.data == nullptr) return Store(leaf.p, begin, n, w);
+  SplitWeights(leaf, begin, n, w);
 }
 
 // ---- Adam ---------------------------------------------------------------------------------------
@@ -243,7 +191,7 @@ void Step(const Leaf& leaf, int64_t begin, int64_t end, const Scalars<T>& s,
     T* m = Load(leaf.m, from, n, scratch.m);
     T* v = Load(leaf.v, from, n, scratch.v);
     T* v_max = options.amsgrad ? Load(leaf.v_max, from, n, scratch.v_max) : nullptr;
-    T* p = Load(leaf.p, from, n, scratch.p);
+    T* p = LoadWeights(leaf, from, n, scratch.p);
     if (options.clip || decays_gradient) {
       if (g != scratch.g) __builtin_memcpy(scratch.g, g, n * sizeof(T));
       Prepare(n, scratch.g, p, s, options.clip, static_cast<T>(norm), decays_gradient);
@@ -253,7 +201,7 @@ void Step(const Leaf& leaf, int64_t begin, int64_t end, const Scalars<T>& s,
     Store(leaf.m, from, n, m);
     Store(leaf.v, from, n, v);
     if (options.amsgrad) Store(leaf.v_max, from, n, v_max);
-    Store(leaf.p, from, n, p);
+    StoreWeights(leaf, from, n, p);
   }
 }
 

@@ -101,7 +101,7 @@ ADAMX_INLINE void StepStretch(const Work& work, int64_t n, int64_t count, int64_
 
   const bool decays_gradient = leaf.decays && !work.options.decoupled;
   const float* g = Load(leaf.g, at, size, tile.g);
-  float* p = Load(leaf.p, at, size, tile.p);
+  float* p = LoadWeights(leaf, at, size, tile.p);
   if (work.options.clip || decays_gradient) {
     if (g != tile.g) __builtin_memcpy(tile.g, g, size * sizeof(float));
     Prepare(size, tile.g, p, work.s, work.options.clip, work.norm, decays_gradient);
@@ -109,7 +109,7 @@ ADAMX_INLINE void StepStretch(const Work& work, int64_t n, int64_t count, int64_
   }
   StepTile<kFromMeans>(n, count, g, p, tile, work.s, work.factors,
                        leaf.decays && work.options.decoupled, static_cast<uint32_t>(at), leaf.key);
-  Store(leaf.p, at, size, p);
+  StoreWeights(leaf, at, size, p);
   for (int64_t j = 0; j < count; ++j) {
     const uint32_t m_scale = static_cast<uint32_t>(tile.m_scales[j]);
     leaf.m_scales[number + j] = static_cast<uint16_t>(m_scale >> 16);

@@ -31,14 +31,6 @@ inline int32_t Min(int32_t a, int32_t b) { return a < b ? a : b; }
 inline int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline float Max(float a, float b) { return a > b ? a : b; }
 
-// 32 random bits for element `index` of a leaf; random_bits.hashed_bits has the same.
-inline uint32_t HashedBits(uint32_t index, uint32_t key0, uint32_t key1) {
-  uint32_t x = index + key0;
-  x = (x ^ (x >> 16)) * 0x7feb352du + key1;
-  x = (x ^ (x >> 15)) * 0x846ca68bu;
-  return x ^ (x >> 16);
-}
-
 inline float Uniform(uint32_t bits) { return FloatOfBits(bits << 7 | kOne); }  // in [1, 2)
 
 // The distance of the levels of v, in units of the last place, with `choice` (j).

@@ -2,11 +2,12 @@
 //
 // adamx_step: Arguments are the scalars of the step in float32 and in float64 (the latter empty
 // unless an array is of float64), the global norm of the gradients as a scalar of either (read if
-// they are clipped), a key of two uint32 for each leaf (empty unless moments are in 8 bits), the
-// buffers of mu, of nu and, with AMSGrad, of nu_max, the scales of mu for each leaf with moments in
-// 8 bits, then those of nu, then each leaf's gradient, then each leaf's parameter. Results are the
-// moments, scales and parameters, each in the memory of its argument. `table` has a Row for each
-// leaf.
+// they are clipped), a row of keys for each leaf, the buffers of mu, of nu and, with AMSGrad, of
+// nu_max, the scales of mu for each leaf with moments in 8 bits, then those of nu, the residual of
+// each leaf that has one, then each leaf's gradient, then each leaf's parameter. Results are all
+// but the gradients, each in the memory of its argument. `table` has a Row for each leaf. A row of
+// keys begins with two uint32 for moments in 8 bits, and ends with two for the residual. Either
+// may be absent if no leaf has such moments, or none a residual.
 //
 // adamx_norm: Arguments are gradients, the result is their global norm, a scalar.
 
@@ -17,118 +18,18 @@
 #include <utility>
 #include <vector>
 
-#include "step.h"
-#include "xla/ffi/api/ffi.h"
+#include "arguments.h"
 
 namespace {
 
 namespace ffi = xla::ffi;
+using adamx::At, adamx::Buffer, adamx::IsFloat, adamx::kFirstBuffer, adamx::kRowLength;
+using adamx::ReadBuffers, adamx::ReadNumber, adamx::ReadResidual, adamx::ReadScalars;
+using adamx::ReadScales, adamx::Row, adamx::ToDtype, adamx::Wrong;
 
 // The version of the arguments and attributes. It is in the names under which the handlers are
 // registered, so that a program that was compiled for another version does not find them.
-constexpr int kInterface = 3;
-
-// Where the moments of a leaf begin in those buffers, and whether weight decay applies to it: the
-// fields of plan.Row, in their order.
-struct Row {
-  int64_t mu_buffer, mu_element;
-  int64_t nu_buffer, nu_element;  // of nu_max too
-  int64_t decays;
-  int64_t group;  // elements that share a scale, of moments in 8 bits; or 0
-};
-
-constexpr int64_t kRowLength = sizeof(Row) / sizeof(int64_t);
-constexpr int64_t kFirstBuffer = 4;  // after the scalars, twice, the norm, and the keys
-
-ffi::Error Wrong(const std::string& what) {
-  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "adamx: " + what);
-}
-
-bool ToDtype(ffi::DataType type, adamx::Dtype* dtype) {
-  switch (type) {
-    case ffi::DataType::F32: *dtype = adamx::Dtype::kFloat32; return true;
-    case ffi::DataType::F64: *dtype = adamx::Dtype::kFloat64; return true;
-    case ffi::DataType::BF16: *dtype = adamx::Dtype::kBfloat16; return true;
-    case ffi::DataType::F16: *dtype = adamx::Dtype::kFloat16; return true;
-    case ffi::DataType::S8: *dtype = adamx::Dtype::kInt8; return true;
-    case ffi::DataType::U8: *dtype = adamx::Dtype::kUint8; return true;
-    case ffi::DataType::U32: *dtype = adamx::Dtype::kUint32; return true;
-    default: return false;
-  }
-}
-
-// An argument. In a buffer of moments, `used` is where the last leaf's part ends.
-struct Buffer {
-  adamx::Array array;
-  int64_t size, columns;  // elements in all, and along the last axis
-  int64_t used = 0;
-};
-
-adamx::Array At(const Buffer& buffer, int64_t element) {
-  char* data = static_cast<char*>(buffer.array.data);
-  return {data + element * adamx::Width(buffer.array.dtype), buffer.array.dtype};
-}
-
-template <class T>
-bool ReadScalars(const ffi::AnyBuffer& buffer, ffi::DataType type, adamx::Scalars<T>* scalars) {
-  if (buffer.element_type() != type || buffer.element_count() * sizeof(T) != sizeof *scalars)
-    return false;
-  std::memcpy(scalars, buffer.untyped_data(), sizeof *scalars);
-  return true;
-}
-
-bool ReadNumber(const ffi::AnyBuffer& buffer, double* value) {
-  if (buffer.element_count() != 1) return false;
-  if (buffer.element_type() == ffi::DataType::F32) {
-    *value = *static_cast<const float*>(buffer.untyped_data());
-  } else if (buffer.element_type() == ffi::DataType::F64) {
-    *value = *static_cast<const double*>(buffer.untyped_data());
-  } else {
-    return false;
-  }
-  return true;
-}
-
-// All arguments from number `first` on.
-ffi::Error ReadBuffers(const ffi::RemainingArgs& args, size_t first, std::vector<Buffer>* buffers) {
-  buffers->reserve(args.size() - first);
-  for (size_t i = first; i < args.size(); ++i) {
-    const auto arg = args.get<ffi::AnyBuffer>(i);
-    if (!arg.has_value()) return arg.error();
-    Buffer buffer;
-    if (!ToDtype(arg->element_type(), &buffer.array.dtype))
-      return Wrong("argument " + std::to_string(i) + " has a dtype that the kernel does not know");
-    buffer.size = arg->element_count();
-    const auto dimensions = arg->dimensions();
-    buffer.columns = dimensions.size() == 0 ? 1 : dimensions.back();
-    buffer.array.data = arg->untyped_data();
-    buffers->push_back(buffer);
-  }
-  return ffi::Error::Success();
-}
-
-bool IsFloat(const adamx::Array& array) {
-  return array.data == nullptr || array.dtype <= adamx::Dtype::kFloat16;
-}
-
-// Give a leaf the scales of its moments in 8 bits; return whether its arrays fit together.
-bool ReadScales(const Buffer& m, const Buffer& v, const Buffer& m_scales, const Buffer& v_scales,
-                int64_t group, adamx::Leaf* leaf) {
-  if (m.array.dtype != adamx::Dtype::kInt8 || v.array.dtype != adamx::Dtype::kUint8 ||
-      m_scales.array.dtype != adamx::Dtype::kBfloat16 ||
-      v_scales.array.dtype != adamx::Dtype::kUint32 || group < 1 || group > adamx::kMaxGroup ||
-      m.size != leaf->size || v.size != leaf->size || m.columns != v.columns ||
-      leaf->size > UINT32_MAX || adamx::InDouble(*leaf))
-    return false;
-  const int64_t rows = m.columns == 0 ? 0 : m.size / m.columns;
-  const int64_t scales = rows * ((m.columns + group - 1) / group);
-  if (m_scales.size != scales || v_scales.size != scales) return false;
-  leaf->group = group;
-  leaf->columns = m.columns;
-  leaf->m_scales = static_cast<uint16_t*>(m_scales.array.data);
-  leaf->v_scales = static_cast<uint32_t*>(v_scales.array.data);
-  return true;
-}
+constexpr int kInterface = 4;
 
 ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
                        bool eps_beside_corrected, bool maximum_of_corrected, bool amsgrad,
@@ -141,10 +42,14 @@ ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
     return Wrong("expected other numbers of buffers of moments");
   std::vector<Row> rows(leaf_count);
   if (leaf_count != 0) std::memcpy(rows.data(), table.begin(), leaf_count * sizeof(Row));
-  int64_t coded = 0;  // leaves with moments in 8 bits
-  for (const Row& row : rows) coded += row.group != 0;
+  int64_t coded = 0, kept = 0;  // leaves with moments in 8 bits; with residuals
+  for (const Row& row : rows) {
+    coded += row.group != 0;
+    kept += row.residual_bits != 0;
+  }
   const int64_t first_scale = mu_buffers + nu_buffers * (moments - 1);
-  const int64_t updated = first_scale + 2 * coded;  // buffers of moments and scales
+  const int64_t first_residual = first_scale + 2 * coded;
+  const int64_t updated = first_residual + kept;  // buffers of all but gradients and parameters
   if (static_cast<int64_t>(args.size()) != kFirstBuffer + updated + 2 * leaf_count)
     return Wrong("expected " + std::to_string(kFirstBuffer + updated + 2 * leaf_count) +
                  " arguments, found " + std::to_string(args.size()));
@@ -167,8 +72,11 @@ ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
   if (!norm_or.has_value() || !ReadNumber(*norm_or, &norm)) return Wrong("expected a norm");
 
   const auto keys_or = args.get<ffi::AnyBuffer>(3);
+  const int64_t key_count = keys_or.has_value() ? keys_or->element_count() : 0;
+  const int64_t key_length = leaf_count == 0 ? 0 : key_count / leaf_count;  // of a leaf's row
   if (!keys_or.has_value() || keys_or->element_type() != ffi::DataType::U32 ||
-      (coded != 0 && static_cast<int64_t>(keys_or->element_count()) != 2 * leaf_count))
+      key_length < 2 * (coded != 0) + 2 * (kept != 0) ||
+      (key_length != 0 && key_length * leaf_count != key_count))
     return Wrong("expected a key of two uint32 for each leaf");
   const uint32_t* keys = static_cast<const uint32_t*>(keys_or->untyped_data());
 
@@ -186,7 +94,7 @@ ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
   }
 
   std::vector<adamx::Leaf> leaves(leaf_count);
-  int64_t next_scale = first_scale;
+  int64_t next_scale = first_scale, next_residual = first_residual;
   for (int64_t i = 0; i < leaf_count; ++i) {
     const Row& row = rows[i];
     const Buffer& g = buffers[updated + i];
@@ -219,9 +127,14 @@ ffi::Error StepHandler(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
       if (amsgrad || !ReadScales(buffers[mu], buffers[mu_buffers + nu], m_scales, v_scales,
                                  row.group, &leaf))
         return Wrong("the moments of a leaf in 8 bits do not fit their scales or their dtypes");
-      std::memcpy(leaf.key, keys + 2 * i, sizeof leaf.key);
+      std::memcpy(leaf.key, keys + key_length * i, sizeof leaf.key);
     } else if (!IsFloat(leaf.m) || !IsFloat(leaf.v) || !IsFloat(leaf.v_max)) {
       return Wrong("a moment is not of a floating-point dtype");
+    }
+    if (row.residual_bits != 0) {
+      if (!ReadResidual(buffers[next_residual++], row.residual_bits, &leaf))
+        return Wrong("a residual does not fit its parameter");
+      std::memcpy(leaf.residual_key, keys + key_length * (i + 1) - 2, sizeof leaf.residual_key);
     }
     if (!has_doubles && adamx::InDouble(leaf))
       return Wrong("expected the scalars as float64 beside arrays of float64");

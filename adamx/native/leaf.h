@@ -8,7 +8,9 @@
 
 namespace adamx {
 
-enum class Dtype : uint8_t { kFloat32, kFloat64, kBfloat16, kFloat16, kInt8, kUint8, kUint32 };
+enum class Dtype : uint8_t {
+  kFloat32, kFloat64, kBfloat16, kFloat16, kInt8, kUint8, kUint32, kInt16
+};
 
 constexpr size_t Width(Dtype dtype) {
   switch (dtype) {
@@ -34,12 +36,16 @@ struct Leaf {
   Array g, m, v, v_max, p;  // v_max.data is null without AMSGrad
   bool decays = false;      // whether weight decay applies to it
 
+  // What p, of 16 bits, lacks of the weights, as int8 or int16; data is null where p has all.
+  Array residual;
+  uint32_t residual_key[2] = {0, 0};  // of the random bits of this step
+
   // Of moments in 8 bits: m and v are codes of int8 and uint8, in rows of `columns` elements.
   int64_t group = 0;  // consecutive elements of a row that share scales; 0 for other moments
   int64_t columns = 0;
   uint16_t* m_scales = nullptr;  // one for each group, row by row
   uint32_t* v_scales = nullptr;
-  uint32_t key[2] = {0, 0};                           // of the random bits of this step
+  uint32_t key[2] = {0, 0};      // of the random bits of this step
 };
 
 // The numbers of a step: the fields of numerics.Scalars, in their order.

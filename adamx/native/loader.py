@@ -19,7 +19,7 @@ from adamx.native.probe import find_fault, flushes_subnormals
 __all__ = ["NORM", "STEP", "Status", "is_registered", "status"]
 
 # The version of the kernel's arguments and attributes; see `kInterface` in ffi.cc.
-_INTERFACE = 3
+_INTERFACE = 4
 # The names under which XLA knows it.
 STEP, NORM = f"adamx_step_v{_INTERFACE}", f"adamx_norm_v{_INTERFACE}"
 _LIBRARY = "libadamx_native.so"

@@ -12,13 +12,13 @@ from jax.tree_util import KeyPath
 from adamx.base.checks import check_params
 from adamx.base.dtypes import dtype_of, type_name
 from adamx.base.errors import InvalidType, InvalidValue
-from adamx.base.random_bits import check_key, fold_in, key_data
-from adamx.base.residual import DTYPES, Bits, join, split
+from adamx.base.random_bits import check_key, fold_in, key_data, leaf_keys
+from adamx.base.residual import DTYPES, Bits, check_bits, join, split
 from adamx.base.rounded import check_not_rounded
 from adamx.base.trees import describe_difference, flatten_with_path, is_none, leaf_name
 from adamx.transforms.narrow import check_update, count_narrow, is_narrow, map_narrow
 
-__all__ = ["ResidualState", "check_residual", "residual_params"]
+__all__ = ["ResidualState", "check_residual", "residual_keys", "residual_params"]
 
 
 class ResidualState(NamedTuple):
@@ -119,8 +119,7 @@ def residual_params(
     and whose r has 16 bits; Ortiz et al. 2026, https://arxiv.org/abs/2602.23349, whose r is rounded
     to nearest in 8 bits; for the hash Wellons 2018, https://nullprogram.com/blog/2018/07/31/.
     """
-    if not isinstance(bits, int) or bits not in (8, 16):
-        raise InvalidValue(where="bits", expected="8 or 16", found=repr(bits))
+    check_bits("bits", bits)
     check_key("key", key)
 
     def init(params: optax.Params) -> Any:
@@ -143,13 +142,22 @@ def residual_params(
         own, params = check_update(updates, state, params, ResidualState)
         check_residual(own.residual, params, bits)
         check_not_rounded(updates)
-        stream = fold_in(own.key, np.uint32(2**32 - 3))  # which no count reaches
+        stream = _stream(own.key)
         moved, residual = map_narrow(_update_leaf, stream, own.count, updates, params, own.residual)
         count = jnp.asarray(optax.safe_increment(own.count))
         after: Any = own._replace(count=count, residual=residual)
         return moved, after
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def residual_keys(state: ResidualState, leaves: int) -> chex.ArrayDevice:
+    """The keys of a step from this state, uint32[leaves, 2]."""
+    return leaf_keys(_stream(state.key), state.count, leaves)
+
+
+def _stream(key: chex.ArrayDevice) -> chex.ArrayDevice:
+    return fold_in(key, np.uint32(2**32 - 3))  # which no count reaches
 
 
 def check_residual(residual: Any, params: optax.Params, bits: int | None = None) -> None:

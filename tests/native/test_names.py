@@ -30,7 +30,7 @@ def test_the_scalars_of_a_step():
 
 
 def test_the_rows_of_the_table():
-    assert fields("ffi.cc", "Row") == Row._fields
+    assert fields("arguments.h", "Row") == Row._fields
 
 
 def test_a_convention():

@@ -118,7 +118,7 @@ ATTRIBUTES = {
     "clip": np.bool_(False),
     "mu_buffers": np.int64(1),
     "nu_buffers": np.int64(1),
-    "table": np.array([0, 0, 0, 0, 0, 0], np.int64),
+    "table": np.array([0, 0, 0, 0, 0, 0, 0], np.int64),
 }
 NO_KEYS = jnp.zeros((0, 2), jnp.uint32)
 
@@ -163,19 +163,20 @@ def test_handler_takes_what_is_right():
         ({"sizes": (3, 4, 4, 4)}, {}, "the moments of a leaf do not fit their buffer"),
         ({"sizes": (4, 3, 4, 4)}, {}, "the moments of a leaf do not fit their buffer"),
         ({"dtypes": (F32, F32, jnp.int32, F32)}, {}, "argument 6 has a dtype"),
-        ({"dtypes": (F32, F32, F32, jnp.int16)}, {}, "argument 7 has a dtype"),
+        ({"dtypes": (F32, F32, F32, jnp.uint16)}, {}, "argument 7 has a dtype"),
         ({}, {"amsgrad": np.bool_(True)}, "expected 9 arguments, found 8"),
         ({}, {"mu_buffers": np.int64(2)}, "expected 9 arguments, found 8"),
         ({}, {"nu_buffers": np.int64(-1)}, "expected other numbers of buffers"),
         ({}, {"mu_buffers": np.int64(2**62)}, "expected other numbers of buffers"),
         ({}, {"table": np.zeros(5, np.int64)}, "a broken row"),
         ({}, {"table": np.zeros(0, np.int64)}, "expected 6 arguments, found 8"),
-        ({}, {"table": np.array([1, 0, 0, 0, 0, 0])}, "a buffer of moments that is not there"),
-        ({}, {"table": np.array([0, 0, -1, 0, 0, 0])}, "a buffer of moments that is not there"),
-        ({}, {"table": np.array([0, 1, 0, 0, 0, 0])}, "do not fit their buffer"),
-        ({}, {"table": np.array([0, -1, 0, 0, 0, 0])}, "do not fit their buffer"),
-        ({}, {"table": np.array([0, 2**62, 0, 0, 0, 0])}, "do not fit their buffer"),
-        ({}, {"table": np.array([0, 0, 0, 2**63 - 1, 0, 0])}, "do not fit their buffer"),
+        ({}, {"table": np.array([1, 0, 0, 0, 0, 0, 0])}, "a buffer of moments that is not there"),
+        ({}, {"table": np.array([0, 0, -1, 0, 0, 0, 0])}, "a buffer of moments that is not there"),
+        ({}, {"table": np.array([0, 1, 0, 0, 0, 0, 0])}, "do not fit their buffer"),
+        ({}, {"table": np.array([0, -1, 0, 0, 0, 0, 0])}, "do not fit their buffer"),
+        ({}, {"table": np.array([0, 2**62, 0, 0, 0, 0, 0])}, "do not fit their buffer"),
+        ({}, {"table": np.array([0, 0, 0, 2**63 - 1, 0, 0, 0])}, "do not fit their buffer"),
+        ({}, {"table": np.array([0, 0, 0, 0, 0, 0, 8])}, "expected 9 arguments, found 8"),
     ],
 )
 def test_handler_refuses(given, changed, message):
