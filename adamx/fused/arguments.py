@@ -12,6 +12,8 @@ import optax
 from adamx.base.arguments import AdamArguments, DecayArguments
 from adamx.base.checks import check_positive
 from adamx.base.errors import AdamxError, InvalidType, InvalidValue
+from adamx.base.random_bits import check_key
+from adamx.base.residual import Bits, check_bits
 
 __all__ = ["FusedAdamArguments", "FusedAdamWArguments", "StepArguments"]
 
@@ -23,6 +25,8 @@ class StepArguments(AdamArguments):
     _: dataclasses.KW_ONLY
     clip_global_norm: chex.Numeric | None = None
     packed: bool = False
+    residual_bits: Bits | None = None
+    residual_key: chex.ArrayDevice | int | None = None
 
     def __post_init__(self) -> None:
         """See `Arguments`."""
@@ -37,6 +41,17 @@ class StepArguments(AdamArguments):
                     expected="False with moments in 8 bits, whose leaves have their own arrays",
                     found=True,
                 )
+            if self.residual_bits is not None:
+                check_bits("residual_bits", self.residual_bits)
+            if self.residual_key is not None:
+                check_key("residual_key", self.residual_key)
+                if self.residual_bits is None:
+                    raise InvalidValue(
+                        where="residual_key",
+                        expected="residual_bits=8 or residual_bits=16 with it",
+                        found="residual_bits=None",
+                        remedy="set that or omit residual_key",
+                    )
         except AdamxError as error:
             raise error.replace(remedy=self._remedy(error)) from None
 

@@ -25,6 +25,13 @@ from adamx.fused.packed import packed_state
 from adamx.fused.plan import Plan, Row
 from adamx.fused.step import step_leaves
 from adamx.transforms.adam import nu_keys, scale_by_adam
+from adamx.transforms.narrow import check_narrow
+from adamx.transforms.residual import (
+    ResidualState,
+    check_residual,
+    residual_keys,
+    residual_params,
+)
 from adamx.transforms.scaling import add_weight_decay
 
 __all__ = ["WholeStep"]
@@ -32,6 +39,9 @@ __all__ = ["WholeStep"]
 _TO_CONVERT = (
     "To continue from the state of a chain, use "
     "adamx.from_numpy(optimizer.init(params), adamx.to_numpy(state))"
+)
+_TO_SPLIT = (
+    "adamx.split_params(weights, params, that), where weights is adamx.full_params(params, state)"
 )
 
 
@@ -67,6 +77,9 @@ class WholeStep:
         if decaying and self.decoupled:
             found["decay"] = decaying.init
         found["rate"] = optax.scale_by_learning_rate(a.learning_rate).init
+        if a.residual_bits is not None:
+            key = 0 if a.residual_key is None else a.residual_key
+            found["residual"] = residual_params(a.residual_bits, key=key).init
         return found
 
     def init(self, params: Any) -> Any:
@@ -89,9 +102,14 @@ class WholeStep:
         moments = open_moments(adam, params, trained)
         count = jnp.asarray(optax.safe_increment(adam.count))
         decays = self._decays(params)
+        residuals = self._residuals(parts, params)
+        with_residual = [i for i in trained if residuals[i] is not None]
+        kept = self.arguments.residual_bits or 0
+        bits = [0 if residuals[i] is None else kept for i in trained]
         plan = Plan(
             tuple(
-                Row(*moments.spots[n], decays[i], moments.groups[n]) for n, i in enumerate(trained)
+                Row(*moments.spots[n], decays[i], moments.groups[n], bits[n])
+                for n, i in enumerate(trained)
             ),
             mu_buffers=len(moments.buffers[0]),
             nu_buffers=len(moments.buffers[1]),
@@ -102,28 +120,46 @@ class WholeStep:
             nesterov=self.arguments.nesterov,
             rounds_nu_at_random=self.arguments.nu_key is not None,
         )
-        keys = None
+        keys: list[chex.ArrayDevice] = []
         if any(moments.groups):
-            keys = moment_keys(self.arguments.eight_bit, count, len(leaves))
+            keys.append(moment_keys(self.arguments.eight_bit, count, len(leaves)))
         elif self.arguments.nu_key is not None:
-            keys = nu_keys(self.arguments.nu_key, count, len(leaves))
-        buffers, stepped = step_leaves(
+            keys.append(nu_keys(self.arguments.nu_key, count, len(leaves)))
+        if with_residual:
+            keys.append(residual_keys(parts["residual"], len(leaves)))
+        (*buffers, rests), stepped = step_leaves(
             functools.partial(self._numbers, count, parts),
-            None if keys is None else keys[np.array(trained, int)],
-            moments.buffers,
+            jnp.concatenate(keys, axis=1)[np.array(trained, int)] if keys else None,
+            [*moments.buffers, [jnp.asarray(residuals[i]) for i in with_residual]],
             [jnp.asarray(g_leaves[i]) for i in trained],
             [jnp.asarray(leaves[i]) for i in trained],
             plan,
         )
         for i, p in zip(trained, stepped, strict=True):
             leaves[i] = p
-        stepped_adam = type(adam)(count, *moments.close(buffers))
+        for i, r in zip(with_residual, rests, strict=True):
+            residuals[i] = r
+        known = {"adam": type(adam)(count, *moments.close(buffers))}
+        if (part := parts.get("residual")) is not None:
+            next_count = jnp.asarray(optax.safe_increment(part.count))
+            known["residual"] = part._replace(
+                count=next_count, residual=treedef.unflatten(residuals)
+            )
         # The other parts have no arrays but the counts of their schedules.
         after = tuple(
-            stepped_adam if name == "adam" else jax.tree.map(optax.safe_increment, part)
+            known[name] if name in known else jax.tree.map(optax.safe_increment, part)
             for name, part in parts.items()
         )
         return treedef.unflatten(leaves), after
+
+    def _residuals(self, parts: dict[str, Any], params: Any) -> list[Any]:
+        """The residual of each leaf, or None; raise if they are not those of `params`."""
+        treedef = jax.tree.structure(params)
+        if (part := parts.get("residual")) is None:
+            return [None] * treedef.num_leaves
+        check_narrow(params, part.narrow)
+        check_residual(part.residual, params, self.arguments.residual_bits)
+        return treedef.flatten_up_to(part.residual)
 
     def _split(self, state: Any, params: Any) -> dict[str, Any]:
         """The parts of `state` by name, each of the type that `init` makes."""
@@ -135,12 +171,13 @@ class WholeStep:
                 where="state",
                 expected=f"a tuple of {len(names)} parts ({', '.join(names)}), as init makes it",
                 found=found,
-                remedy=_TO_CONVERT,
+                remedy=self._to_convert(state),
             )
         parts = dict(zip(names, state, strict=True))
+        kinds = {"adam": self.state_type, "residual": ResidualState}
         for name, part in parts.items():
-            if name == "adam":
-                right, expected = isinstance(part, self.state_type), self.state_type.__name__
+            if name in kinds:
+                right, expected = isinstance(part, kinds[name]), kinds[name].__name__
             else:
                 like = init_of[name](params)
                 right = jax.tree.structure(part) == jax.tree.structure(like)
@@ -156,6 +193,15 @@ class WholeStep:
                     remedy="adamx.pack and adamx.unpack convert between packed and ordinary states",
                 )
         return parts
+
+    def _to_convert(self, state: Any) -> str:
+        """How to continue from a state of other parts."""
+        if self.arguments.residual_bits is not None:
+            return f"{_TO_CONVERT}; then {_TO_SPLIT}"
+        leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, ResidualState))
+        if any(isinstance(x, ResidualState) for x in leaves):
+            return "the parameters have residuals: pass residual_bits"
+        return _TO_CONVERT
 
     def _decays(self, params: optax.Params) -> list[bool]:
         """Whether weight decay applies, for each leaf."""
