@@ -130,11 +130,12 @@ def fused_adam(arguments: FusedAdamArguments) -> FusedOptimizer:
     the same result.
 
     Parameters narrower than float32 are rounded to nearest, so updates below half a unit in the
-    last place are lost. The step cannot round them at random; `adam` can, with `stochastic_round`
-    chained after it.
+    last place are lost, unless `residual_bits` keeps what parameters lack of their weights. The
+    step cannot round them at random; `adam` can, with `stochastic_round` chained after it.
 
     With every option, in this order: the gradients are clipped by their global norm; weight decay
-    that is not decoupled is added to them; Adam; decoupled weight decay; the learning rate.
+    that is not decoupled is added to them; Adam; decoupled weight decay; the learning rate; the
+    weights are split into parameters and residuals.
 
     Args:
       learning_rate, b1, b2, eps, eps_root: see `adam`. All numbers may be traced: a learning rate
@@ -151,21 +152,31 @@ def fused_adam(arguments: FusedAdamArguments) -> FusedOptimizer:
         about as long to pass an array into a compiled function and out as the kernel takes for
         thousands of numbers: with many small leaves this is most of a step. Only for parameters
         that are not sharded. `adamx.unpack` gives the ordinary state.
+      residual_bits: 8 or 16 to keep parameters in bfloat16 and float16 with residuals in the state,
+        as `residual_params` does; None for none. Decay and step use the weights in float32, so with
+        16 bits in bfloat16 the run is that of float32 parameters, bit for bit, from the same
+        gradients and with the same moments (`mu_dtype="float32"`, or the same leaves in 8 bits).
+        `full_params` and `split_params` read and write the weights.
+      residual_key: a seed or a key for the random bits, as for `residual_params`; None for 0. With
+        the same key, state and sums the bits are those of the chain.
 
     Returns:
       `(init, step)`, pure. `init(params)` returns the state of an `optax.chain` of those parts of
-      `clip_by_global_norm`, `add_decayed_weights`, `scale_by_adam`, `add_decayed_weights` and
-      `scale_by_learning_rate` that are used: without the others, the state of `adam` or `adamw`.
+      `clip_by_global_norm`, `add_decayed_weights`, `scale_by_adam`, `add_decayed_weights`,
+      `scale_by_learning_rate` and `residual_params` that are used: without the others, the state of
+      `adam` or `adamw`.
       With `packed`, it holds a `PackedAdamState`. `step(grads, params, state)` returns the next
-      parameters and state, in the dtypes given. Where a leaf of `grads` is None, its parameter and
-      moments do not change. Each leaf is computed in the widest precision of its arrays, float32
-      at least, and rounded once at the end; `update` also rounds the direction, and the update, to
-      the gradient's dtype.
+      parameters and state, in the dtypes given. Where a leaf of `grads` is None, its parameter,
+      moments and residual do not change. Each leaf is computed in the widest precision of its
+      arrays, float32 at least, and rounded once at the end; `update` also rounds the direction, and
+      the update, to the gradient's dtype.
 
     Raises:
-      ValueError, TypeError: as `adam`; for a weight decay or norm out of range; in `init`, with
-        `packed`, for complex or sharded parameters; in `step`, for gradients, parameters or a state
-        whose structure or shapes are not those of one another.
+      ValueError, TypeError: as `adam`; for a weight decay or norm out of range; for other
+        `residual_bits`, or a `residual_key` without them; in `init`, with `packed`, for complex or
+        sharded parameters, and with `residual_bits` for parameters in 8 bits; in `step`, for
+        gradients, parameters or a state whose structure, shapes or residuals are not those of one
+        another.
 
     Example:
       >>> import adamx, functools, jax, jax.numpy as jnp
@@ -192,12 +203,13 @@ def fused_adam(arguments: FusedAdamArguments) -> FusedOptimizer:
 def fused_adamw(arguments: FusedAdamWArguments) -> FusedOptimizer:
     """AdamW in one pass over memory: what `adamw` and `optax.apply_updates` compute.
 
-    As of `fused_adam`, `step` rounds narrow parameters to nearest and cannot round them at random.
+    As of `fused_adam`, `step` rounds narrow parameters to nearest, and cannot round them at random;
+    `residual_bits` keeps what they lack.
 
     Args:
       learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask: see `adamw`.
       nu_dtype, nu_key, moments, nesterov, amsgrad, convention: see `adamw`.
-      clip_global_norm, packed: see `fused_adam`.
+      clip_global_norm, packed, residual_bits, residual_key: see `fused_adam`.
 
     Returns:
       `(init, step)` as of `fused_adam`, with the state of `adamw`.
