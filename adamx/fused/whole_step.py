@@ -17,7 +17,7 @@ from adamx.base.dtypes import real_scalar
 from adamx.base.eight_bit import moment_keys
 from adamx.base.errors import InvalidType
 from adamx.base.numerics import CONVENTIONS, bias_correction, scalars
-from adamx.base.trees import expand_nones
+from adamx.base.trees import expand_nones, is_none
 from adamx.fused.arguments import StepArguments
 from adamx.fused.layout import PackedAdamState, PackedAmsgradState
 from adamx.fused.moments import check_order, open_packed, open_separate
@@ -126,7 +126,10 @@ class WholeStep:
         elif self.arguments.nu_key is not None:
             keys.append(nu_keys(self.arguments.nu_key, count, len(leaves)))
         if with_residual:
-            keys.append(residual_keys(parts["residual"], len(leaves)))
+            # The chain counts leaves that are None.
+            every = jax.tree.leaves(params, is_leaf=is_none)
+            present = np.array([n for n, p in enumerate(every) if p is not None], int)
+            keys.append(residual_keys(parts["residual"], len(every))[present])
         (*buffers, rests), stepped = step_leaves(
             functools.partial(self._numbers, count, parts),
             jnp.concatenate(keys, axis=1)[np.array(trained, int)] if keys else None,

@@ -11,7 +11,7 @@ from adamx import native
 from adamx.base.jax_seam import Target
 from adamx.base.numerics import CONVENTIONS
 from adamx.fused import cpu, plain, step
-from adamx.fused.plan import Plan
+from adamx.fused.plan import Plan, Row
 
 ONE_CPU = Target("cpu", 1, is_export=False)
 ARRAYS = [jnp.zeros(2), jnp.zeros(2, jnp.bfloat16)]
@@ -50,6 +50,15 @@ def test_the_plain_form_is_chosen_for_what_the_kernel_does_not_have(field):
     form, reasons = step.choose(ONE_CPU, ARRAYS, PLAN._replace(**{field: True}))
     assert form.run is plain.run
     assert "supports neither nesterov nor nu_key" in reasons["the compiled kernel"]
+
+
+def test_the_plain_form_is_chosen_for_residuals_of_huge_leaves():
+    """Whose random bits the kernel would repeat."""
+    plan = PLAN._replace(rows=(Row(0, 0, 0, 0, decays=False, residual_bits=8),))
+    huge = jax.ShapeDtypeStruct((2**16, 2**16), jnp.int8)
+    form, reasons = step.choose(ONE_CPU, [*ARRAYS, huge], plan)
+    assert form.run is plain.run
+    assert "nor residuals of huge leaves" in reasons["the compiled kernel"]
 
 
 def test_without_the_kernel_its_status_is_the_reason(monkeypatch):

@@ -184,6 +184,26 @@ def test_handler_refuses(given, changed, message):
         call(operands(**given), **changed)
 
 
+@pytest.mark.parametrize(
+    ("p", "residual", "bits"),
+    [
+        (jnp.ones(4), jnp.zeros(4, jnp.int8), 8),
+        (jnp.ones(4, jnp.bfloat16), jnp.zeros(4, jnp.int16), 8),
+        (jnp.ones(4, jnp.bfloat16), jnp.zeros(3, jnp.int8), 8),
+        (jnp.ones(4, jnp.bfloat16), jnp.zeros(4, jnp.int8), 4),
+    ],
+)
+def test_handler_refuses_residuals_that_do_not_fit(p, residual, bits):
+    numbers, wide, norm, _, mu, nu, g, _ = operands()
+    table = np.array([0, 0, 0, 0, 0, 0, bits])
+    given = [numbers, wide, norm, jnp.zeros((1, 2), jnp.uint32), mu, nu, residual, g, p]
+    aliases = {4: 0, 5: 1, 6: 2, 8: 3}
+    with pytest.raises(Exception, match="adamx: a residual does not fit its parameter"):
+        call(given, aliases, table=table)
+    with pytest.raises(Exception, match="adamx: expected a key of two uint32 for each leaf"):
+        call([*given[:3], NO_KEYS, *given[4:]], aliases, table=table)
+
+
 def test_handler_refuses_results_elsewhere():
     with pytest.raises(Exception, match="expected 3 results, found 2"):
         call(operands(), aliases={4: 0, 5: 1})
