@@ -140,8 +140,8 @@ def fused_adam(arguments: FusedAdamArguments) -> FusedOptimizer:
     Args:
       learning_rate, b1, b2, eps, eps_root: see `adam`. All numbers may be traced: a learning rate
         that is an argument of the jitted function changes without recompiling.
-      mu_dtype, nu_dtype, amsgrad, convention: see `adam`.
-      nu_key, nesterov, moments: see `adam`. With them the compiled kernel is not used.
+      mu_dtype, nu_dtype, moments, amsgrad, convention: see `adam`.
+      nu_key, nesterov: see `adam`. With them the compiled kernel is not used.
       weight_decay: at least 0: a scalar, or a schedule of the count of steps.
       decoupled: True to shrink parameters by learning rate times weight decay, as AdamW does; False
         to add weight decay times the parameters to the gradients, as `torch.optim.Adam` does.
