@@ -52,6 +52,7 @@ _ABOVE = 1.05  # of the largest r of a group, which new levels reach: levels dec
 _FLOOR = 2.2e-5  # of the largest r of a group: the widest levels reach from there
 _SHORT = 64  # of the highest level, lest rounding goes beyond it
 _SMALLEST_EPS = 2.0**-100  # in units: its half and its products are not flushed to 0
+_SMALLEST_RATIO = 2.0**-100  # of m to r, or else m is 0: the inverse of a scale is finite
 
 
 class EightBitMoment(NamedTuple):
@@ -239,7 +240,8 @@ def _encode(
 
     # Below the lowest level, which r is then read as, m itself is kept.
     ratio = m / jnp.where(is_used, jnp.maximum(kept, lowest), 1)
-    m_scale = _round_up(_largest(jnp.where(is_lost | ~is_used, 0, ratio)))
+    largest = _largest(jnp.where(is_lost | ~is_used, 0, ratio))
+    m_scale = _round_up(jnp.where(largest < _SMALLEST_RATIO, 0, largest))
     # A little less, so that no quotient is rounded to more than the highest level. In 2^-15.
     n = jnp.where(is_used, _REACH_M * 2.0**15 * (1 - 2.0**-21), 0)
     n = ratio * (n / jnp.where(m_scale == 0, 1, m_scale))

@@ -20,6 +20,7 @@ constexpr float kBelow = 0.995f, kAbove = 1.05f, kFloor = 2.2e-5f;
 constexpr int32_t kOne = 127 << 23, kInfinity = 255 << 23, kNan = kInfinity | 1;  // as patterns
 constexpr int32_t kSign = INT32_MIN;
 constexpr float kSmallestEps = 0x1p-100f;
+constexpr int32_t kSmallestRatio = 27 << 23;  // 2^-100, as a pattern
 constexpr int32_t kShort = 64;  // of the highest level, lest rounding goes beyond it
 
 inline int32_t Bits(float x) { return static_cast<int32_t>(BitsOfFloat(x)); }
@@ -201,7 +202,8 @@ ADAMX_INLINE void Encode(int64_t n, int64_t count, Tile& tile, uint32_t begin, u
     tile.largest[j] = largest & tile.is_used[j];
   }
   for (int64_t j = 0; j < kGroups; ++j) {
-    tile.m_scales[j] = (tile.largest[j] + 0xffff) & ~0xffff;  // rounded up to bfloat16
+    const int32_t largest = tile.largest[j] < kSmallestRatio ? 0 : tile.largest[j];
+    tile.m_scales[j] = (largest + 0xffff) & ~0xffff;  // rounded up to bfloat16
     const float scale = Float(tile.m_scales[j]);
     const float levels = tile.is_used[j] == 0 ? 0 : kReachM * 0x1p15f * (1 - 0x1p-21f);
     tile.m_factor[j] = levels / (scale == 0 ? 1.0f : scale);

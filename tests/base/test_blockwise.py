@@ -254,6 +254,14 @@ def test_a_last_group_may_be_shorter(group):
         assert error < 0.07
 
 
+def test_m_fades_without_gradients():
+    """Beside v, which is kept: by b1 at each step, down to 1e-30 of its root, and then m is 0."""
+    grads = np.concatenate([stream(20, (1, 32)), np.zeros((880, 1, 32), np.float32)])
+    largest = np.abs(run(grads, hyper=(0.9, 0.999, 0.0, 0.0))[0]).max((1, 2))[20:]
+    assert np.all(np.abs(largest[1:670] / largest[:669] - 0.9) < 0.02)
+    assert not np.any(largest[680:])
+
+
 def test_a_scale_stays_while_it_fits():
     """So codes of moments that do not change are not rounded again."""
     grads = np.tile(stream(steps=1), (400, 1, 1))
