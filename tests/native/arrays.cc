@@ -27,6 +27,9 @@ double GuardedArray::Get(int64_t i) const {
   switch (dtype_) {
     case Dtype::kFloat64: return Read<double>(i);
     case Dtype::kFloat32: return Read<float>(i);
+    case Dtype::kInt8: return Read<int8_t>(i);
+    case Dtype::kUint8: return Read<uint8_t>(i);
+    case Dtype::kUint32: return Read<uint32_t>(i);
     default: return Decode16(Read<uint16_t>(i), FormatOf(dtype_));
   }
 }
@@ -35,6 +38,9 @@ void GuardedArray::Set(int64_t i, double x) {
   switch (dtype_) {
     case Dtype::kFloat64: return Write(i, x);
     case Dtype::kFloat32: return Write(i, static_cast<float>(x));
+    case Dtype::kInt8: return Write(i, static_cast<int8_t>(x));
+    case Dtype::kUint8: return Write(i, static_cast<uint8_t>(x));
+    case Dtype::kUint32: return Write(i, static_cast<uint32_t>(x));
     default: return Write(i, Encode16(static_cast<float>(x), FormatOf(dtype_)));
   }
 }
