@@ -14,7 +14,8 @@ ADAMX_INLINE void StepParameters(int64_t n, int64_t count, Tile& tile, float* __
   const float half_m = f.half_m, after = f.after_maximum, half_root = 0.5f * Sqrt(after);
   for (int64_t j = 0; j < count; ++j) {
     const float unit = tile.unit[j], eps_root = s.eps_root * unit * unit;
-    const float half_eps = 0.5f * Max(s.eps * unit, kSmallestEps);  // not 0, which m may be
+    // Not 0, which m may be; and NaN if eps is.
+    const float half_eps = 0.5f * Max(kSmallestEps, s.eps * unit);
     auto step = [&](int64_t i, float half_denominator) {
       float direction = m[i] * half_m / half_denominator;
       if (kDecoupled) direction = MultiplyAdd(s.weight_decay, p[i], direction);
@@ -57,7 +58,7 @@ ADAMX_INLINE void StepTile(int64_t n, int64_t count, const float* g, float* p, T
                            uint32_t begin, const uint32_t key[2]) {
   const bool is_finite = FindUnits(n, count, g, tile);
   const bool was_finite = Update<kFromMeans, false>(n, count, g, tile, s);
-  const bool has_lost = !is_finite || !was_finite;
+  const bool has_lost = !is_finite || !was_finite || !IsFinite(s.b1 + s.b2);
   if (has_lost) Update<kFromMeans, true>(n, count, g, tile, s);
   if (decoupled) {
     StepParameters<true>(n, count, tile, p, s, factors);

@@ -62,6 +62,24 @@ TEST(LostElements) {
         }
 }
 
+// With a rate of decay or an epsilon that is NaN, nothing looks like a number.
+TEST(RatesThatAreNotNumbers) {
+  for (const Kernels* kernels : EveryKernels())
+    for (int which : {0, 1, 2}) {
+      Hyperparameters h;
+      (which == 0 ? h.b1 : which == 1 ? h.b2 : h.eps) = std::nanl("");
+      CodedLeaf found(2, 300, 32);
+      found.FillRandom(1);
+      for (int64_t i = 0; i < found.size(); ++i) found.g.Set(i, 1);
+      StepCodes(*kernels, found, Rounded<float>(h));
+      for (int64_t i = 0; i < found.size(); ++i) {
+        CHECK(std::isnan(found.p.Get(i)), "%s, %d: p %g", kernels->name, which, found.p.Get(i));
+        CHECK(which == 2 || (found.v.Get(i) == kLostCode && found.m.Get(i) == kNanCode),
+              "%s, %d: codes %g, %g", kernels->name, which, found.v.Get(i), found.m.Get(i));
+      }
+    }
+}
+
 // Of zeros nothing comes but the decay of weights; and a number far below its group makes no step.
 TEST(ZeroMoments) {
   Hyperparameters h;
