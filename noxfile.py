@@ -108,7 +108,7 @@ def native(session: nox.Session) -> None:
     run_kernel_tests(session, "plain")
     fast = "-ffast-math -Ofast -funsafe-math-optimizations -ffinite-math-only"  # has no effect
     run_kernel_tests(session, "fast-math", f"-DCMAKE_CXX_FLAGS={fast}")
-    for name in ("thread", "address,undefined"):
+    for name in ("thread", "address,undefined,float-cast-overflow"):
         run_kernel_tests(session, name.partition(",")[0], f"-DADAMX_SANITIZE={name}")
     arm = "aarch64-linux-gnu-g++"
     if shutil.which(arm) is None or shutil.which("qemu-aarch64") is None:
