@@ -143,7 +143,7 @@ def test_handler_takes_codes():
         ({"g": CODES["mu"]}, "a gradient or a parameter is not of a floating-point dtype"),
         ({"p": CODES["nu"]}, "a gradient or a parameter is not of a floating-point dtype"),
         ({"keys": NO_KEYS}, "expected a key of two uint32 for each leaf"),
-        ({"keys": jnp.ones((2, 2), jnp.uint32)}, "expected a key of two uint32 for each leaf"),
+        ({"keys": jnp.ones((1, 1), jnp.uint32)}, "expected a key of two uint32 for each leaf"),
         ({"keys": jnp.ones((1, 2), F32)}, "expected a key of two uint32 for each leaf"),
         ({"amsgrad": np.bool_(True)}, "expected 11 arguments, found 10"),
     ],
