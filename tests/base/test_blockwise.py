@@ -239,7 +239,7 @@ def test_zeros_beside_a_large_number():
 @pytest.mark.parametrize("group", [8, 32, 64])
 def test_a_last_group_may_be_shorter(group):
     """Its elements are as near to the exact ones as in a longer leaf whose other elements are 0."""
-    grads = stream(shape=(2, 100))
+    grads = np.asarray(stream(shape=(2, 100)))
     padded = np.zeros((*grads.shape[:2], 128), np.float32)
     padded[..., :100] = grads
     exact = 0.0
