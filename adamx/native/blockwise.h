@@ -44,7 +44,7 @@ void TakeOutLost(int64_t n, int64_t count, Tile& tile, int32_t* lost) {
         tile.largest[j] = Max(tile.largest[j], Bits(r));
         tile.smallest[j] = Min(tile.smallest[j], r == 0 ? kInfinity : Bits(r));
       } else {
-        lost[i] = m != m || r != r ? kNanM : IsFinite(m) ? 0 : m < 0 ? -kMaxM : kMaxM;
+        lost[i] = IsNan(m) || IsNan(r) ? kNanM : IsFinite(m) ? 0 : Bits(m) < 0 ? -kMaxM : kMaxM;
         tile.m[i] = tile.r[i] = 0;
       }
     }

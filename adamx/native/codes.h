@@ -27,6 +27,7 @@ inline int32_t Bits(float x) { return static_cast<int32_t>(BitsOfFloat(x)); }
 inline float Float(int32_t bits) { return FloatOfBits(static_cast<uint32_t>(bits)); }
 inline int32_t Size(float x) { return Bits(x) & 0x7fffffff; }  // of |x|
 inline bool IsFinite(float x) { return Size(x) < kInfinity; }
+inline bool IsNan(float x) { return Size(x) > kInfinity; }
 inline int32_t Max(int32_t a, int32_t b) { return a > b ? a : b; }
 inline int32_t Min(int32_t a, int32_t b) { return a < b ? a : b; }
 inline int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
