@@ -4,7 +4,7 @@ from __future__ import annotations  # see `adamx.base.arguments`
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import optax
@@ -13,7 +13,7 @@ from adamx.base.arguments import AdamArguments, DecayArguments
 from adamx.base.checks import check_positive
 from adamx.base.errors import AdamxError, InvalidType, InvalidValue
 from adamx.base.random_bits import check_key
-from adamx.base.residual import Bits, check_bits
+from adamx.base.residual import check_bits
 
 __all__ = ["FusedAdamArguments", "FusedAdamWArguments", "StepArguments"]
 
@@ -25,7 +25,7 @@ class StepArguments(AdamArguments):
     _: dataclasses.KW_ONLY
     clip_global_norm: chex.Numeric | None = None
     packed: bool = False
-    residual_bits: Bits | None = None
+    residual_bits: Literal[8, 16] | None = None
     residual_key: chex.ArrayDevice | int | None = None
 
     def __post_init__(self) -> None:
