@@ -128,8 +128,8 @@ void StepGroups(const Work& work, int64_t begin, int64_t end) {
   const bool is_full = work.leaf.columns % group == 0;
   const int64_t columns = is_full ? work.leaf.size : work.leaf.columns;
   const int64_t groups = (columns + group - 1) / group;  // of a row
-  Tile<kGroup * kGroups> usual = {};  // loops over groups see all kGroups
-  Tile<kMaxGroup> other = {};
+  Tile<kGroup * kGroups> usual;
+  Tile<kMaxGroup> other;
   int64_t row = begin / columns, column = (begin % columns + group - 1) / group * group;
   while (true) {
     if (column >= columns) {

@@ -57,12 +57,13 @@ struct Tile {
   alignas(64) int32_t m_codes[kRoom], v_codes[kRoom];
   alignas(64) uint32_t random[kRoom];
 
-  // One for each group; see _Levels in blockwise.py.
-  alignas(64) int32_t m_scales[kGroups], v_scales[kGroups];  // patterns of float
-  alignas(64) float unit[kGroups], lowest[kGroups], per_lowest[kGroups];
-  alignas(64) float per_distance[kGroups], m_factor[kGroups];
-  alignas(64) int32_t choice[kGroups], distance[kGroups], largest[kGroups], smallest[kGroups];
-  alignas(64) int32_t is_used[kGroups];  // -1, or 0 where the state cannot hold the scale
+  // One for each group; see _Levels in blockwise.py. Loops see all kGroups, used or not.
+  alignas(64) int32_t m_scales[kGroups] = {}, v_scales[kGroups] = {};  // patterns of float
+  alignas(64) float unit[kGroups] = {}, lowest[kGroups] = {}, per_lowest[kGroups] = {};
+  alignas(64) float per_distance[kGroups] = {}, m_factor[kGroups] = {};
+  alignas(64) int32_t choice[kGroups] = {}, distance[kGroups] = {};
+  alignas(64) int32_t largest[kGroups] = {}, smallest[kGroups] = {};
+  alignas(64) int32_t is_used[kGroups] = {};  // -1, or 0 where the state cannot hold the scale
 };
 
 // Find the units of each group, in which its numbers are about 1 or less, and its levels there.
