@@ -26,7 +26,7 @@ std::vector<Options> OptionsOfCodes() {
 
 std::vector<Hyperparameters> EveryHyperparameters() {
   Hyperparameters usual, own_eps, no_eps, low, lowest;
-  own_eps.eps = 1e-8L, own_eps.eps_root = 0;
+  own_eps.eps = 1e-8L, own_eps.eps_root = 0, own_eps.b1 = 0.3L;
   no_eps.eps = no_eps.eps_root = 0;
   low.b1 = 0.3L, low.b2 = 0.4L, low.eps_root = 0;
   low.max_norm = 4;  // does not clip
