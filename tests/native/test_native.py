@@ -77,7 +77,7 @@ import adamx.native.loader as loader
         ("loader._LIBRARY = '__init__.py'", "could not be loaded: "),
         (
             "loader._INTERFACE = 1",
-            "belongs to another version of adamx: expected interface 1, found 3",
+            "belongs to another version of adamx: expected interface 1, found 4",
         ),
         ("loader._ffi_version = lambda: (0, 0)", "jaxlib has 0.0: reinstall adamx with"),
         ("loader._ffi_version = lambda: (1, 9)", "jaxlib has 1.9: reinstall adamx with"),
